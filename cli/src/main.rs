@@ -1,0 +1,2 @@
+//! The `failback` command.
+fn main() {}
