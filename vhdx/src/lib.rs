@@ -1,1 +1,36 @@
-//! Placeholder of the first commit.
+//! VHDX virtual disks, read and written safely.
+//!
+//! A VHDX is a file with a 1 MiB header section, a log, a metadata region, a table that says for
+//! each block of the disk where it lies in the file (the BAT), and the blocks themselves:
+//!
+//! ```text
+//! file   | 1 MiB header section    | log  | metadata | BAT        | blocks, in any order ...
+//!        | id, 2 headers, 2 tables | ring | size, id | 8 B each   | 1..256 MiB each
+//!
+//! disk range --> Image::resolve --> Run { disk, place: File { at } | Zero | Replayed }
+//!
+//! write  payload, sync --> log entry, sync --> BAT in place, sync      (Image::flush)
+//! crash  at any point  --> the next open replays the log               (in memory until a write)
+//! ```
+//!
+//! [`Image`] is the whole interface: [`Image::open`] never changes the file, not even one with a
+//! log to replay; [`Image::open_rw`] changes nothing before the first write. Files come in as
+//! [`FileAt`], so images in memory or under a crash test are as good as those on a disk.
+//!
+//! Section numbers in the docs are those of MS-VHDX, revision 8.0. Differencing images are not
+//! supported in this release.
+
+#![forbid(unsafe_code)]
+
+mod error;
+mod extent;
+mod file;
+mod image;
+mod options;
+
+pub use error::{Error, ErrorKind, Result};
+pub use extent::{AllocationSummary, Extent, ExtentKind, Place, Run};
+pub use file::{CrashFile, CrashOp, Fate, FileAt, FileExtent, MemoryFile};
+pub use image::{Image, Kind, LogState, Warning, is_vhdx};
+pub use options::CreateOptions;
+pub use uuid::Uuid;

@@ -1,0 +1,87 @@
+//! [`FileAt`] for the files of Unix systems; holes are known on Linux only.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use super::{FileAt, FileExtent, write_zeros};
+
+impl FileAt for File {
+    fn len(&self) -> io::Result<u64> {
+        device_or_file_len(self)
+    }
+
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.read_exact_at(buf, at)
+    }
+
+    fn write_at(&self, at: u64, data: &[u8]) -> io::Result<()> {
+        self.write_all_at(data, at)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        Self::set_len(self, len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.sync_all()
+    }
+
+    fn zero(&self, range: Range<u64>) -> io::Result<()> {
+        let range = range.start..range.end.min(device_or_file_len(self)?);
+        if range.is_empty() || punch(self, &range) {
+            return Ok(());
+        }
+        write_zeros(self, range)
+    }
+
+    fn extent_at(&self, at: u64) -> io::Result<FileExtent> {
+        let len = device_or_file_len(self)?;
+        Ok(extent(self, at, len).unwrap_or(FileExtent {
+            is_hole: false,
+            end: len.max(at.saturating_add(1)),
+        }))
+    }
+}
+
+fn device_or_file_len(file: &File) -> io::Result<u64> {
+    file.metadata().map(|metadata| metadata.len())
+}
+
+/// Frees the space of `range`; `false` where the system cannot.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn punch(file: &File, range: &Range<u64>) -> bool {
+    use rustix::fs::{FallocateFlags, fallocate};
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    fallocate(file, flags, range.start, range.end - range.start).is_ok()
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn punch(_file: &File, _range: &Range<u64>) -> bool {
+    false
+}
+
+/// Asks the file system; `None` when its answer cannot be used. The file's cursor moves, which
+/// nobody here uses.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn extent(file: &File, at: u64, len: u64) -> Option<FileExtent> {
+    use rustix::fs::{SeekFrom, seek};
+    use rustix::io::Errno;
+    let data = match seek(file, SeekFrom::Data(at)) {
+        Ok(data) => data,
+        // Only holes from here to the end.
+        Err(Errno::NXIO) if at < len => len,
+        Err(_) => return None,
+    };
+    let (is_hole, end) = match data > at {
+        true => (true, data.min(len)),
+        false => (false, seek(file, SeekFrom::Hole(at)).ok()?),
+    };
+    (end > at).then_some(FileExtent { is_hole, end })
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn extent(_file: &File, _at: u64, _len: u64) -> Option<FileExtent> {
+    None
+}
