@@ -1,1 +1,41 @@
-//! Placeholder of the first commit.
+//! How two failback agents talk.
+//!
+//! ```text
+//!            engine                                   engine
+//!              |  Message                               ^  Message
+//!        MessageSender                           MessageReceiver      counters, coalescing, deadlines
+//!              |                                        ^
+//!           Encoder    frames with sums and numbers  Decoder          sans-IO: bytes in, messages out
+//!              |                                        ^
+//!          LinkSender ------- loopback | unix | tcp --- LinkReceiver  two ordered byte streams
+//! ```
+//!
+//! A [`Link`](link::Link) carries bytes, [`split`] puts messages on it, [`handshake`] agrees on a version.
+//! The bytes are described in `docs/wire.md`; which message comes when is the engine's business.
+//!
+//! The peer is hostile: every length meets a named limit before memory is asked for, each frame is
+//! summed and numbered, and a frame that breaks a rule ends the session with
+//! [`ErrorKind::Protocol`]. Sums are XXH3-64: they find accidents, not attacks. Plain TCP therefore
+//! exists on loopback addresses only.
+#![forbid(unsafe_code)]
+
+mod buffer;
+mod channel;
+mod counters;
+mod error;
+mod hello;
+pub mod link;
+mod wire;
+
+pub use channel::{COALESCE_LEN, FRAME_RATE_MIN, MessageReceiver, MessageSender, split};
+pub use counters::Counters;
+pub use error::{Error, ErrorKind, Result};
+pub use hello::{FEATURES, Negotiated, VERSION_MAX, VERSION_MIN, handshake};
+pub use wire::{
+    Access, BLOCK_COUNT_MAX, BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, Base, BlockData, Compress,
+    DISK_SIZE_MAX, Decoder, Digest, DiskInfo, Encoder, Encoding, FRAME_MAGIC, Failure,
+    HASH_COUNT_MAX, HEAD_LEN_MAX, HashKind, Hello, Message, NAME_LEN_MAX, NEW_DISK_BLOCK_SIZE_MAX,
+    NewDisk, OpenRequest, PAYLOAD_LEN_MAX, RUN_COUNT_MAX, Role, RunKind, SUB_BLOCK_LEN,
+    SUB_HASH_LEN, SessionParams, SourceEnd, SubRun, TEXT_LEN_MAX, TargetResult, Task, VerifiedFrom,
+    VerifyLevel, ZSTD_LEVEL_MAX, ZSTD_LEVEL_MIN,
+};

@@ -1,0 +1,29 @@
+//! The sans-IO codec: bytes in, messages out. The format is drawn in `docs/wire.md`.
+
+mod block;
+mod control;
+mod decoder;
+mod digest;
+mod encoder;
+mod field;
+mod frame;
+mod limit;
+mod message;
+mod outcome;
+
+pub use block::{Base, BlockData, Encoding, RunKind, SubRun};
+pub use control::{
+    Access, Compress, DiskInfo, Failure, HashKind, Hello, NewDisk, OpenRequest, Role,
+    SessionParams, Task, VerifyLevel,
+};
+pub use decoder::Decoder;
+pub use digest::Digest;
+pub use encoder::Encoder;
+pub use frame::FRAME_MAGIC;
+pub use limit::{
+    BLOCK_COUNT_MAX, BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, DISK_SIZE_MAX, HASH_COUNT_MAX, HEAD_LEN_MAX,
+    NAME_LEN_MAX, NEW_DISK_BLOCK_SIZE_MAX, PAYLOAD_LEN_MAX, RUN_COUNT_MAX, SUB_BLOCK_LEN,
+    SUB_HASH_LEN, TEXT_LEN_MAX, ZSTD_LEVEL_MAX, ZSTD_LEVEL_MIN,
+};
+pub use message::Message;
+pub use outcome::{SourceEnd, TargetResult, VerifiedFrom};

@@ -1,0 +1,312 @@
+//! What the two sides agree on before data flows.
+
+use bytes::BytesMut;
+
+use super::field::{Fault, Field, HeadReader, codes, fields};
+use super::limit::{
+    BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, DISK_SIZE_MAX, NAME_LEN_MAX, NEW_DISK_BLOCK_SIZE_MAX,
+    TEXT_LEN_MAX, ZSTD_LEVEL_MAX, ZSTD_LEVEL_MIN,
+};
+
+/// The first message of each side. Its frame and its fields never change between versions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// Lowest version the sender speaks; from 1.
+    pub version_min: u16,
+    /// Highest version the sender speaks; not below `version_min`.
+    pub version_max: u16,
+    /// One bit for each optional feature the sender has; unknown bits are ignored.
+    pub features: u64,
+    /// Name and version of the sender's program, for reports; at most [`NAME_LEN_MAX`] bytes.
+    pub software: String,
+}
+
+/// Asks the agent for a disk that it was told to grant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenRequest {
+    /// Name of the grant, never a path; 1 to [`NAME_LEN_MAX`] bytes.
+    pub name: String,
+    /// What the client wants to do with it.
+    pub access: Access,
+    /// What to make when nothing exists under that name; `None`: nothing.
+    pub create: Option<NewDisk>,
+}
+
+/// What a client may do with a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// Read it: the disk is the source.
+    Read,
+    /// Make it equal to the source: the disk is the target.
+    Write,
+}
+
+/// The disk that a first sync makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewDisk {
+    /// Bytes of the virtual disk, at most [`DISK_SIZE_MAX`].
+    pub size: u64,
+    /// 512 or 4096 bytes; 0: not stated.
+    pub logical_sector_size: u32,
+    /// Block size that suits the image, a power of two of at most [`NEW_DISK_BLOCK_SIZE_MAX`] bytes;
+    /// 0: not stated.
+    pub block_size_hint: u32,
+}
+
+/// What the agent opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskInfo {
+    /// Name of the image format, at most [`NAME_LEN_MAX`] bytes.
+    pub format: String,
+    /// Bytes of the virtual disk, at most [`DISK_SIZE_MAX`].
+    pub virtual_size: u64,
+    /// 512 or 4096 bytes; 0: not stated.
+    pub logical_sector_size: u32,
+    /// What tells this disk from others, for reports; at most [`TEXT_LEN_MAX`] bytes.
+    pub identity: String,
+    /// Whether the disk was made by this request.
+    pub is_new: bool,
+    /// Bytes that hold data, by the image's own account: a hint. Not known: `virtual_size`.
+    pub allocated_bytes: u64,
+}
+
+/// How the session goes; from the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionParams {
+    /// What is to be done.
+    pub task: Task,
+    /// Hash of the blocks.
+    pub hash: HashKind,
+    /// Bytes of a block: a power of two, [`BLOCK_SIZE_MIN`] to [`BLOCK_SIZE_MAX`].
+    pub block_size: u32,
+    /// How far the target is read back.
+    pub verify: VerifyLevel,
+    /// How the source may pack data.
+    pub compress: Compress,
+    /// Seed of the hashes of sub-blocks, new in each session.
+    pub sub_hash_seed: u64,
+    /// The role that the receiver of this message plays.
+    pub peer_role: Role,
+}
+
+/// What a session does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Task {
+    /// Compare blocks, send what differs.
+    Delta,
+    /// Send all data, compare nothing.
+    Full,
+    /// Compare both disks, change nothing.
+    Compare,
+    /// Hash one disk, change nothing.
+    Map,
+}
+
+/// Hash of the blocks of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HashKind {
+    /// BLAKE3-256: proves equality.
+    Blake3,
+    /// XXH3-128: fast, for trusted guests only.
+    Xxh3,
+}
+
+impl HashKind {
+    /// Bytes of one hash: 32 or 16.
+    #[must_use]
+    pub fn hash_len(self) -> u8 {
+        match self {
+            Self::Blake3 => 32,
+            Self::Xxh3 => 16,
+        }
+    }
+}
+
+/// How far the target is read back after the last write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum VerifyLevel {
+    /// The whole disk.
+    Full,
+    /// What was written.
+    Changed,
+    /// Nothing.
+    Off,
+}
+
+/// How the source may pack data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Compress {
+    /// Not at all.
+    Off,
+    /// zstd where that is smaller, at a level from [`ZSTD_LEVEL_MIN`] to [`ZSTD_LEVEL_MAX`]. A wish:
+    /// the source has its own bounds.
+    Zstd(i8),
+}
+
+/// The part of an agent in a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Its disk is read.
+    Source,
+    /// Its disk is made equal to the other.
+    Target,
+}
+
+/// Why a side ends the session. Nothing follows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Number of the engine's error kind; the receiver must bear unknown ones.
+    pub kind: u16,
+    /// One line, at most [`TEXT_LEN_MAX`] bytes. Foreign text: escape it before it is printed.
+    pub message: String,
+    /// The file concerned, as the sender names it; at most [`TEXT_LEN_MAX`] bytes; empty: none.
+    pub path: String,
+    /// Byte offset concerned.
+    pub offset: Option<u64>,
+}
+
+impl Hello {
+    pub(super) fn check(&self) -> Result<(), Fault> {
+        check_name(&self.software, 0)?;
+        if self.version_min == 0 || self.version_min > self.version_max {
+            return Err("version range is empty");
+        }
+        Ok(())
+    }
+}
+
+impl OpenRequest {
+    pub(super) fn check(&self) -> Result<(), Fault> {
+        check_name(&self.name, 1)?;
+        let Some(disk) = self.create else {
+            return Ok(());
+        };
+        check_geometry(disk.size, disk.logical_sector_size)?;
+        let hint = disk.block_size_hint;
+        if hint != 0 && (!hint.is_power_of_two() || hint > NEW_DISK_BLOCK_SIZE_MAX) {
+            return Err("block size of the new disk is out of range");
+        }
+        Ok(())
+    }
+}
+
+impl DiskInfo {
+    pub(super) fn check(&self) -> Result<(), Fault> {
+        check_name(&self.format, 0)?;
+        check_text(&self.identity)?;
+        check_geometry(self.virtual_size, self.logical_sector_size)
+    }
+}
+
+impl SessionParams {
+    pub(super) fn check(&self) -> Result<(), Fault> {
+        let size = self.block_size;
+        if !size.is_power_of_two() || !(BLOCK_SIZE_MIN..=BLOCK_SIZE_MAX).contains(&size) {
+            return Err("block size is out of range");
+        }
+        match self.compress {
+            Compress::Zstd(level) if !(ZSTD_LEVEL_MIN..=ZSTD_LEVEL_MAX).contains(&level) => {
+                Err("zstd level is out of range")
+            }
+            Compress::Zstd(_) | Compress::Off => Ok(()),
+        }
+    }
+}
+
+impl Failure {
+    pub(super) fn check(&self) -> Result<(), Fault> {
+        check_text(&self.message)?;
+        check_text(&self.path)
+    }
+}
+
+fn check_name(name: &str, len_min: usize) -> Result<(), Fault> {
+    if (len_min..=NAME_LEN_MAX).contains(&name.len()) {
+        Ok(())
+    } else {
+        Err("bad name length")
+    }
+}
+
+fn check_text(text: &str) -> Result<(), Fault> {
+    if text.len() <= TEXT_LEN_MAX {
+        Ok(())
+    } else {
+        Err("a text is too long")
+    }
+}
+
+fn check_geometry(size: u64, logical_sector_size: u32) -> Result<(), Fault> {
+    if size > DISK_SIZE_MAX {
+        return Err("disk is too large");
+    }
+    if !matches!(logical_sector_size, 0 | 512 | 4096) {
+        return Err("sector size is neither 512 nor 4096");
+    }
+    Ok(())
+}
+
+fields!(Hello {
+    version_min,
+    version_max,
+    features,
+    software
+});
+fields!(OpenRequest {
+    name,
+    access,
+    create
+});
+fields!(NewDisk {
+    size,
+    logical_sector_size,
+    block_size_hint
+});
+fields!(DiskInfo {
+    format,
+    virtual_size,
+    logical_sector_size,
+    identity,
+    is_new,
+    allocated_bytes
+});
+fields!(SessionParams {
+    task,
+    hash,
+    block_size,
+    verify,
+    compress,
+    sub_hash_seed,
+    peer_role
+});
+fields!(Failure {
+    kind,
+    message,
+    path,
+    offset
+});
+codes!(Access { Read = 0, Write = 1 });
+codes!(Task { Delta = 0, Full = 1, Compare = 2, Map = 3 });
+codes!(HashKind { Blake3 = 0, Xxh3 = 1 });
+codes!(VerifyLevel { Full = 0, Changed = 1, Off = 2 });
+codes!(Role { Source = 0, Target = 1 });
+
+/// Two bytes: the method, then its level, which is 0 where there is none.
+impl Field for Compress {
+    fn put(&self, out: &mut BytesMut) {
+        let (method, level) = match *self {
+            Self::Off => (0_u8, 0),
+            Self::Zstd(level) => (1, level),
+        };
+        method.put(out);
+        level.put(out);
+    }
+
+    fn take(input: &mut HeadReader<'_>) -> Result<Self, Fault> {
+        match (u8::take(input)?, i8::take(input)?) {
+            (0, 0) => Ok(Self::Off),
+            (1, level) => Ok(Self::Zstd(level)),
+            _ => Err("unknown Compress"),
+        }
+    }
+}

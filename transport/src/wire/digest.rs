@@ -1,0 +1,81 @@
+//! A hash value of one of the two lengths in use.
+
+use std::fmt;
+
+use bytes::{BufMut, BytesMut};
+
+use super::field::{Fault, Field, HeadReader};
+
+/// The hash of a block or of a whole disk: 32 bytes of BLAKE3 or 16 bytes of XXH3-128.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Digest {
+    /// 16 or 32.
+    len: u8,
+    /// The hash, then zeros, so that equal digests are equal structs.
+    bytes: [u8; 32],
+}
+
+impl Digest {
+    /// The digest with these bytes, or `None` when there are neither 16 nor 32 of them.
+    #[must_use]
+    pub fn from_slice(hash: &[u8]) -> Option<Self> {
+        let len = match hash.len() {
+            16 => 16,
+            32 => 32,
+            _ => return None,
+        };
+        let mut bytes = [0; 32];
+        bytes[..hash.len()].copy_from_slice(hash);
+        Some(Self { len, bytes })
+    }
+
+    /// The 16 or 32 bytes of the hash.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+}
+
+impl From<[u8; 32]> for Digest {
+    fn from(bytes: [u8; 32]) -> Self {
+        Self { len: 32, bytes }
+    }
+}
+
+impl From<[u8; 16]> for Digest {
+    fn from(hash: [u8; 16]) -> Self {
+        let mut bytes = [0; 32];
+        bytes[..16].copy_from_slice(&hash);
+        Self { len: 16, bytes }
+    }
+}
+
+/// Hexadecimal, lower case.
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.as_bytes()
+            .iter()
+            .try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Digest({self})")
+    }
+}
+
+impl Field for Digest {
+    fn put(&self, out: &mut BytesMut) {
+        self.len.put(out);
+        out.put_slice(self.as_bytes());
+    }
+
+    fn take(input: &mut HeadReader<'_>) -> Result<Self, Fault> {
+        let len = usize::from(u8::take(input)?);
+        if len != 16 && len != 32 {
+            return Err("a hash has neither 16 nor 32 bytes");
+        }
+        Self::from_slice(input.bytes(len)?).ok_or("a hash has neither 16 nor 32 bytes")
+    }
+}

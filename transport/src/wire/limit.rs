@@ -1,0 +1,49 @@
+//! Every limit of the protocol, once, with its reason.
+
+/// Smallest block that a session compares, in bytes: below it the hashes outweigh what they save.
+pub const BLOCK_SIZE_MIN: u32 = 64 << 10;
+
+/// Largest block that a session compares, in bytes: bounds the payload of one frame.
+pub const BLOCK_SIZE_MAX: u32 = 4 << 20;
+
+/// Largest virtual disk, in bytes: the limit of VHDX.
+pub const DISK_SIZE_MAX: u64 = 64 << 40;
+
+/// Most blocks of a disk: the largest disk in the smallest blocks. A block index is below it.
+pub const BLOCK_COUNT_MAX: u64 = DISK_SIZE_MAX / BLOCK_SIZE_MIN as u64;
+
+/// Largest block size that a new image may be given, in bytes: the limit of VHDX.
+pub const NEW_DISK_BLOCK_SIZE_MAX: u32 = 256 << 20;
+
+/// Bytes of a sub-block: the unit in which a block that differs is compared and sent.
+pub const SUB_BLOCK_LEN: u32 = 4 << 10;
+
+/// Bytes of the hash of one sub-block. It only picks what to send; the block's hash proves it.
+pub const SUB_HASH_LEN: u32 = 8;
+
+/// Most bytes of the head of a frame: room for [`RUN_COUNT_MAX`] runs and two texts.
+pub const HEAD_LEN_MAX: u32 = 64 << 10;
+
+/// Most bytes of the payload of a frame: the largest block and some slack.
+pub const PAYLOAD_LEN_MAX: u32 = BLOCK_SIZE_MAX + (64 << 10);
+
+/// Most bytes of a name: what file systems allow one.
+pub const NAME_LEN_MAX: usize = 255;
+
+/// Most bytes of a text: a path of the longest kind.
+pub const TEXT_LEN_MAX: usize = 4 << 10;
+
+/// Most block hashes in one message: 64 KiB of BLAKE3, so that they never delay data for long.
+pub const HASH_COUNT_MAX: u32 = 2048;
+
+/// Most runs of sub-blocks in one message; also the sub-blocks of the largest block.
+pub const RUN_COUNT_MAX: u32 = BLOCK_SIZE_MAX / SUB_BLOCK_LEN;
+
+/// Lowest zstd level that a session may ask for.
+pub const ZSTD_LEVEL_MIN: i8 = -7;
+
+/// Highest zstd level that a session may ask for: the ones above it cost too much memory.
+pub const ZSTD_LEVEL_MAX: i8 = 19;
+
+const _: () = assert!(BLOCK_COUNT_MAX == 1 << 30);
+const _: () = assert!(RUN_COUNT_MAX == 1024);

@@ -1,0 +1,237 @@
+//! Every message of the protocol, and how each becomes a head and a payload.
+
+use bytes::{Bytes, BytesMut};
+
+use super::block::{
+    BlockData, check_block_end, check_blocks, check_hashes, check_sub_hashes, put_block_data,
+    take_block_data,
+};
+use super::control::{DiskInfo, Failure, Hello, OpenRequest, SessionParams};
+use super::field::{Fault, Field, HeadReader};
+use super::frame::MessageType;
+use super::outcome::{SourceEnd, TargetResult};
+
+/// What one side says to the other. Block indices and ends are at most
+/// [`BLOCK_COUNT_MAX`](super::BLOCK_COUNT_MAX); whether they fit the disk is the engine's to check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// Both sides, first: versions and features. [`handshake`](crate::handshake) sends it.
+    Hello(Hello),
+    /// Client to agent: asks for a disk.
+    Open(OpenRequest),
+    /// Agent to client: the disk is open.
+    Opened(DiskInfo),
+    /// Client to agent: begins the session.
+    Start(SessionParams),
+    /// Either side: ends the session, with the reason.
+    Failure(Failure),
+    /// Either side, at any time: the sender lives.
+    KeepAlive,
+    /// Either side: the orderly end.
+    Bye,
+    /// Target to source: hashes of consecutive blocks.
+    Hashes {
+        /// Block that the first hash is of.
+        first_block: u64,
+        /// Bytes of one hash: 32 or 16.
+        hash_len: u8,
+        /// The hashes, one after the other: 1 to [`HASH_COUNT_MAX`](super::HASH_COUNT_MAX).
+        payload: Bytes,
+    },
+    /// Target to source: blocks that are zero.
+    ZeroBlocks {
+        /// First of them.
+        first_block: u64,
+        /// How many; at least 1.
+        count: u64,
+    },
+    /// Target to source: the hash of every block was sent.
+    ScanEnd {
+        /// Blocks of the target.
+        block_count: u64,
+    },
+    /// Target to source: the answer to `Want`.
+    SubHashes {
+        /// The block.
+        block: u64,
+        /// [`SUB_HASH_LEN`](super::SUB_HASH_LEN) bytes for each sub-block; at least one.
+        payload: Bytes,
+    },
+    /// Target to source: a patched block did not get its hash; the whole block is needed.
+    Resend {
+        /// The block.
+        block: u64,
+    },
+    /// Target to source, last: what the target holds now.
+    Result(TargetResult),
+    /// Source to target: every block below is compared. Those neither asked for by `Want` nor sent
+    /// by `Data` or `Zero` are equal.
+    Compared {
+        /// First block that is not compared yet.
+        up_to_block: u64,
+    },
+    /// Source to target: a block differs; the hashes of its sub-blocks are needed.
+    Want {
+        /// The block.
+        block: u64,
+    },
+    /// Source to target: the new content of one block.
+    Data(BlockData),
+    /// Source to target: blocks that become zero.
+    Zero {
+        /// First of them.
+        first_block: u64,
+        /// How many; at least 1.
+        count: u64,
+    },
+    /// Source to target: nothing more follows but what `Resend` asks for.
+    End(SourceEnd),
+}
+
+impl Message {
+    /// Bytes that are sent beside the fields.
+    pub(super) fn payload(&self) -> Option<&Bytes> {
+        match self {
+            Self::Data(data) => Some(&data.payload),
+            Self::Hashes { payload, .. } | Self::SubHashes { payload, .. } => Some(payload),
+            _ => None,
+        }
+    }
+
+    pub(super) fn message_type(&self) -> MessageType {
+        match self {
+            Self::Hello(_) => MessageType::Hello,
+            Self::Open(_) => MessageType::Open,
+            Self::Opened(_) => MessageType::Opened,
+            Self::Start(_) => MessageType::Start,
+            Self::Failure(_) => MessageType::Failure,
+            Self::KeepAlive => MessageType::KeepAlive,
+            Self::Bye => MessageType::Bye,
+            Self::Hashes { .. } => MessageType::Hashes,
+            Self::ZeroBlocks { .. } => MessageType::ZeroBlocks,
+            Self::ScanEnd { .. } => MessageType::ScanEnd,
+            Self::SubHashes { .. } => MessageType::SubHashes,
+            Self::Resend { .. } => MessageType::Resend,
+            Self::Result(_) => MessageType::Result,
+            Self::Compared { .. } => MessageType::Compared,
+            Self::Want { .. } => MessageType::Want,
+            Self::Data(_) => MessageType::Data,
+            Self::Zero { .. } => MessageType::Zero,
+            Self::End(_) => MessageType::End,
+        }
+    }
+
+    /// The rules that each field must meet: held against what is sent and against what came.
+    pub(super) fn check(&self) -> Result<(), Fault> {
+        match self {
+            Self::Hello(hello) => hello.check(),
+            Self::Open(request) => request.check(),
+            Self::Opened(info) => info.check(),
+            Self::Start(params) => params.check(),
+            Self::Failure(failure) => failure.check(),
+            Self::KeepAlive | Self::Bye | Self::Result(_) | Self::End(_) => Ok(()),
+            Self::Hashes {
+                first_block,
+                hash_len,
+                payload,
+            } => check_hashes(*first_block, *hash_len, payload),
+            Self::ZeroBlocks { first_block, count } | Self::Zero { first_block, count } => {
+                check_blocks(*first_block, *count)
+            }
+            Self::ScanEnd { block_count: end } | Self::Compared { up_to_block: end } => {
+                check_block_end(*end)
+            }
+            Self::SubHashes { block, payload } => check_sub_hashes(*block, payload),
+            Self::Resend { block } | Self::Want { block } => check_blocks(*block, 1),
+            Self::Data(data) => data.check(),
+        }
+    }
+
+    /// Appends the fields that stand in the head. The message must have passed [`Self::check`].
+    pub(super) fn put_head(&self, out: &mut BytesMut) {
+        match self {
+            Self::Hello(hello) => hello.put(out),
+            Self::Open(request) => request.put(out),
+            Self::Opened(info) => info.put(out),
+            Self::Start(params) => params.put(out),
+            Self::Failure(failure) => failure.put(out),
+            Self::KeepAlive | Self::Bye => {}
+            Self::Hashes {
+                first_block,
+                hash_len,
+                payload: _,
+            } => {
+                first_block.put(out);
+                hash_len.put(out);
+            }
+            Self::ZeroBlocks { first_block, count } | Self::Zero { first_block, count } => {
+                first_block.put(out);
+                count.put(out);
+            }
+            Self::ScanEnd { block_count: end } | Self::Compared { up_to_block: end } => {
+                end.put(out);
+            }
+            Self::SubHashes { block, payload: _ }
+            | Self::Resend { block }
+            | Self::Want { block } => block.put(out),
+            Self::Result(result) => result.put(out),
+            Self::Data(data) => put_block_data(data, out),
+            Self::End(end) => end.put(out),
+        }
+    }
+
+    /// Reads the message back. Types without a payload have a limit of 0 bytes for it, which was
+    /// checked with the header.
+    pub(super) fn parse(
+        message_type: MessageType,
+        head: &[u8],
+        payload: Bytes,
+    ) -> Result<Self, Fault> {
+        let mut input = HeadReader::new(head);
+        let head = &mut input;
+        let message = match message_type {
+            MessageType::Hello => Self::Hello(Field::take(head)?),
+            MessageType::Open => Self::Open(Field::take(head)?),
+            MessageType::Opened => Self::Opened(Field::take(head)?),
+            MessageType::Start => Self::Start(Field::take(head)?),
+            MessageType::Failure => Self::Failure(Field::take(head)?),
+            MessageType::KeepAlive => Self::KeepAlive,
+            MessageType::Bye => Self::Bye,
+            MessageType::Hashes => Self::Hashes {
+                first_block: Field::take(head)?,
+                hash_len: Field::take(head)?,
+                payload,
+            },
+            MessageType::ZeroBlocks => Self::ZeroBlocks {
+                first_block: Field::take(head)?,
+                count: Field::take(head)?,
+            },
+            MessageType::ScanEnd => Self::ScanEnd {
+                block_count: Field::take(head)?,
+            },
+            MessageType::SubHashes => Self::SubHashes {
+                block: Field::take(head)?,
+                payload,
+            },
+            MessageType::Resend => Self::Resend {
+                block: Field::take(head)?,
+            },
+            MessageType::Result => Self::Result(Field::take(head)?),
+            MessageType::Compared => Self::Compared {
+                up_to_block: Field::take(head)?,
+            },
+            MessageType::Want => Self::Want {
+                block: Field::take(head)?,
+            },
+            MessageType::Data => Self::Data(take_block_data(head, payload)?),
+            MessageType::Zero => Self::Zero {
+                first_block: Field::take(head)?,
+                count: Field::take(head)?,
+            },
+            MessageType::End => Self::End(Field::take(head)?),
+        };
+        input.finish()?;
+        message.check()?;
+        Ok(message)
+    }
+}
