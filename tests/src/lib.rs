@@ -1,1 +1,33 @@
-//! Placeholder of the first commit.
+//! The test kit: what a scenario needs to play an operator of `failback`.
+//!
+//! Scenarios (`tests/*.rs`) start the command as a user would and let foreign programs (qemu-img, 7-Zip)
+//! judge what it wrote. They hold no branches: each decision is made here.
+//!
+//! ```text
+//!   tools     is the foreign program there? CI fails without it, a developer is told
+//!   images    the real images beside the checkout, unpacked
+//!   disk      contents from a seed; changes; the naive `apply`
+//!   qemu      foreign writer and judge        sevenzip   second judge
+//!   cli       one run of the command: exit code, report, error line, peak memory
+//!   agent     `failback serve` as a child     peer       what is no failback at all
+//!   place     file systems that are full or read-only; locks held by others
+//!   report    every field that product reports promise
+//! ```
+//!
+//! The kit runs the release build (`cargo build --release -p failback-cli`; `tests/run.sh` does it): what is
+//! tested is what ships.
+#![cfg(unix)]
+#![forbid(unsafe_code)]
+
+pub mod agent;
+pub mod cli;
+pub mod disk;
+pub mod images;
+pub mod peer;
+pub mod place;
+pub mod qemu;
+pub mod report;
+pub mod sevenzip;
+pub mod sha256;
+pub mod source;
+pub mod tools;

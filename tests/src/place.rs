@@ -1,0 +1,199 @@
+//! Places where writing fails: small, read-only, or locked by someone else.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use tempfile::TempDir;
+
+use crate::tools;
+
+/// A file system of its own, unmounted when dropped. Needs root.
+#[derive(Debug)]
+pub struct Mount {
+    dir: TempDir,
+}
+
+impl Mount {
+    /// An empty tmpfs that holds `bytes`.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be mounted.
+    pub fn small(bytes: u64) -> Self {
+        let dir = TempDir::new().expect("mount point");
+        let size = format!("size={bytes}");
+        tools::run(
+            "mount",
+            [
+                "-t",
+                "tmpfs",
+                "-o",
+                &size,
+                "failback-test",
+                text(dir.path()),
+            ],
+        );
+        Self { dir }
+    }
+
+    /// A folder seen through a mount that allows no writes.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be mounted.
+    pub fn read_only(of: &Path) -> Self {
+        let dir = TempDir::new().expect("mount point");
+        tools::run("mount", ["--bind", text(of), text(dir.path())]);
+        let mount = Self { dir };
+        tools::run("mount", ["-o", "remount,ro,bind", text(mount.path())]);
+        mount
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        // Lazily: a process of a failed test may still be in it.
+        tools::output("umount", ["-l", text(self.dir.path())]);
+    }
+}
+
+/// Another process that holds a file; dropped, it is killed.
+#[derive(Debug)]
+pub struct Holder {
+    child: Child,
+}
+
+impl Holder {
+    /// Holds an open-file-description lock on the whole file, as virtual machine monitors do.
+    ///
+    /// # Panics
+    ///
+    /// When the lock is not granted.
+    pub fn lock(path: &Path) -> Self {
+        const SCRIPT: &str = "\
+import fcntl, os, struct, sys, time
+fd = os.open(sys.argv[1], os.O_RDWR)
+lock = struct.pack('hhqqi4x', fcntl.F_WRLCK, 0, 0, 0, 0)
+fcntl.fcntl(fd, 37, lock)  # F_OFD_SETLK
+print('held', flush=True)
+time.sleep(600)
+";
+        let mut command = Command::new("python3");
+        command.args(["-c", SCRIPT, text(path)]);
+        Self::start(command)
+    }
+
+    /// Opens the image with qemu-io, which takes QEMU's own locks, and keeps it open.
+    ///
+    /// # Panics
+    ///
+    /// When QEMU cannot open it.
+    pub fn qemu(path: &Path, format: crate::qemu::Format) -> Self {
+        let mut command = Command::new("qemu-io");
+        command.args([
+            "-f",
+            format.name(),
+            "-c",
+            "length",
+            "-c",
+            "sleep 600000",
+            text(path),
+        ]);
+        // Written to a pipe its output would stay in its buffer until it ends.
+        let mut unbuffered = Command::new("stdbuf");
+        unbuffered
+            .arg("-oL")
+            .arg(command.get_program())
+            .args(command.get_args());
+        Self::start(unbuffered)
+    }
+
+    /// Starts the process and waits for its first line: it holds the file then.
+    fn start(mut command: Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"));
+        let mut line = String::new();
+        let stdout = child.stdout.take().expect("piped");
+        BufReader::new(stdout)
+            .read_line(&mut line)
+            .expect("line of the holder");
+        assert!(!line.is_empty(), "{command:?} does not hold the file");
+        Self { child }
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        // Both fail only when it is gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Whether any process holds a lock on the file.
+pub fn is_locked(path: &Path) -> bool {
+    let Ok(meta) = fs::metadata(path) else {
+        return false;
+    };
+    let inode = format!(":{}", meta.ino());
+    let locks = fs::read_to_string("/proc/locks").expect("/proc/locks");
+    locks
+        .lines()
+        .any(|line| line.split_whitespace().any(|word| word.ends_with(&inode)))
+}
+
+/// Makes a file that its owner may not write; root is expected to respect that.
+///
+/// # Panics
+///
+/// When the mode cannot be changed.
+pub fn make_read_only(path: &Path) {
+    let mut permissions = fs::metadata(path).expect("metadata").permissions();
+    permissions.set_readonly(true);
+    fs::set_permissions(path, permissions).expect("mode");
+}
+
+/// Overwrites bytes of a file.
+///
+/// # Panics
+///
+/// When the file cannot be written.
+pub fn scribble(path: &Path, at: u64, bytes: &[u8]) {
+    use std::os::unix::fs::FileExt;
+    let file = fs::OpenOptions::new().write(true).open(path).expect("file");
+    file.write_all_at(bytes, at).expect("scribble");
+}
+
+/// Names of what stands in a folder, sorted, without failback's state folder.
+///
+/// # Panics
+///
+/// When the folder cannot be read.
+pub fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).expect("folder");
+    let name = |entry: fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
+    let mut names: Vec<String> = entries.map(|entry| name(entry.expect("entry"))).collect();
+    names.retain(|name| name != ".failback");
+    names.sort();
+    names
+}
+
+/// Paths below a folder, by name.
+pub fn paths<const N: usize>(dir: &Path, names: [&str; N]) -> [PathBuf; N] {
+    names.map(|name| dir.join(name))
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("paths of tests are UTF-8")
+}

@@ -1,0 +1,114 @@
+//! QEMU's image tools: the foreign writer, and the first judge.
+
+use std::path::Path;
+
+use crate::tools;
+
+/// How a disk is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Plain bytes.
+    Raw,
+    /// Dynamic VHDX with blocks of so many MiB.
+    Dynamic(u32),
+    /// Fixed VHDX.
+    Fixed,
+}
+
+impl Format {
+    /// The name that `qemu-img -f` and failback's reports use.
+    pub fn name(self) -> &'static str {
+        if self == Self::Raw { "raw" } else { "vhdx" }
+    }
+
+    fn options(self) -> Vec<String> {
+        let options = match self {
+            Self::Raw => return Vec::new(),
+            Self::Dynamic(mib) => format!("subformat=dynamic,block_size={}", u64::from(mib) << 20),
+            Self::Fixed => "subformat=fixed".into(),
+        };
+        vec!["-o".into(), options]
+    }
+}
+
+/// Makes an empty image of `len` bytes.
+///
+/// # Panics
+///
+/// When qemu-img fails.
+pub fn create(path: &Path, format: Format, len: u64) {
+    let mut args = vec![
+        "create".into(),
+        "-q".into(),
+        "-f".into(),
+        format.name().into(),
+    ];
+    args.extend(format.options());
+    args.extend([text(path), len.to_string()]);
+    tools::run("qemu-img", args);
+}
+
+/// Writes the content of a raw disk into a new image.
+///
+/// # Panics
+///
+/// When qemu-img fails.
+pub fn convert(raw: &Path, image: &Path, format: Format) {
+    let mut args: Vec<String> = ["convert", "-f", "raw", "-O", format.name()]
+        .map(Into::into)
+        .into();
+    args.extend(format.options());
+    args.extend([text(raw), text(image)]);
+    tools::run("qemu-img", args);
+}
+
+/// Fails unless QEMU reads the same content from both.
+///
+/// # Panics
+///
+/// When the contents differ or cannot be read.
+pub fn assert_identical(a: (&Path, Format), b: (&Path, Format)) {
+    let args = [
+        "compare",
+        "-f",
+        a.1.name(),
+        "-F",
+        b.1.name(),
+        &text(a.0),
+        &text(b.0),
+    ];
+    let said = tools::run("qemu-img", args);
+    assert!(said.contains("identical"), "{said}");
+}
+
+/// Fails unless QEMU finds the structure sound. A raw disk has none.
+///
+/// # Panics
+///
+/// When the check fails.
+pub fn assert_clean(path: &Path, format: Format) {
+    if format != Format::Raw {
+        let said = tools::run("qemu-img", ["check", "-f", format.name(), &text(path)]);
+        assert!(said.contains("No errors were found"), "{said}");
+    }
+}
+
+/// Runs commands of qemu-io (`write -P 7 0 64k`) on an image, one after the other.
+///
+/// # Panics
+///
+/// When one of them fails.
+pub fn io(path: &Path, format: Format, commands: &[String]) {
+    let mut args = vec!["-f".to_owned(), format.name().into()];
+    args.extend(
+        commands
+            .iter()
+            .flat_map(|command| ["-c".to_owned(), command.clone()]),
+    );
+    args.push(text(path));
+    tools::run("qemu-io", args);
+}
+
+fn text(path: &Path) -> String {
+    path.to_str().expect("paths of tests are UTF-8").to_owned()
+}
