@@ -95,9 +95,13 @@ impl Error {
             io::ErrorKind::UnexpectedEof => (ErrorKind::Truncated, "file ends too early"),
             _ => (ErrorKind::Io, "input/output error"),
         };
-        let mut error = Self::new(kind, detail).during(op);
-        error.0.source = Some(source);
-        error
+        Self::new(kind, detail).during(op).caused_by(source)
+    }
+
+    /// Adds the reason of the system.
+    pub(crate) fn caused_by(mut self, source: io::Error) -> Self {
+        self.0.source = Some(source);
+        self
     }
 
     /// Names the operation, unless a deeper layer did.

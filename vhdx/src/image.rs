@@ -1,15 +1,21 @@
 //! An open image.
 
 use std::fmt;
-use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
 use uuid::Uuid;
 
-use crate::error::{Error, Result};
-use crate::extent::{AllocationSummary, Extent, Run};
+use crate::bat::Bat;
+use crate::error::{Error, ErrorKind, Result};
 use crate::file::FileAt;
-use crate::options::CreateOptions;
+use crate::format::{CREATOR_LEN, FILE_MAGIC, HEADER_SECTION_LEN};
+use crate::geometry::{BlockIndex, Geometry};
+use crate::header::{Header, Headers};
+use crate::log;
+use crate::metadata::Metadata;
+use crate::region::Regions;
+use crate::storage::Storage;
+use crate::writing::{Session, Writing};
 
 /// An open VHDX image. All methods take `&self` and may be called from many threads at once.
 ///
@@ -17,7 +23,17 @@ use crate::options::CreateOptions;
 /// flushed is in the file or its log, and the next open replays the log.
 #[derive(Debug)]
 pub struct Image {
-    file: Arc<dyn FileAt>,
+    pub(crate) storage: Storage,
+    pub(crate) geometry: Geometry,
+    pub(crate) bat: Bat,
+    pub(crate) kind: Kind,
+    pub(crate) is_writable: bool,
+    pub(crate) writing: Writing,
+    physical_sector_size: u32,
+    disk_id: Uuid,
+    creator: String,
+    log_state: LogState,
+    warnings: Vec<Warning>,
 }
 
 /// Whether blocks are allocated at creation or when first written.
@@ -72,88 +88,162 @@ impl fmt::Display for Warning {
 
 /// Whether a file that begins with these bytes says it is a VHDX; 8 bytes are enough.
 pub fn is_vhdx(first_bytes: &[u8]) -> bool {
-    first_bytes.starts_with(b"vhdxfile")
+    first_bytes.starts_with(FILE_MAGIC)
 }
 
-fn soon() -> Error {
-    Error::unsupported("not built yet")
-}
-
-#[expect(missing_docs, reason = "placeholder while the parts are built")]
 impl Image {
-    pub fn open(_file: Arc<dyn FileAt>) -> Result<Self> {
-        Err(soon())
+    /// Opens for reading. Nothing is ever written, not even when the log has to be replayed:
+    /// that is done in memory.
+    ///
+    /// # Errors
+    /// [`NotVhdx`](ErrorKind::NotVhdx) by the first 8 bytes; [`Damaged`](ErrorKind::Damaged) and
+    /// [`Truncated`](ErrorKind::Truncated) by headers, log, region tables, metadata and the first
+    /// page of the BAT; [`Unsupported`](ErrorKind::Unsupported) for differencing images, unknown
+    /// required parts and versions; [`Io`](ErrorKind::Io).
+    pub fn open(file: Arc<dyn FileAt>) -> Result<Self> {
+        Self::open_as(file, false)
     }
-    pub fn open_rw(_file: Arc<dyn FileAt>) -> Result<Self> {
-        Err(soon())
+
+    /// Opens for reading and writing. Nothing is written before the first
+    /// [`write_at`](Self::write_at) or [`zero`](Self::zero) that changes something; a log is
+    /// replayed in the file only then. The caller keeps other writers away.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub fn open_rw(file: Arc<dyn FileAt>) -> Result<Self> {
+        Self::open_as(file, true)
     }
-    pub fn create(_file: Arc<dyn FileAt>, options: &CreateOptions) -> Result<Self> {
-        options.check()?;
-        Err(soon())
-    }
+
+    /// Bytes of the virtual disk.
     pub fn virtual_size(&self) -> u64 {
-        0
+        self.geometry.virtual_size()
     }
+
+    /// Bytes of a block, a power of two.
     pub fn block_size(&self) -> u32 {
-        0
+        self.geometry.block_size()
     }
+
+    /// Bytes of a sector as the guest addresses it, 512 or 4096: the unit of writing.
     pub fn logical_sector_size(&self) -> u32 {
-        0
+        self.geometry.sector_size()
     }
+
+    /// Bytes of a sector as the medium is said to have, 512 or 4096.
     pub fn physical_sector_size(&self) -> u32 {
-        0
+        self.physical_sector_size
     }
+
+    /// Identity of the virtual disk (SCSI page 83); stays the same in copies.
     pub fn disk_id(&self) -> Uuid {
-        Uuid::nil()
+        self.disk_id
     }
+
+    /// Changes once per opening in which the disk's content was changed. May block while a flush
+    /// runs.
     pub fn data_write_guid(&self) -> Uuid {
-        Uuid::nil()
+        self.session().headers.current.data_write_guid
     }
+
+    /// Changes once per opening in which any byte of the file was changed. May block while a
+    /// flush runs.
     pub fn file_write_guid(&self) -> Uuid {
-        Uuid::nil()
+        self.session().headers.current.file_write_guid
     }
-    pub fn kind(&self) -> Kind {
-        Kind::Fixed
-    }
-    pub fn creator(&self) -> String {
-        String::new()
-    }
-    pub fn log_state(&self) -> LogState {
-        LogState::Empty
-    }
+
+    /// Sequence number of the current header; rises with each change of the headers. May block
+    /// while a flush runs.
     pub fn sequence(&self) -> u64 {
-        0
+        self.session().headers.current.sequence
     }
+
+    /// Fixed or dynamic, as the image says of itself.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Name of the program that made the image, for people only.
+    pub fn creator(&self) -> String {
+        self.creator.clone()
+    }
+
+    /// What opening found in the log; does not change later.
+    pub fn log_state(&self) -> LogState {
+        self.log_state
+    }
+
+    /// What is wrong with the image, yet did not keep it from being opened.
     pub fn warnings(&self) -> &[Warning] {
-        &[]
+        &self.warnings
     }
-    pub fn resolve(&self, _range: Range<u64>, runs: &mut Vec<Run>) -> Result<()> {
-        let _ = Run::push;
-        runs.clear();
-        Err(soon())
-    }
-    pub fn extent_at(&self, _at: u64) -> Result<Extent> {
-        Err(soon())
-    }
-    pub fn read_at(&self, _at: u64, _buf: &mut [u8]) -> Result<()> {
-        Err(soon())
-    }
-    pub fn write_at(&self, _at: u64, _data: &[u8]) -> Result<()> {
-        Err(soon())
-    }
-    pub fn zero(&self, _range: Range<u64>) -> Result<()> {
-        Err(soon())
-    }
-    pub fn flush(&self) -> Result<()> {
-        Err(soon())
-    }
-    pub fn close(&self) -> Result<()> {
-        Err(soon())
-    }
+
+    /// The file below. Payload may be read from it where [`resolve`](Self::resolve) says.
     pub fn file(&self) -> &Arc<dyn FileAt> {
-        &self.file
+        self.storage.file()
     }
-    pub fn scan_allocation(&self) -> Result<AllocationSummary> {
-        Err(soon())
+
+    fn open_as(file: Arc<dyn FileAt>, is_writable: bool) -> Result<Self> {
+        Self::parse(file, is_writable).map_err(|error| error.during("open"))
     }
+
+    fn parse(file: Arc<dyn FileAt>, is_writable: bool) -> Result<Self> {
+        let mut warnings = Vec::new();
+        let creator = read_creator(&*file)?;
+        let headers = Headers::read(&*file, &mut warnings)?;
+        let Header { log, log_guid, .. } = headers.current.clone();
+        let (overlay, log_state) = if log_guid.is_nil() {
+            (None, LogState::Empty)
+        } else {
+            let (overlay, entries) = log::replay(&*file, &log, log_guid)?;
+            (Some(overlay), LogState::Replayed { entries })
+        };
+        let storage = Storage::new(file, overlay)?;
+        let regions = Regions::read(&storage, &log, &mut warnings)?;
+        let metadata = Metadata::read(&storage, &regions.metadata)?;
+        let geometry = metadata.geometry;
+        let bat = Bat::new(geometry, regions, &storage)?;
+        // Small images have no other page: their damage shows now rather than at some read.
+        bat.entry(&storage, BlockIndex(0))?;
+        Ok(Self {
+            storage,
+            geometry,
+            physical_sector_size: metadata.physical_sector_size,
+            disk_id: metadata.disk_id,
+            kind: metadata.kind,
+            creator,
+            log_state,
+            warnings,
+            bat,
+            is_writable,
+            writing: Writing::new(headers),
+        })
+    }
+
+    fn session(&self) -> MutexGuard<'_, Session> {
+        self.writing.session()
+    }
+}
+
+/// Checks the first bytes and reads who made the file.
+fn read_creator(file: &dyn FileAt) -> Result<String> {
+    let len = file
+        .len()
+        .map_err(|error| Error::io("read file length", error))?;
+    let mut bytes = [0; 8 + CREATOR_LEN];
+    let there = bytes.len().min(usize::try_from(len).unwrap_or(usize::MAX));
+    file.read_at(0, &mut bytes[..there])
+        .map_err(|error| Error::io("read", error).of("file identifier").offset(0))?;
+    if !is_vhdx(&bytes) {
+        return Err(Error::new(ErrorKind::NotVhdx, "no VHDX signature"));
+    }
+    if len < HEADER_SECTION_LEN {
+        return Err(Error::new(ErrorKind::Truncated, "file ends in it").of("header section"));
+    }
+    let (pairs, _) = bytes[8..].as_chunks::<2>();
+    let units: Vec<u16> = pairs
+        .iter()
+        .map(|pair| u16::from_le_bytes(*pair))
+        .take_while(|unit| *unit != 0)
+        .collect();
+    Ok(String::from_utf16_lossy(&units))
 }

@@ -22,15 +22,27 @@
 
 #![forbid(unsafe_code)]
 
+mod alloc;
+mod bat;
+mod create;
 mod error;
 mod extent;
 mod file;
+mod format;
+mod geometry;
+mod header;
 mod image;
-mod options;
+mod log;
+mod metadata;
+mod overlay;
+mod region;
+mod resolve;
+mod storage;
+mod writing;
 
+pub use create::CreateOptions;
 pub use error::{Error, ErrorKind, Result};
 pub use extent::{AllocationSummary, Extent, ExtentKind, Place, Run};
 pub use file::{CrashFile, CrashOp, Fate, FileAt, FileExtent, MemoryFile};
 pub use image::{Image, Kind, LogState, Warning, is_vhdx};
-pub use options::CreateOptions;
 pub use uuid::Uuid;
