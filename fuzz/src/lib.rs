@@ -1,1 +1,26 @@
-//! Placeholder of the first commit.
+//! Fuzz targets as plain functions.
+//!
+//! Each takes any bytes and must neither panic nor hang nor take memory without bound; besides,
+//! each has an oracle that says what a right answer is. `fuzz_targets/` holds the shims for
+//! cargo-fuzz, `corpus/TARGET/` small inputs that `tests/replay.rs` runs on stable.
+//!
+//! ```text
+//!   vhdx_open         a whole file     opens or not; reads the same twice, never past the end
+//!   vhdx_log_replay   a log            replay in memory == replay on disk; opening changes nothing
+//!   wire_frames       a byte stream    decoded at once == decoded in pieces; encodes to itself
+//! ```
+//!
+//! A checksum stops nearly every mutated input at the door, so a flag at the start of the input asks
+//! to repair the sums first.
+#![forbid(unsafe_code)]
+
+mod image;
+mod log;
+mod sparse;
+mod sums;
+mod wire;
+
+pub use image::vhdx_open;
+pub use log::vhdx_log_replay;
+pub use sparse::{pack, unpack};
+pub use wire::wire_frames;
