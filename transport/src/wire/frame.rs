@@ -8,7 +8,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::field::Fault;
 use super::limit::{
-    HASH_COUNT_MAX, HEAD_LEN_MAX, PAYLOAD_LEN_MAX, RUN_COUNT_MAX, SUB_HASH_LEN, TEXT_LEN_MAX,
+    HASH_COUNT_MAX, HEAD_LEN_MAX, NAME_LEN_MAX, PAYLOAD_LEN_MAX, RUN_COUNT_MAX, SUB_HASH_LEN,
+    TEXT_LEN_MAX,
 };
 
 /// First bytes of every frame: `FBK` and the version of the frame itself.
@@ -96,10 +97,6 @@ macro_rules! message_types {
         pub(super) enum MessageType { $($name = $number),* }
 
         impl MessageType {
-            /// Every type, in the order of their numbers.
-            #[cfg(test)]
-            pub(super) const ALL: &[Self] = &[$(Self::$name),*];
-
             pub(super) fn from_number(number: u16) -> Option<Self> {
                 match number { $($number => Some(Self::$name),)* _ => None }
             }
@@ -124,8 +121,9 @@ message_types! {
 /// Head bytes that messages of fixed fields and one name never exceed.
 const PLAIN_HEAD_LEN_MAX: u32 = 512;
 /// Head bytes of messages with up to two texts: the texts and their fixed fields.
-const TEXT_HEAD_LEN_MAX: u32 = 2 * TEXT_LEN_MAX as u32 + PLAIN_HEAD_LEN_MAX;
-const _: () = assert!(TEXT_HEAD_LEN_MAX <= HEAD_LEN_MAX);
+const TEXT_HEAD_LEN_MAX: u32 = 9 << 10;
+const _: () = assert!(TEXT_HEAD_LEN_MAX as usize >= 2 * TEXT_LEN_MAX + NAME_LEN_MAX + 64);
+const _: () = assert!(PLAIN_HEAD_LEN_MAX as usize >= NAME_LEN_MAX + 128);
 
 impl MessageType {
     pub(super) fn head_len_max(self) -> u32 {

@@ -1,0 +1,183 @@
+//! Instances of each message, and shortcuts from messages to bytes and back.
+
+use bytes::Bytes;
+use failback_transport::*;
+
+/// One instance of each message; every field has a value of its own.
+pub(crate) fn samples() -> Vec<Message> {
+    vec![
+        Message::Hello(Hello {
+            version_min: 1,
+            version_max: 2,
+            features: 0x0102_0304_0506_0708,
+            software: "failback 0.1.0".to_owned(),
+        }),
+        Message::Open(OpenRequest {
+            name: "web".to_owned(),
+            access: Access::Write,
+            create: Some(NewDisk {
+                size: 1 << 36,
+                logical_sector_size: 512,
+                block_size_hint: 2 << 20,
+            }),
+        }),
+        Message::Opened(DiskInfo {
+            format: "vhdx".to_owned(),
+            virtual_size: 1 << 36,
+            logical_sector_size: 4096,
+            identity: "6f1c".to_owned(),
+            is_new: true,
+            allocated_bytes: 3 << 30,
+        }),
+        Message::Start(SessionParams {
+            task: Task::Compare,
+            hash: HashKind::Xxh3,
+            block_size: 1 << 20,
+            verify: VerifyLevel::Changed,
+            compress: Compress::Zstd(-3),
+            sub_hash_seed: 0x1122_3344_5566_7788,
+            peer_role: Role::Target,
+        }),
+        Message::Failure(Failure {
+            kind: 6,
+            message: "no space".to_owned(),
+            path: "web.vhdx".to_owned(),
+            offset: Some(0x30_0010),
+        }),
+        Message::KeepAlive,
+        Message::Bye,
+        Message::Hashes {
+            first_block: 7,
+            hash_len: 16,
+            payload: numbered(32),
+        },
+        Message::ZeroBlocks {
+            first_block: 9,
+            count: 10,
+        },
+        Message::ScanEnd { block_count: 19 },
+        Message::SubHashes {
+            block: 11,
+            payload: numbered(16),
+        },
+        Message::Resend { block: 12 },
+        Message::Result(TargetResult {
+            root: Some(Digest::from([0xab; 32])),
+            equal: true,
+            target_read: 1,
+            written: 2,
+            verified: 3,
+            zeroed_blocks: 4,
+            hashed_blocks: 5,
+            skipped_blocks: 6,
+            differing_blocks: 7,
+            verified_from: VerifiedFrom::Cache,
+            verify_micros: 8,
+        }),
+        Message::Compared { up_to_block: 13 },
+        Message::Want { block: 14 },
+        Message::Data(BlockData {
+            block: 15,
+            base: Base::Zero,
+            new_hash: Digest::from([0xcd; 16]),
+            encoding: Encoding::Zstd,
+            raw_len: 2 * SUB_BLOCK_LEN - 1,
+            runs: vec![
+                SubRun {
+                    first: 0,
+                    count: 3,
+                    kind: RunKind::Zero,
+                },
+                SubRun {
+                    first: 5,
+                    count: 2,
+                    kind: RunKind::Data,
+                },
+            ],
+            payload: numbered(24),
+        }),
+        Message::Zero {
+            first_block: 16,
+            count: 17,
+        },
+        Message::End(SourceEnd {
+            root: None,
+            source_read: 1,
+            hashed_blocks: 2,
+            skipped_blocks: 3,
+            differing_blocks: 4,
+            zeroed_blocks: 5,
+            changed_bytes: 6,
+            raw_bytes: 7,
+            sent_bytes: 8,
+        }),
+    ]
+}
+
+/// The name of a message. A new variant must be added here, to the samples, and to docs/wire.md.
+pub(crate) fn name(message: &Message) -> &'static str {
+    match message {
+        Message::Hello(_) => "Hello",
+        Message::Open(_) => "Open",
+        Message::Opened(_) => "Opened",
+        Message::Start(_) => "Start",
+        Message::Failure(_) => "Failure",
+        Message::KeepAlive => "KeepAlive",
+        Message::Bye => "Bye",
+        Message::Hashes { .. } => "Hashes",
+        Message::ZeroBlocks { .. } => "ZeroBlocks",
+        Message::ScanEnd { .. } => "ScanEnd",
+        Message::SubHashes { .. } => "SubHashes",
+        Message::Resend { .. } => "Resend",
+        Message::Result(_) => "Result",
+        Message::Compared { .. } => "Compared",
+        Message::Want { .. } => "Want",
+        Message::Data(_) => "Data",
+        Message::Zero { .. } => "Zero",
+        Message::End(_) => "End",
+    }
+}
+
+/// A whole block, unpacked.
+pub(crate) fn raw_block(block: u64, payload: Bytes) -> Message {
+    let sub_blocks = payload.len().div_ceil(SUB_BLOCK_LEN as usize) as u16;
+    Message::Data(BlockData {
+        block,
+        base: Base::Old,
+        new_hash: Digest::from([block as u8; 32]),
+        encoding: Encoding::Raw,
+        raw_len: payload.len() as u32,
+        runs: vec![SubRun {
+            first: 0,
+            count: sub_blocks,
+            kind: RunKind::Data,
+        }],
+        payload,
+    })
+}
+
+/// `len` bytes that tell their place.
+pub(crate) fn numbered(len: usize) -> Bytes {
+    (0..len).map(|index| (index % 251) as u8).collect()
+}
+
+/// The frames of `messages` on a new untrusted link.
+pub(crate) fn encode(messages: &[Message]) -> Vec<u8> {
+    let mut encoder = Encoder::new(false);
+    let mut parts = Vec::new();
+    messages
+        .iter()
+        .for_each(|message| encoder.encode(message, &mut parts).unwrap());
+    parts.concat()
+}
+
+/// What a new untrusted decoder makes of one chunk, and whether the chunk ends between frames.
+pub(crate) fn decode(bytes: &[u8]) -> Result<(Vec<Message>, bool)> {
+    let mut decoder = Decoder::new(false);
+    decoder.push(Bytes::copy_from_slice(bytes));
+    let mut messages = Vec::new();
+    while let Some(message) = decoder.next()? {
+        messages.push(message);
+    }
+    Ok((messages, decoder.is_between_frames()))
+}

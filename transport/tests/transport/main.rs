@@ -1,0 +1,12 @@
+//! What the crate promises, tested from outside: the codec against honest and hostile bytes, the
+//! links against each other.
+#![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation)]
+
+mod codec;
+mod golden;
+mod hostile;
+mod kit;
+mod link;
+mod session;
+mod strategy;
+mod throughput;

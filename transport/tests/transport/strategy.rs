@@ -1,0 +1,280 @@
+//! Every message that the protocol allows, for property tests.
+
+use bytes::Bytes;
+use failback_transport::*;
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+/// Payloads stay short of their limits here: their content is opaque to the codec.
+const PIECES: usize = 64;
+
+pub(crate) fn message() -> BoxedStrategy<Message> {
+    prop_oneof![
+        control(),
+        Just(Message::KeepAlive),
+        Just(Message::Bye),
+        hashes(),
+        range().prop_map(|(first_block, count)| Message::ZeroBlocks { first_block, count }),
+        range().prop_map(|(first_block, count)| Message::Zero { first_block, count }),
+        (0..=BLOCK_COUNT_MAX).prop_map(|block_count| Message::ScanEnd { block_count }),
+        (0..=BLOCK_COUNT_MAX).prop_map(|up_to_block| Message::Compared { up_to_block }),
+        (block(), payload(SUB_HASH_LEN as usize))
+            .prop_map(|(block, payload)| Message::SubHashes { block, payload }),
+        block().prop_map(|block| Message::Resend { block }),
+        block().prop_map(|block| Message::Want { block }),
+        block_data().prop_map(Message::Data),
+        result(),
+        end(),
+    ]
+    .boxed()
+}
+
+fn control() -> BoxedStrategy<Message> {
+    let sector = || select(vec![0_u32, 512, 4096]);
+    let hello = (
+        1..=u16::MAX,
+        any::<u16>(),
+        any::<u64>(),
+        text(0, NAME_LEN_MAX),
+    )
+        .prop_map(|(version_min, more, features, software)| {
+            let version_max = version_min.saturating_add(more);
+            Message::Hello(Hello {
+                version_min,
+                version_max,
+                features,
+                software,
+            })
+        });
+    let new_disk = (0..=DISK_SIZE_MAX, sector(), option::of(0..=28_u32)).prop_map(
+        |(size, logical_sector_size, shift)| {
+            let block_size_hint = shift.map_or(0, |shift| 1 << shift);
+            NewDisk {
+                size,
+                logical_sector_size,
+                block_size_hint,
+            }
+        },
+    );
+    let access = select(vec![Access::Read, Access::Write]);
+    let open =
+        (text(1, NAME_LEN_MAX), access, option::of(new_disk)).prop_map(|(name, access, create)| {
+            Message::Open(OpenRequest {
+                name,
+                access,
+                create,
+            })
+        });
+    let sizes = (0..=DISK_SIZE_MAX, sector(), any::<bool>(), any::<u64>());
+    let opened = (text(0, NAME_LEN_MAX), text(0, TEXT_LEN_MAX), sizes).prop_map(
+        |(format, identity, (virtual_size, logical_sector_size, is_new, allocated_bytes))| {
+            Message::Opened(DiskInfo {
+                format,
+                virtual_size,
+                logical_sector_size,
+                identity,
+                is_new,
+                allocated_bytes,
+            })
+        },
+    );
+    let failure = (
+        any::<u16>(),
+        text(0, TEXT_LEN_MAX),
+        text(0, TEXT_LEN_MAX),
+        option::of(any::<u64>()),
+    )
+        .prop_map(|(kind, message, path, offset)| {
+            Message::Failure(Failure {
+                kind,
+                message,
+                path,
+                offset,
+            })
+        });
+    prop_oneof![hello, open, opened, failure, start()].boxed()
+}
+
+fn start() -> BoxedStrategy<Message> {
+    let task = select(vec![Task::Delta, Task::Full, Task::Compare, Task::Map]);
+    let hash = select(vec![HashKind::Blake3, HashKind::Xxh3]);
+    let verify = select(vec![
+        VerifyLevel::Full,
+        VerifyLevel::Changed,
+        VerifyLevel::Off,
+    ]);
+    let level = (ZSTD_LEVEL_MIN..=ZSTD_LEVEL_MAX).prop_map(Compress::Zstd);
+    let compress = prop_oneof![Just(Compress::Off), level];
+    let role = select(vec![Role::Source, Role::Target]);
+    (
+        task,
+        hash,
+        16..=22_u32,
+        verify,
+        compress,
+        any::<u64>(),
+        role,
+    )
+        .prop_map(
+            |(task, hash, shift, verify, compress, sub_hash_seed, peer_role)| {
+                let block_size = 1 << shift;
+                Message::Start(SessionParams {
+                    task,
+                    hash,
+                    block_size,
+                    verify,
+                    compress,
+                    sub_hash_seed,
+                    peer_role,
+                })
+            },
+        )
+        .boxed()
+}
+
+fn hashes() -> BoxedStrategy<Message> {
+    let last = BLOCK_COUNT_MAX - PIECES as u64;
+    (0..=last, select(vec![16_u8, 32]))
+        .prop_flat_map(|(first_block, hash_len)| {
+            payload(usize::from(hash_len)).prop_map(move |payload| Message::Hashes {
+                first_block,
+                hash_len,
+                payload,
+            })
+        })
+        .boxed()
+}
+
+fn block_data() -> BoxedStrategy<BlockData> {
+    let kind = || select(vec![RunKind::Data, RunKind::Zero]);
+    let runs = vec((0..4_u16, 1..4_u16, kind()), 1..8).prop_map(|gaps| {
+        let mut next = 0;
+        gaps.into_iter()
+            .map(|(gap, count, kind)| {
+                let first = next + gap;
+                next = first + count;
+                SubRun { first, count, kind }
+            })
+            .collect::<Vec<_>>()
+    });
+    let base = select(vec![Base::Old, Base::Zero]);
+    (
+        block(),
+        base,
+        digest(),
+        any::<bool>(),
+        runs,
+        0..SUB_BLOCK_LEN,
+    )
+        .prop_map(|(block, base, new_hash, packed, runs, cut)| {
+            let is_data = |run: &&SubRun| run.kind == RunKind::Data;
+            let sub_blocks: u32 = runs
+                .iter()
+                .filter(is_data)
+                .map(|run| u32::from(run.count))
+                .sum();
+            let cut = runs.last().filter(is_data).map_or(0, |_| cut);
+            let raw_len = sub_blocks * SUB_BLOCK_LEN - cut;
+            let packed = packed && raw_len > 1;
+            let encoding = if packed {
+                Encoding::Zstd
+            } else {
+                Encoding::Raw
+            };
+            let payload_len = if packed { raw_len / 2 } else { raw_len };
+            let payload = crate::kit::numbered(payload_len as usize);
+            BlockData {
+                block,
+                base,
+                new_hash,
+                encoding,
+                raw_len,
+                runs,
+                payload,
+            }
+        })
+        .boxed()
+}
+
+fn result() -> BoxedStrategy<Message> {
+    let from = vec![
+        VerifiedFrom::None,
+        VerifiedFrom::Medium,
+        VerifiedFrom::Cache,
+        VerifiedFrom::Server,
+    ];
+    (
+        option::of(digest()),
+        any::<bool>(),
+        any::<[u64; 8]>(),
+        select(from),
+    )
+        .prop_map(|(root, equal, counts, verified_from)| {
+            Message::Result(TargetResult {
+                root,
+                equal,
+                target_read: counts[0],
+                written: counts[1],
+                verified: counts[2],
+                zeroed_blocks: counts[3],
+                hashed_blocks: counts[4],
+                skipped_blocks: counts[5],
+                differing_blocks: counts[6],
+                verified_from,
+                verify_micros: counts[7],
+            })
+        })
+        .boxed()
+}
+
+fn end() -> BoxedStrategy<Message> {
+    (option::of(digest()), any::<[u64; 8]>())
+        .prop_map(|(root, counts)| {
+            Message::End(SourceEnd {
+                root,
+                source_read: counts[0],
+                hashed_blocks: counts[1],
+                skipped_blocks: counts[2],
+                differing_blocks: counts[3],
+                zeroed_blocks: counts[4],
+                changed_bytes: counts[5],
+                raw_bytes: counts[6],
+                sent_bytes: counts[7],
+            })
+        })
+        .boxed()
+}
+
+fn digest() -> BoxedStrategy<Digest> {
+    let short = any::<[u8; 16]>().prop_map(Digest::from);
+    prop_oneof![any::<[u8; 32]>().prop_map(Digest::from), short].boxed()
+}
+
+fn block() -> BoxedStrategy<u64> {
+    (0..BLOCK_COUNT_MAX).boxed()
+}
+
+fn range() -> BoxedStrategy<(u64, u64)> {
+    block()
+        .prop_flat_map(|first| (Just(first), 1..=BLOCK_COUNT_MAX - first))
+        .boxed()
+}
+
+fn payload(piece_len: usize) -> BoxedStrategy<Bytes> {
+    (1..=PIECES)
+        .prop_flat_map(move |count| vec(any::<u8>(), count * piece_len))
+        .prop_map(Bytes::from)
+        .boxed()
+}
+
+/// Text of any letters, `min` to `max` bytes long.
+fn text(min: usize, max: usize) -> BoxedStrategy<String> {
+    vec(
+        select(vec!['a', '/', ' ', '\u{e9}', '\u{2603}', '\u{0}']),
+        min..=max / 3,
+    )
+    .prop_map(|letters| letters.into_iter().collect())
+    .boxed()
+}
