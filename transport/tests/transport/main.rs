@@ -1,6 +1,10 @@
 //! What the crate promises, tested from outside: the codec against honest and hostile bytes, the
 //! links against each other.
-#![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::print_stdout
+)]
 
 mod codec;
 mod golden;
