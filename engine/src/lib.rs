@@ -1,1 +1,36 @@
-//! Placeholder of the first commit.
+//! Makes one virtual disk equal to another across a network: sends only what differs, and proves the result.
+//!
+//! ```text
+//!   operation   whole jobs on endpoints: sync, verify, map, info        agent   serves granted disks to peers
+//!       |                                                                 |
+//!       +----> sync: the source's and the target's role over a link <-----+
+//!                |            |                     |
+//!             pipeline      tree                  apply     the only module that changes a target
+//!        read, zero?, hash  root over all        write, flush, read back
+//!                |
+//!              disk: raw file, block device, VHDX, memory ----> system: locks, reads past the page cache
+//! ```
+//! The library prints nothing, installs no signal handler or logger, and leaves no thread behind. A job is started by one
+//! call, watched through an [`Observer`], and ended early by a [`CancelToken`].
+
+mod abort;
+pub mod agent;
+mod apply;
+pub mod disk;
+pub mod endpoint;
+mod error;
+mod event;
+pub mod hash;
+pub mod map;
+pub mod operation;
+pub mod pipeline;
+pub mod report;
+pub mod sync;
+pub mod system;
+pub mod tree;
+pub mod units;
+
+pub use abort::{Abort, CancelToken};
+pub use error::{Error, ErrorKind, Result, one_line};
+pub use event::{Event, Observer, Silent};
+pub use failback_transport as transport;

@@ -1,0 +1,131 @@
+//! How a job ends early: the caller cancels, or the first error wins. Everybody else stops at the next look.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use failback_transport::link::LinkCloser;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Cancels a job from outside, from any thread, any number of times. Clones are the same token.
+#[derive(Clone, Debug, Default)]
+pub struct CancelToken {
+    cancelled: Arc<AtomicBool>,
+}
+
+impl CancelToken {
+    /// A token that is not cancelled.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Cancels. Only sets a flag: fit for a signal handler's thread.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether it was cancelled.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::SeqCst)
+    }
+}
+
+/// The one place where a job's first error is kept.
+#[derive(Default)]
+pub struct Abort {
+    is_set: AtomicBool,
+    cancel: CancelToken,
+    first: Mutex<Option<Error>>,
+    closers: Mutex<Vec<Arc<dyn LinkCloser>>>,
+}
+
+impl std::fmt::Debug for Abort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Abort").field("is_set", &self.is_set).finish_non_exhaustive()
+    }
+}
+
+impl Abort {
+    /// Nothing has failed yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Nothing has failed yet; `cancel` ends the job from outside.
+    #[must_use]
+    pub fn with_cancel(cancel: &CancelToken) -> Self {
+        Self { cancel: cancel.clone(), ..Self::default() }
+    }
+
+    /// Keeps `error` if it is the first, and stops everybody.
+    pub fn fail(&self, error: Error) {
+        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        first.get_or_insert(error);
+        self.is_set.store(true, Ordering::SeqCst);
+    }
+
+    /// Ends the job as cancelled.
+    pub fn cancel(&self) {
+        self.fail(Error::new(ErrorKind::Cancelled, "cancelled"));
+    }
+
+    /// Whether the job is over.
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        self.is_set.load(Ordering::Relaxed) || self.cancel.is_cancelled()
+    }
+
+    /// `Cancelled` once the job is over, whatever the reason: the reason itself is told once, by [`Abort::verdict`].
+    ///
+    /// # Errors
+    /// As said.
+    pub fn check(&self) -> Result<()> {
+        match self.is_set() {
+            false => Ok(()),
+            true => Err(Error::new(ErrorKind::Cancelled, "cancelled")),
+        }
+    }
+
+    /// Runs `step`; its failure ends the job.
+    pub fn guard<T>(&self, step: impl FnOnce() -> Result<T>) -> Option<T> {
+        match step() {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.fail(error);
+                None
+            }
+        }
+    }
+
+    /// Closes `closer` when [`Abort::close_links`] is called.
+    pub(crate) fn add_closer(&self, closer: Arc<dyn LinkCloser>) {
+        self.closers.lock().unwrap_or_else(PoisonError::into_inner).push(closer);
+    }
+
+    /// Ends all waiting on links.
+    pub(crate) fn close_links(&self) {
+        for closer in self.closers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            closer.close();
+        }
+    }
+
+    /// The first error in words for the peer, if there is one.
+    pub(crate) fn failure(&self) -> Option<failback_transport::Failure> {
+        let first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        first.as_ref().map(Error::to_wire)
+    }
+
+    /// The verdict of the whole job. The first call takes the error away.
+    ///
+    /// # Errors
+    /// The first error; `Cancelled` when the caller cancelled and nothing else had failed.
+    pub fn verdict(&self) -> Result<()> {
+        match self.first.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(error) => Err(error),
+            None => self.check(),
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! The agent: serves granted disks to peers.
+//!
+//! A peer names a grant, never a path. What is not granted does not exist for it, and a grant is read-only unless it says
+//! otherwise. The disk is opened and locked when a peer names it, and closed when the session or the link ends. Nothing that a
+//! peer sends ends the agent.
+
+mod grant;
+mod visit;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use failback_transport::link::{Link, Listener};
+
+pub use grant::{Grant, Grants};
+
+use crate::abort::CancelToken;
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::{Event, Observer};
+
+/// Peers at a time, those that have not yet said hello included: each has threads and buffers of its own.
+const PEERS_MAX: usize = 16;
+
+/// Accepts peers until `cancel`, and ends the sessions under way then. The listener's stop handle wakes it up.
+///
+/// # Errors
+/// `Io` when the system refuses to accept.
+pub fn serve(
+    listener: &Listener,
+    grants: &Grants,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<()> {
+    let peers = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        loop {
+            let link = match listener.accept() {
+                Ok(Some(link)) => link,
+                Ok(None) => return Ok(()),
+                Err(error) if cancel.is_cancelled() => {
+                    drop(error);
+                    return Ok(());
+                }
+                Err(error) => return Err(Error::new(ErrorKind::Io, "accept").caused_by(error)),
+            };
+            if peers.fetch_add(1, Ordering::SeqCst) >= PEERS_MAX {
+                // Dropping the link closes it; the peer sees an end instead of a wait.
+                peers.fetch_sub(1, Ordering::SeqCst);
+                refuse(&link, observer);
+                continue;
+            }
+            let peers = &peers;
+            scope.spawn(move || {
+                visit::receive_peer(link, grants, observer, cancel);
+                peers.fetch_sub(1, Ordering::SeqCst);
+            });
+        }
+    })
+}
+
+fn refuse(link: &Link, observer: &dyn Observer) {
+    let message = format!("peer {} turned away: {PEERS_MAX} peers are being served", link.peer);
+    observer.event(&Event::Warning { message });
+}

@@ -1,0 +1,183 @@
+//! One peer, from hello to goodbye.
+
+use std::sync::Arc;
+
+use failback_transport as wire;
+use failback_transport::link::{HANDSHAKE_LIMIT, IDLE_LIMIT, Link};
+use failback_transport::{Access, Message, OpenRequest, Role, SessionParams, Task};
+
+use super::grant::{Grant, Grants};
+use crate::abort::{Abort, CancelToken};
+use crate::disk::{DiskInfo, PendingDisk, Source, Target, open_source, open_target};
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::{Event, Observer};
+use crate::hash::HashKind;
+use crate::operation::{SOFTWARE, new_disk};
+use crate::sync::{Changes, Session, SessionLink, SessionOptions, peer_error, run_source, run_target};
+use crate::units::BlockSize;
+
+/// Serves one peer to the end, and tells the observer how it ended.
+pub(super) fn receive_peer(link: Link, grants: &Grants, observer: &dyn Observer, cancel: &CancelToken) {
+    let peer = link.peer.clone();
+    let outcome = match converse(link, grants, observer, cancel) {
+        Ok(()) => "done".to_owned(),
+        Err(error) => error.chain(),
+    };
+    observer.event(&Event::SessionEnded { peer, outcome });
+}
+
+/// A granted disk that is open.
+enum OpenDisk {
+    Read(Arc<dyn Source>),
+    Write(Arc<dyn Target>),
+    New(PendingDisk),
+}
+
+impl OpenDisk {
+    fn info(&self) -> DiskInfo {
+        match self {
+            Self::Read(disk) => disk.info(),
+            Self::Write(disk) => disk.info(),
+            Self::New(pending) => pending.disk().info(),
+        }
+    }
+}
+
+fn converse(link: Link, grants: &Grants, observer: &dyn Observer, cancel: &CancelToken) -> Result<()> {
+    let peer = link.peer.clone();
+    let (mut sender, mut receiver, closer, _) = wire::split(link);
+    wire::handshake(&mut sender, &mut receiver, SOFTWARE).map_err(peer_error)?;
+    // Until it has named a disk a peer is only a cost.
+    receiver.set_idle_limit(HANDSHAKE_LIMIT).map_err(peer_error)?;
+    let mut link = SessionLink { sender, receiver, closer, peer };
+    match prepare(&mut link, grants) {
+        Ok((disk, params, grant)) => run(disk, &params, &grant, link, observer, cancel),
+        Err(error) => {
+            // Told, not expected to arrive: the peer may be the reason.
+            let message = Message::Failure(error.to_wire());
+            drop(link.sender.send(&message).and_then(|()| link.sender.flush()));
+            Err(error)
+        }
+    }
+}
+
+fn prepare(link: &mut SessionLink, grants: &Grants) -> Result<(OpenDisk, SessionParams, String)> {
+    let request = match hear(link)? {
+        Message::Open(request) => request,
+        _ => return Err(out_of_place()),
+    };
+    let disk = open(grants.find(&request.name)?, &request)?;
+    let info = disk.info();
+    let opened = Message::Opened(wire::DiskInfo {
+        format: info.format,
+        virtual_size: info.virtual_size,
+        logical_sector_size: info.logical_sector_size.unwrap_or(0),
+        identity: info.identity,
+        is_new: matches!(disk, OpenDisk::New(_)),
+        allocated_bytes: 0,
+    });
+    link.sender.send(&opened).and_then(|()| link.sender.flush()).map_err(peer_error)?;
+    link.receiver.set_idle_limit(IDLE_LIMIT).map_err(peer_error)?;
+    match hear(link)? {
+        Message::Start(params) => Ok((disk, params, request.name)),
+        _ => Err(out_of_place()),
+    }
+}
+
+fn hear(link: &mut SessionLink) -> Result<Message> {
+    loop {
+        match link.receiver.recv().map_err(peer_error)? {
+            Message::KeepAlive => {}
+            Message::Failure(failure) => return Err(Error::from_wire(&failure, &link.peer)),
+            message => return Ok(message),
+        }
+    }
+}
+
+fn open(grant: &Grant, request: &OpenRequest) -> Result<OpenDisk> {
+    if request.access == Access::Read {
+        return Ok(OpenDisk::Read(open_source(&grant.path, None)?));
+    }
+    if !grant.is_writable {
+        let message = format!("disk `{}` is granted for reading only", crate::error::one_line(&request.name));
+        return Err(Error::new(ErrorKind::NotGranted, message));
+    }
+    let is_missing = grant.path.symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound);
+    match (is_missing, request.create, grant.create_max) {
+        (true, Some(create), Some(max)) => {
+            if create.size > max {
+                let message = format!("a new disk of {} bytes is more than the grant's {max}", create.size);
+                return Err(Error::new(ErrorKind::NotGranted, message));
+            }
+            let source = DiskInfo {
+                format: String::new(),
+                virtual_size: create.size,
+                logical_sector_size: (create.logical_sector_size != 0).then_some(create.logical_sector_size),
+                image_block_size: (create.block_size_hint != 0).then_some(create.block_size_hint),
+                identity: String::new(),
+            };
+            let new = new_disk(&grant.path, None, &source)?;
+            Ok(OpenDisk::New(PendingDisk::create(&grant.path, &new)?))
+        }
+        (true, _, _) => {
+            let message = "the granted disk does not exist, and the grant has no max=SIZE to make it";
+            Err(Error::new(ErrorKind::NotGranted, message))
+        }
+        (false, _, _) => Ok(OpenDisk::Write(open_target(&grant.path, None)?.disk)),
+    }
+}
+
+fn run(
+    disk: OpenDisk,
+    params: &SessionParams,
+    grant: &str,
+    link: SessionLink,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<()> {
+    let session = Session::new(options(params)?, disk.info().virtual_size)?;
+    let is_change = matches!(params.task, Task::Delta | Task::Full);
+    let role = if params.peer_role == Role::Source { "source" } else { "target" };
+    observer.event(&Event::SessionStarted { peer: link.peer.clone(), grant: crate::error::one_line(grant), role });
+    let abort = Arc::new(Abort::with_cancel(cancel));
+    match (disk, params.peer_role, is_change) {
+        (OpenDisk::Read(disk), Role::Source, _) => run_source(&session, disk.as_ref(), link, &abort).map(drop),
+        (OpenDisk::Read(disk), Role::Target, false) => {
+            run_target(&session, disk.as_ref(), None, link, &abort).map(drop)
+        }
+        (OpenDisk::Write(disk), Role::Target, true) => {
+            let finish = Box::new(|| Ok(()));
+            let changes = Changes { target: disk.as_ref(), is_new: false, finish };
+            run_target(&session, disk.as_ref(), Some(changes), link, &abort).map(drop)
+        }
+        (OpenDisk::New(pending), Role::Target, true) => {
+            let disk = pending.disk();
+            let changes = Changes { target: disk.as_ref(), is_new: true, finish: Box::new(move || pending.publish()) };
+            run_target(&session, disk.as_ref(), Some(changes), link, &abort).map(drop)
+        }
+        _ => {
+            let mut link = link;
+            let error = Error::new(ErrorKind::NotGranted, "the disk was not opened for this");
+            drop(link.sender.send(&Message::Failure(error.to_wire())).and_then(|()| link.sender.flush()));
+            Err(error)
+        }
+    }
+}
+
+fn options(params: &SessionParams) -> Result<SessionOptions> {
+    Ok(SessionOptions {
+        task: params.task,
+        hash: match params.hash {
+            wire::HashKind::Blake3 => HashKind::Blake3,
+            wire::HashKind::Xxh3 => HashKind::Xxh3,
+        },
+        block_size: BlockSize::new(params.block_size.into())?,
+        verify: params.verify,
+        compress: params.compress,
+        sub_hash_seed: params.sub_hash_seed,
+    })
+}
+
+fn out_of_place() -> Error {
+    Error::new(ErrorKind::Protocol, "peer: a message out of place")
+}

@@ -1,0 +1,135 @@
+//! Making a new disk: under a temporary name first, so that a failed first sync leaves no file under the real one.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use failback_vhdx::{CreateOptions, FileAt, Kind};
+use tempfile::TempPath;
+
+use super::{Format, RawDisk, Target, VhdxDisk};
+use crate::error::{Error, ErrorKind, Result};
+use crate::system::{HostFile, sync_directory_of};
+use crate::units::DISK_LEN_MAX;
+
+/// What a new disk should be.
+#[derive(Clone, Copy, Debug)]
+pub struct NewDisk {
+    /// Raw or VHDX.
+    pub format: Format,
+    /// Bytes of the virtual disk.
+    pub len: u64,
+    /// Logical sector in bytes: 512 or 4096. Raw has none and ignores it.
+    pub sector_size: u32,
+    /// Block of the image format in bytes; `None` for the format's default.
+    pub block_size: Option<u32>,
+    /// Whether the space of a VHDX is allocated at once.
+    pub is_fixed: bool,
+}
+
+/// A new disk that has no name yet. Dropped without [`PendingDisk::publish`], it is gone.
+#[derive(Debug)]
+pub struct PendingDisk {
+    disk: Arc<dyn Target>,
+    temporary: TempPath,
+    path: PathBuf,
+}
+
+impl PendingDisk {
+    /// Makes the disk beside `path`; all of it reads zero.
+    ///
+    /// # Errors
+    /// `Usage` for a size or format that cannot be, `Refused` when `path` exists, `NoSpace`, `Io`.
+    pub fn create(path: &Path, new: &NewDisk) -> Result<Self> {
+        if new.len > DISK_LEN_MAX {
+            let message = format!("{} bytes are more than the 64 TiB a disk can have", new.len);
+            return Err(Error::new(ErrorKind::Usage, message).path(path));
+        }
+        refuse_existing(path)?;
+        let temporary = temporary_beside(path)?;
+        let (file, temporary) = temporary.into_parts();
+        let file = Arc::new(HostFile::adopt(file, &temporary)?);
+        let disk: Arc<dyn Target> = match new.format {
+            Format::Raw => {
+                let resized = FileAt::set_len(file.as_ref(), new.len);
+                resized.map_err(|e| Error::io(e, "set length").path(path))?;
+                Arc::new(RawDisk::open(file)?)
+            }
+            Format::Vhdx => Arc::new(VhdxDisk::create(file, &vhdx_options(new))?),
+            Format::Vhd | Format::Foreign(_) => {
+                let message = format!("making {} images is not supported in this release", new.format);
+                return Err(Error::new(ErrorKind::Unsupported, message).path(path));
+            }
+        };
+        Ok(Self { disk, temporary, path: path.to_owned() })
+    }
+
+    /// The disk, to be filled.
+    #[must_use]
+    pub fn disk(&self) -> Arc<dyn Target> {
+        self.disk.clone()
+    }
+
+    /// Gives the disk its name, durably. Close the disk first.
+    ///
+    /// # Errors
+    /// `Refused` when somebody made a file of that name meanwhile, `Io`.
+    pub fn publish(self) -> Result<()> {
+        let Self { disk, temporary, path } = self;
+        temporary.persist_noclobber(&path).map_err(|e| match e.error.kind() {
+            std::io::ErrorKind::AlreadyExists => existing(&path),
+            _ => Error::io(e.error, "rename the new disk to its name").path(&path),
+        })?;
+        // The lock is held until the name is durable: nobody may take the disk before.
+        let synced = sync_directory_of(&path).map_err(|e| Error::io(e, "flush directory of").path(&path));
+        drop(disk);
+        synced
+    }
+}
+
+/// Makes an empty disk at `path`.
+///
+/// # Errors
+/// As [`PendingDisk::create`] and [`PendingDisk::publish`].
+pub fn create(path: &Path, new: &NewDisk) -> Result<()> {
+    let pending = PendingDisk::create(path, new)?;
+    pending.disk().close()?;
+    pending.publish()
+}
+
+fn vhdx_options(new: &NewDisk) -> CreateOptions {
+    CreateOptions {
+        block_size: new.block_size,
+        logical_sector_size: new.sector_size,
+        kind: if new.is_fixed { Kind::Fixed } else { Kind::Dynamic },
+        ..CreateOptions::new(new.len, Kind::Dynamic)
+    }
+}
+
+fn refuse_existing(path: &Path) -> Result<()> {
+    match path.symlink_metadata() {
+        Ok(_) => Err(existing(path)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(Error::io(e, "look up").path(path)),
+    }
+}
+
+fn existing(path: &Path) -> Error {
+    Error::new(ErrorKind::Refused, "exists already; a new disk never replaces a file").path(path)
+}
+
+fn temporary_beside(path: &Path) -> Result<tempfile::NamedTempFile> {
+    let name = path.file_name().ok_or_else(|| Error::new(ErrorKind::Usage, "names no file").path(path))?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let mut builder = tempfile::Builder::new();
+    let prefix = format!(".{}.", name.to_string_lossy());
+    builder.prefix(&prefix).suffix(".failback-new");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        // What any program gets that makes a file; the umask narrows it.
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    builder
+        .tempfile_in(parent.unwrap_or(Path::new(".")))
+        .map_err(|e| Error::io(e, "make a new file beside").path(path))
+}

@@ -1,0 +1,94 @@
+//! What a job tells while it runs.
+
+use serde::Serialize;
+
+/// Something that happened. Serialised as one JSON object with `event` as its tag; published in docs/report.md.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Event {
+    /// A job begins.
+    Started {
+        /// `sync`, `verify`, `map`.
+        command: &'static str,
+        /// What is read.
+        source: String,
+        /// What is made equal or compared; absent for `map`.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        target: Option<String>,
+    },
+    /// How it will be done, and why.
+    Planned {
+        /// `delta` or `full`.
+        strategy: &'static str,
+        /// Reason codes.
+        reasons: Vec<&'static str>,
+    },
+    /// A new phase begins.
+    Phase {
+        /// `plan`, `copy`, `verify`.
+        phase: &'static str,
+    },
+    /// How far it is. Comes some times a second.
+    Progress {
+        /// `copy` or `verify`.
+        phase: &'static str,
+        /// Bytes of the disk (copy) or bytes read back (verify) done.
+        done: u64,
+        /// All of them; 0 while unknown.
+        total: u64,
+        /// Payload bytes sent so far.
+        sent: u64,
+        /// Seconds since the job began.
+        seconds: f64,
+    },
+    /// Something is odd and does not stop the job.
+    Warning {
+        /// One line.
+        message: String,
+    },
+    /// The job ended.
+    Finished {
+        /// As in the report.
+        outcome: &'static str,
+        /// The error, if it failed.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+    },
+    /// An agent began to serve a peer.
+    SessionStarted {
+        /// The peer.
+        peer: String,
+        /// The grant it uses.
+        grant: String,
+        /// `source`, `target`.
+        role: &'static str,
+    },
+    /// An agent ended a session.
+    SessionEnded {
+        /// The peer.
+        peer: String,
+        /// `done`, or the error.
+        outcome: String,
+    },
+}
+
+/// Receives events, on whatever thread they happen: be quick.
+pub trait Observer: Send + Sync {
+    /// Something happened.
+    fn event(&self, event: &Event);
+}
+
+impl<F: Fn(&Event) + Send + Sync> Observer for F {
+    fn event(&self, event: &Event) {
+        self(event);
+    }
+}
+
+/// Ignores everything.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent;
+
+impl Observer for Silent {
+    fn event(&self, _event: &Event) {}
+}

@@ -1,0 +1,201 @@
+//! Hashes of blocks and of the tree above them.
+//!
+//! Two kinds. BLAKE3-256 is collision resistant; each use has its own `derive_key` context, so that a leaf can never be
+//! taken for a node. XXH3-128 is fast and *not* collision resistant: whoever writes inside the guest can make two blocks
+//! with the same sum at will, so it is only for trusted guests and reports say `non_cryptographic`.
+//!
+//! ```text
+//! leaf = H("failback leaf 1", bytes of the block, the last one short)
+//! node = H("failback node 1", left, right)           an odd one moves up unchanged
+//! root = H("failback root 1", u64 disk length, u64 block size, top)     little-endian
+//! ```
+//! For XXH3-128 the contexts become seeds (the first 8 bytes of the BLAKE3 hash of the context, little-endian) and sums are
+//! written in their canonical big-endian form. A disk of length 0 has no blocks; its root is taken over the empty `top`.
+//! Vectors: docs/formats.md.
+
+use std::fmt;
+
+pub use failback_transport::Digest;
+use serde::Serialize;
+use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128_with_seed};
+
+use crate::units::{Geometry, SUB_BLOCK_LEN};
+
+/// Which hash a map is made with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HashKind {
+    /// BLAKE3-256.
+    #[default]
+    Blake3,
+    /// XXH3-128, for trusted guests only.
+    Xxh3,
+}
+
+impl HashKind {
+    /// Bytes of a digest.
+    #[must_use]
+    pub fn digest_len(self) -> usize {
+        match self {
+            Self::Blake3 => 32,
+            Self::Xxh3 => 16,
+        }
+    }
+
+    /// The name used in reports and on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Blake3 => "blake3",
+            Self::Xxh3 => "xxh3",
+        }
+    }
+}
+
+/// Computes digests of one kind. Cheap to clone; keys are derived once.
+#[derive(Clone)]
+pub struct Hasher {
+    kind: HashKind,
+    leaf: blake3::Hasher,
+    node: blake3::Hasher,
+    root: blake3::Hasher,
+    leaf_seed: u64,
+    node_seed: u64,
+    root_seed: u64,
+}
+
+impl fmt::Debug for Hasher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hasher").field("kind", &self.kind).finish_non_exhaustive()
+    }
+}
+
+const LEAF_CONTEXT: &str = "failback leaf 1";
+const NODE_CONTEXT: &str = "failback node 1";
+const ROOT_CONTEXT: &str = "failback root 1";
+
+impl Hasher {
+    /// A hasher of that kind.
+    #[must_use]
+    pub fn new(kind: HashKind) -> Self {
+        Self {
+            kind,
+            leaf: blake3::Hasher::new_derive_key(LEAF_CONTEXT),
+            node: blake3::Hasher::new_derive_key(NODE_CONTEXT),
+            root: blake3::Hasher::new_derive_key(ROOT_CONTEXT),
+            leaf_seed: context_seed(LEAF_CONTEXT),
+            node_seed: context_seed(NODE_CONTEXT),
+            root_seed: context_seed(ROOT_CONTEXT),
+        }
+    }
+
+    /// The kind.
+    #[must_use]
+    pub fn kind(&self) -> HashKind {
+        self.kind
+    }
+
+    /// Digest of the bytes of one block.
+    #[must_use]
+    pub fn leaf(&self, block: &[u8]) -> Digest {
+        self.digest(&self.leaf, self.leaf_seed, block)
+    }
+
+    /// Digest of two neighbours.
+    #[must_use]
+    pub fn node(&self, left: &Digest, right: &Digest) -> Digest {
+        let mut both = [0; 64];
+        let len = self.kind.digest_len();
+        both[..len].copy_from_slice(left.as_bytes());
+        both[len..2 * len].copy_from_slice(right.as_bytes());
+        self.digest(&self.node, self.node_seed, &both[..2 * len])
+    }
+
+    /// Digest of a whole disk; `top` is the last node, `None` for a disk of length 0.
+    #[must_use]
+    pub fn root(&self, geometry: &Geometry, top: Option<&Digest>) -> Digest {
+        let mut input = Vec::with_capacity(48);
+        input.extend_from_slice(&geometry.disk_len().to_le_bytes());
+        input.extend_from_slice(&u64::from(geometry.block_size().as_u32()).to_le_bytes());
+        input.extend_from_slice(top.map_or(&[], Digest::as_bytes));
+        self.digest(&self.root, self.root_seed, &input)
+    }
+
+    fn digest(&self, keyed: &blake3::Hasher, seed: u64, input: &[u8]) -> Digest {
+        match self.kind {
+            HashKind::Blake3 => Digest::from(*keyed.clone().update(input).finalize().as_bytes()),
+            HashKind::Xxh3 => Digest::from(xxh3_128_with_seed(input, seed).to_be_bytes()),
+        }
+    }
+}
+
+fn context_seed(context: &str) -> u64 {
+    let hash = blake3::hash(context.as_bytes());
+    let mut first = [0; 8];
+    first.copy_from_slice(&hash.as_bytes()[..8]);
+    u64::from_le_bytes(first)
+}
+
+/// 64-bit sum of one sub-block, seeded anew for every session.
+///
+/// It only decides which 4 KiB pieces of a *differing* block travel. The whole patched block is checked against its own
+/// digest, so a collision costs a resend and is never missed.
+#[must_use]
+pub fn sub_block_sum(sub_block: &[u8], seed: u64) -> u64 {
+    xxh3_64_with_seed(sub_block, seed)
+}
+
+/// Whether every byte is zero.
+///
+/// Sub-blocks are folded without a branch, which the compiler turns into vector code, and the first that is not zero ends
+/// the scan: on data the cost is one sub-block at most.
+#[must_use]
+pub fn is_zero(bytes: &[u8]) -> bool {
+    bytes.chunks(SUB_BLOCK_LEN).all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::BlockSize;
+
+    // Goal: no byte is overlooked (bdsync #39). Method: one non-zero byte at each position around every chunk edge.
+    #[test]
+    fn one_byte_anywhere_is_not_zero() {
+        let mut bytes = vec![0; 3 * SUB_BLOCK_LEN + 17];
+        assert!(is_zero(&bytes));
+        for at in 0..bytes.len() {
+            bytes[at] = 0x80;
+            assert!(!is_zero(&bytes), "byte {at}");
+            bytes[at] = 0;
+        }
+        assert!(is_zero(&[]));
+    }
+
+    // Goal: leaf, node and root are different functions. Method: the same 64 bytes through each.
+    #[test]
+    fn leaf_and_node_are_separate_domains() {
+        for kind in [HashKind::Blake3, HashKind::Xxh3] {
+            let hasher = Hasher::new(kind);
+            let a = hasher.leaf(b"a");
+            let both = [a.as_bytes(), a.as_bytes()].concat();
+            assert_ne!(hasher.leaf(&both), hasher.node(&a, &a));
+        }
+    }
+
+    // Goal: the definition in the module's head is what is computed. Method: BLAKE3's own interface, step by step.
+    #[test]
+    fn blake3_root_follows_its_definition() {
+        let hasher = Hasher::new(HashKind::Blake3);
+        let geometry = Geometry::new(5, BlockSize::DEFAULT).unwrap();
+        let leaf = blake3::derive_key("failback leaf 1", b"hello");
+        let mut input = 5_u64.to_le_bytes().to_vec();
+        input.extend(1_048_576_u64.to_le_bytes());
+        input.extend(leaf);
+        let expected = blake3::derive_key("failback root 1", &input);
+        assert_eq!(
+            hasher.root(&geometry, Some(&hasher.leaf(b"hello"))).as_bytes(),
+            expected.as_slice()
+        );
+    }
+}

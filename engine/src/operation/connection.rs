@@ -1,0 +1,117 @@
+//! The client's side of a conversation with an agent, up to the start of a session.
+
+use std::sync::Arc;
+
+use failback_transport as wire;
+use failback_transport::link::{Link, tcp, unix};
+use failback_transport::{Counters, Message, OpenRequest, Role, SessionParams};
+
+use crate::disk::DiskInfo;
+use crate::endpoint::Endpoint;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sync::{SessionLink, SessionOptions, peer_error};
+
+/// Name and version that peers are told.
+pub(crate) const SOFTWARE: &str = concat!("failback ", env!("CARGO_PKG_VERSION"));
+
+/// A link to an agent on which both have shaken hands.
+pub(crate) struct Connection {
+    link: SessionLink,
+    counters: Arc<Counters>,
+    grant: String,
+}
+
+impl Connection {
+    /// Connects to the agent of `endpoint`.
+    ///
+    /// # Errors
+    /// `PeerGone`, `Protocol`; `Refused` for an address that is not loopback; `Usage` for a path.
+    pub(crate) fn to(endpoint: &Endpoint) -> Result<Self> {
+        let (link, grant) = match endpoint {
+            Endpoint::Path(path) => {
+                return Err(Error::new(ErrorKind::Usage, "a path has no agent").path(path));
+            }
+            Endpoint::Unix { socket, name } => (unix::connect(socket), name),
+            Endpoint::Tcp { address, name } => (tcp::connect(address), name),
+        };
+        let link = link.map_err(peer_error)?;
+        Self::shake_hands(link, grant)
+    }
+
+    fn shake_hands(link: Link, grant: &str) -> Result<Self> {
+        let peer = link.peer.clone();
+        let (mut sender, mut receiver, closer, counters) = wire::split(link);
+        wire::handshake(&mut sender, &mut receiver, SOFTWARE).map_err(peer_error)?;
+        let link = SessionLink { sender, receiver, closer, peer };
+        Ok(Self { link, counters, grant: grant.to_owned() })
+    }
+
+    /// Asks for the disk; the second value says whether the agent has just made it.
+    ///
+    /// # Errors
+    /// The agent's refusal, `PeerGone`, `Protocol`.
+    pub(crate) fn open(
+        &mut self,
+        access: wire::Access,
+        create: Option<wire::NewDisk>,
+    ) -> Result<(DiskInfo, bool)> {
+        let request = OpenRequest { name: self.grant.clone(), access, create };
+        self.say(&Message::Open(request))?;
+        match self.hear()? {
+            Message::Opened(info) => Ok((from_wire(&info), info.is_new)),
+            _ => Err(Error::new(ErrorKind::Protocol, "peer: a message out of place")),
+        }
+    }
+
+    /// Starts the session, in which the agent plays `peer_role`.
+    ///
+    /// # Errors
+    /// `PeerGone`.
+    pub(crate) fn start(
+        mut self,
+        options: &SessionOptions,
+        peer_role: Role,
+    ) -> Result<(SessionLink, Arc<Counters>)> {
+        self.say(&Message::Start(to_wire(options, peer_role)))?;
+        Ok((self.link, self.counters))
+    }
+
+    fn say(&mut self, message: &Message) -> Result<()> {
+        self.link.sender.send(message).and_then(|()| self.link.sender.flush()).map_err(peer_error)
+    }
+
+    fn hear(&mut self) -> Result<Message> {
+        loop {
+            match self.link.receiver.recv().map_err(peer_error)? {
+                Message::KeepAlive => {}
+                Message::Failure(failure) => return Err(Error::from_wire(&failure, &self.link.peer)),
+                message => return Ok(message),
+            }
+        }
+    }
+}
+
+fn from_wire(info: &wire::DiskInfo) -> DiskInfo {
+    DiskInfo {
+        format: crate::error::one_line(&info.format),
+        virtual_size: info.virtual_size,
+        logical_sector_size: (info.logical_sector_size != 0).then_some(info.logical_sector_size),
+        image_block_size: None,
+        identity: crate::error::one_line(&info.identity),
+    }
+}
+
+fn to_wire(options: &SessionOptions, peer_role: Role) -> SessionParams {
+    SessionParams {
+        task: options.task,
+        hash: match options.hash {
+            crate::hash::HashKind::Blake3 => wire::HashKind::Blake3,
+            crate::hash::HashKind::Xxh3 => wire::HashKind::Xxh3,
+        },
+        block_size: options.block_size.as_u32(),
+        verify: options.verify,
+        compress: options.compress,
+        sub_hash_seed: options.sub_hash_seed,
+        peer_role,
+    }
+}

@@ -1,0 +1,345 @@
+//! `sync` and `verify`: open both sides, choose, run the session, report.
+
+use std::path::Path;
+use std::time::Instant;
+
+use failback_transport as wire;
+use failback_transport::{Compress, Task, VerifyLevel};
+
+use super::connection::Connection;
+use super::job::{LocalTarget, SessionOutcome, SourceSide, TargetSide, run};
+use super::plan::{Strategy, check_fit, choose};
+use crate::abort::CancelToken;
+use crate::disk::{DiskInfo, Format, NewDisk, PendingDisk, open_source, open_target, refuse_same_file};
+use crate::endpoint::Endpoint;
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::{Event, Observer};
+use crate::hash::HashKind;
+use crate::report::{Blocks, Bytes, Outcome, Predicted, REPORT_SCHEMA, Report, Roots, Seconds, Side};
+use crate::sync::SessionOptions;
+use crate::units::BlockSize;
+
+/// Whether payload is compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CompressChoice {
+    /// Level 1 where there is a socket, not at all within one process.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
+    /// Zstandard of that level wherever it makes the payload shorter.
+    Zstd(i8),
+}
+
+/// What `sync` needs to know.
+#[derive(Clone, Debug)]
+pub struct SyncRequest {
+    /// The disk that is read.
+    pub source: Endpoint,
+    /// The disk that is made equal.
+    pub target: Endpoint,
+    /// Format of a local source; `None`: by its magic.
+    pub source_format: Option<Format>,
+    /// Format of a local target; `None`: by its magic, or by its suffix when it has to be made.
+    pub target_format: Option<Format>,
+    /// Delta, full, or the engine's choice.
+    pub strategy: Strategy,
+    /// The hash.
+    pub hash: HashKind,
+    /// The unit of comparison.
+    pub block_size: BlockSize,
+    /// What is read back.
+    pub verify: VerifyLevel,
+    /// Whether payload is compressed.
+    pub compress: CompressChoice,
+}
+
+impl SyncRequest {
+    /// A sync with the defaults of the command.
+    #[must_use]
+    pub fn new(source: Endpoint, target: Endpoint) -> Self {
+        Self {
+            source,
+            target,
+            source_format: None,
+            target_format: None,
+            strategy: Strategy::Auto,
+            hash: HashKind::Blake3,
+            block_size: BlockSize::DEFAULT,
+            verify: VerifyLevel::Changed,
+            compress: CompressChoice::Auto,
+        }
+    }
+}
+
+/// What `verify` needs to know.
+#[derive(Clone, Debug)]
+pub struct VerifyRequest {
+    /// One disk.
+    pub a: Endpoint,
+    /// The other.
+    pub b: Endpoint,
+    /// Format of `a` where it is local; `None`: by its magic.
+    pub a_format: Option<Format>,
+    /// Format of `b` where it is local; `None`: by its magic.
+    pub b_format: Option<Format>,
+    /// The hash.
+    pub hash: HashKind,
+    /// The unit of comparison.
+    pub block_size: BlockSize,
+}
+
+/// Makes the target's content equal to the source's. Never panics and never prints; how it ended is in the report.
+#[must_use]
+pub fn sync(request: &SyncRequest, observer: &dyn Observer, cancel: &CancelToken) -> Report {
+    let mut report = new_report("sync", &request.source, &request.target, request.hash, request.block_size);
+    observed(&mut report, observer, |report, started| run_sync(request, report, observer, cancel, started))
+}
+
+/// Compares the contents of two disks by reading both.
+#[must_use]
+pub fn verify(request: &VerifyRequest, observer: &dyn Observer, cancel: &CancelToken) -> Report {
+    let mut report = new_report("verify", &request.a, &request.b, request.hash, request.block_size);
+    observed(&mut report, observer, |report, started| run_verify(request, report, observer, cancel, started))
+}
+
+fn observed(
+    report: &mut Report,
+    observer: &dyn Observer,
+    job: impl FnOnce(&mut Report, Instant) -> Result<()>,
+) -> Report {
+    let started = Instant::now();
+    observer.event(&Event::Started {
+        command: report.command,
+        source: report.source.endpoint.clone(),
+        target: Some(report.target.endpoint.clone()),
+    });
+    if let Err(error) = job(report, started) {
+        report.fail(&error);
+    }
+    report.seconds.total = started.elapsed().as_secs_f64();
+    observer.event(&Event::Finished {
+        outcome: report.outcome.name(),
+        error: report.error.as_ref().map(|error| error.message.clone()),
+    });
+    report.clone()
+}
+
+fn run_sync(
+    request: &SyncRequest,
+    report: &mut Report,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+    started: Instant,
+) -> Result<()> {
+    observer.event(&Event::Phase { phase: "plan" });
+    if let (Endpoint::Path(source), Endpoint::Path(target)) = (&request.source, &request.target) {
+        refuse_same_file(source, target)?;
+    }
+    let source = open_source_side(&request.source, request.source_format)?;
+    report.source.describe(&source.info());
+    let (target, is_new) = open_target_side(request, &source.info())?;
+    report.target.describe(&target.info());
+    check_fit(&source.info(), &target.info())?;
+    let plan = choose(request.strategy, is_new);
+    report.strategy = Some(plan.strategy());
+    report.reasons.clone_from(&plan.reasons);
+    observer.event(&Event::Planned { strategy: plan.strategy(), reasons: plan.reasons.clone() });
+    let is_in_process = matches!((&source, &target), (SourceSide::Local(_), TargetSide::Local(_)));
+    let options = SessionOptions {
+        task: plan.task,
+        hash: request.hash,
+        block_size: request.block_size,
+        verify: request.verify,
+        compress: match request.compress {
+            CompressChoice::Off => Compress::Off,
+            CompressChoice::Zstd(level) => Compress::Zstd(level),
+            CompressChoice::Auto if is_in_process => Compress::Off,
+            CompressChoice::Auto => Compress::Zstd(1),
+        },
+        sub_hash_seed: fresh_seed(),
+    };
+    report.seconds.plan = started.elapsed().as_secs_f64();
+    let outcome = run(source, target, options, observer, cancel, started)?;
+    tell(report, &outcome, started);
+    if !outcome.result.equal {
+        let message = "the target's root hash is not the source's: the target is not equal";
+        return Err(Error::new(ErrorKind::VerifyFailed, message));
+    }
+    report.outcome = match request.verify {
+        VerifyLevel::Off => Outcome::Unverified,
+        _ => Outcome::Done,
+    };
+    Ok(())
+}
+
+fn run_verify(
+    request: &VerifyRequest,
+    report: &mut Report,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+    started: Instant,
+) -> Result<()> {
+    observer.event(&Event::Phase { phase: "plan" });
+    let a = open_source_side(&request.a, request.a_format)?;
+    report.source.describe(&a.info());
+    let b = match open_source_side(&request.b, request.b_format)? {
+        SourceSide::Local(disk) => TargetSide::Local(LocalTarget::Compared(disk)),
+        SourceSide::Remote(connection, info) => TargetSide::Remote(connection, info),
+    };
+    report.target.describe(&b.info());
+    if a.info().virtual_size != b.info().virtual_size {
+        // Unlike a sync, a comparison has an answer here.
+        report.reasons.push("geometry_mismatch");
+        report.outcome = Outcome::Different;
+        return Ok(());
+    }
+    let options = SessionOptions {
+        task: Task::Compare,
+        hash: request.hash,
+        block_size: request.block_size,
+        verify: VerifyLevel::Full,
+        compress: Compress::Off,
+        sub_hash_seed: 0,
+    };
+    report.seconds.plan = started.elapsed().as_secs_f64();
+    let outcome = run(a, b, options, observer, cancel, started)?;
+    tell(report, &outcome, started);
+    report.bytes.verified = outcome.result.target_read;
+    report.outcome = if outcome.result.equal { Outcome::Equal } else { Outcome::Different };
+    Ok(())
+}
+
+fn open_source_side(endpoint: &Endpoint, format: Option<Format>) -> Result<SourceSide> {
+    match endpoint {
+        Endpoint::Path(path) => Ok(SourceSide::Local(open_source(path, format)?)),
+        remote => {
+            let mut connection = Connection::to(remote)?;
+            let (info, _) = connection.open(wire::Access::Read, None)?;
+            Ok(SourceSide::Remote(connection, info))
+        }
+    }
+}
+
+/// Opens the target, or makes it in the source's measure when it does not exist.
+fn open_target_side(request: &SyncRequest, source: &DiskInfo) -> Result<(TargetSide, bool)> {
+    match &request.target {
+        Endpoint::Path(path) if path.symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) => {
+            let new = new_disk(path, request.target_format, source)?;
+            let pending = PendingDisk::create(path, &new)?;
+            let disk = pending.disk();
+            let finish = Box::new(move || pending.publish());
+            Ok((TargetSide::Local(LocalTarget::Changed { disk, is_new: true, finish }), true))
+        }
+        Endpoint::Path(path) => {
+            let disk = open_target(path, request.target_format)?.disk;
+            let finish = Box::new(|| Ok(()));
+            Ok((TargetSide::Local(LocalTarget::Changed { disk, is_new: false, finish }), false))
+        }
+        remote => {
+            let mut connection = Connection::to(remote)?;
+            let create = wire::NewDisk {
+                size: source.virtual_size,
+                logical_sector_size: source.logical_sector_size.unwrap_or(0),
+                block_size_hint: source.image_block_size.unwrap_or(0),
+            };
+            let (info, is_new) = connection.open(wire::Access::Write, Some(create))?;
+            Ok((TargetSide::Remote(connection, info), is_new))
+        }
+    }
+}
+
+/// What a missing target becomes: named by the operator or by its suffix, in the source's measure.
+pub(crate) fn new_disk(path: &Path, format: Option<Format>, source: &DiskInfo) -> Result<NewDisk> {
+    let format = format.or_else(|| Format::of_suffix(path)).ok_or_else(|| {
+        let message = "does not exist, and its suffix does not say what to make \
+                       (.vhdx, .raw, .img, or --target-format)";
+        Error::new(ErrorKind::Usage, message).path(path)
+    })?;
+    let sector_size = source.logical_sector_size.unwrap_or(SECTOR_SIZE_DEFAULT);
+    if format == Format::Vhdx && source.virtual_size % u64::from(sector_size) != 0 {
+        let message = format!(
+            "a disk of {} bytes does not fit a VHDX: not a multiple of {sector_size}",
+            source.virtual_size
+        );
+        return Err(Error::new(ErrorKind::GeometryMismatch, message).path(path));
+    }
+    Ok(NewDisk { format, len: source.virtual_size, sector_size, block_size: source.image_block_size, is_fixed: false })
+}
+
+/// Sector of a new disk whose source states none.
+const SECTOR_SIZE_DEFAULT: u32 = 512;
+
+/// A seed that nobody can know before the session: the random bits of a fresh UUID.
+fn fresh_seed() -> u64 {
+    let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
+    high ^ low.rotate_left(32)
+}
+
+fn new_report(
+    command: &'static str,
+    source: &Endpoint,
+    target: &Endpoint,
+    hash: HashKind,
+    block_size: BlockSize,
+) -> Report {
+    Report {
+        schema: REPORT_SCHEMA,
+        command,
+        outcome: Outcome::Failed,
+        strategy: None,
+        reasons: Vec::new(),
+        source: Side::named(source),
+        target: Side::named(target),
+        bytes: Bytes::default(),
+        blocks: Blocks::default(),
+        hash,
+        non_cryptographic: hash == HashKind::Xxh3,
+        root_block_size: block_size.as_u32(),
+        root: Roots::default(),
+        verified_from: None,
+        predicted: Predicted::default(),
+        seconds: Seconds::default(),
+        error: None,
+        error_kind: None,
+    }
+}
+
+fn tell(report: &mut Report, outcome: &SessionOutcome, started: Instant) {
+    let SessionOutcome { end, result, wire, target } = outcome;
+    report.bytes = Bytes {
+        source_read: end.source_read,
+        target_read: result.target_read,
+        changed: end.changed_bytes,
+        sent: end.sent_bytes,
+        wire_out: wire.0,
+        wire_in: wire.1,
+        written: result.written,
+        verified: result.verified,
+        vouched_by_map: 0,
+    };
+    report.blocks = Blocks {
+        total: report.source.virtual_size.div_ceil(u64::from(report.root_block_size)),
+        hashed: end.hashed_blocks,
+        skipped_unallocated: end.skipped_blocks,
+        differing: end.differing_blocks,
+        zeroed: result.zeroed_blocks,
+    };
+    report.root = Roots {
+        source: end.root.map(|root| root.to_string()),
+        target: result.root.map(|root| root.to_string()),
+    };
+    report.verified_from = match result.verified_from {
+        wire::VerifiedFrom::None => None,
+        wire::VerifiedFrom::Medium => Some("medium"),
+        wire::VerifiedFrom::Cache => Some("cache"),
+        wire::VerifiedFrom::Server => Some("server"),
+    };
+    if let Some(info) = target {
+        report.target.describe(info);
+    }
+    #[expect(clippy::cast_precision_loss, reason = "a duration for people")]
+    let verify = result.verify_micros as f64 / 1e6;
+    report.seconds.verify = verify;
+    report.seconds.copy = (started.elapsed().as_secs_f64() - report.seconds.plan - verify).max(0.0);
+}

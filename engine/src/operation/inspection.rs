@@ -1,0 +1,130 @@
+//! `info`: what an image is. Takes no lock and writes nothing.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use failback_vhdx::{FileAt, Image, Kind, LogState};
+use serde::Serialize;
+
+use crate::disk::{Format, RawDisk, Source, VhdxDisk, decide_format};
+use crate::error::{Error, Result};
+use crate::system::{Access, HostFile};
+
+/// What `failback info` prints. Fields keep their names.
+#[derive(Clone, Debug, Serialize)]
+pub struct ImageInfo {
+    /// `failback.info/1`.
+    pub schema: &'static str,
+    /// As it was named.
+    pub path: String,
+    /// `raw`, `vhdx`.
+    pub format: String,
+    /// Bytes of the virtual disk.
+    pub virtual_size: u64,
+    /// Length of the file (or device) in bytes.
+    pub file_size: u64,
+    /// Bytes that the file occupies on its file system.
+    pub file_allocated: u64,
+    /// Logical sector in bytes; `null` where the format states none.
+    pub logical_sector_size: Option<u32>,
+    /// Block of the image format in bytes; `null` where it has none.
+    pub block_size: Option<u32>,
+    /// Changes when the image is replaced or rewritten.
+    pub identity: String,
+    /// The images that this one stands on; empty, since this release refuses differencing images.
+    pub chain: Vec<String>,
+    /// State of an interrupted job on this image; `null`: none. Always `null` in this release.
+    pub state: Option<&'static str>,
+    /// What only a VHDX has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vhdx: Option<VhdxInfo>,
+}
+
+/// What only a VHDX has.
+#[derive(Clone, Debug, Serialize)]
+pub struct VhdxInfo {
+    /// `dynamic` or `fixed`.
+    pub kind: &'static str,
+    /// Physical sector in bytes.
+    pub physical_sector_size: u32,
+    /// Virtual disk id (SCSI page 83).
+    pub disk_id: String,
+    /// Changes before the first change a guest could see, once an open.
+    pub data_write_guid: String,
+    /// Changes before the first change of any kind, once an open.
+    pub file_write_guid: String,
+    /// Program that made the image; diagnostic only.
+    pub creator: String,
+    /// `empty`, or `replayed` when the file's log had to be replayed in memory.
+    pub log: &'static str,
+    /// Entries that were replayed in memory.
+    pub log_entries: u64,
+    /// Sequence number of the current header.
+    pub sequence: u64,
+    /// Blocks of the disk.
+    pub blocks_total: u64,
+    /// Blocks that have space in the file.
+    pub blocks_allocated: u64,
+    /// Bytes of those blocks.
+    pub allocated: u64,
+    /// What is odd and was got over.
+    pub warnings: Vec<String>,
+}
+
+/// Looks at the image at `path`.
+///
+/// # Errors
+/// `Damaged`, `Unsupported`, `Refused`, `Io`.
+pub fn info(path: &Path, format: Option<Format>) -> Result<ImageInfo> {
+    let file = Arc::new(HostFile::open(path, Access::Inspect)?);
+    let file_size = file.len().map_err(|e| Error::io(e, "read length").path(path))?;
+    let file_allocated = file.allocated_len().map_err(|e| Error::io(e, "stat").path(path))?;
+    let (disk, vhdx) = match decide_format(&file, format)? {
+        Format::Vhdx => {
+            let disk = VhdxDisk::open(file.clone())?;
+            let vhdx = vhdx_info(disk.image()).map_err(|e| crate::disk::vhdx_error(e, &file))?;
+            (disk.info(), Some(vhdx))
+        }
+        _ => (RawDisk::open(file)?.info(), None),
+    };
+    Ok(ImageInfo {
+        schema: "failback.info/1",
+        path: path.display().to_string(),
+        format: disk.format,
+        virtual_size: disk.virtual_size,
+        file_size,
+        file_allocated,
+        logical_sector_size: disk.logical_sector_size,
+        block_size: disk.image_block_size,
+        identity: disk.identity,
+        chain: Vec::new(),
+        state: None,
+        vhdx,
+    })
+}
+
+fn vhdx_info(image: &Image) -> failback_vhdx::Result<VhdxInfo> {
+    let allocation = image.scan_allocation()?;
+    let (log, log_entries) = match image.log_state() {
+        LogState::Replayed { entries } => ("replayed", entries),
+        _ => ("empty", 0),
+    };
+    Ok(VhdxInfo {
+        kind: match image.kind() {
+            Kind::Fixed => "fixed",
+            _ => "dynamic",
+        },
+        physical_sector_size: image.physical_sector_size(),
+        disk_id: image.disk_id().to_string(),
+        data_write_guid: image.data_write_guid().to_string(),
+        file_write_guid: image.file_write_guid().to_string(),
+        creator: crate::error::one_line(&image.creator()),
+        log,
+        log_entries,
+        sequence: image.sequence(),
+        blocks_total: image.virtual_size().div_ceil(u64::from(image.block_size())),
+        blocks_allocated: allocation.present,
+        allocated: allocation.allocated,
+        warnings: image.warnings().iter().map(ToString::to_string).collect(),
+    })
+}

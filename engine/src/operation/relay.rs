@@ -1,0 +1,86 @@
+//! Both disks are behind agents: their messages pass through here, and the closing words are kept for the report.
+
+use std::sync::Arc;
+
+use crossbeam::channel::bounded;
+use failback_transport::{Message, MessageReceiver, MessageSender, SourceEnd, TargetResult};
+
+use crate::abort::Abort;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sync::{SessionLink, peer_error};
+
+/// Messages read from one side and not yet taken by the other.
+const QUEUE: usize = 16;
+
+/// Carries a session between the agent that plays the source and the one that plays the target.
+///
+/// # Errors
+/// The first error of either side.
+pub(super) fn relay(
+    source: SessionLink,
+    target: SessionLink,
+    abort: &Arc<Abort>,
+) -> Result<(SourceEnd, TargetResult)> {
+    abort.add_closer(source.closer);
+    abort.add_closer(target.closer);
+    let (mut to_source, mut from_source) = (source.sender, source.receiver);
+    let (mut to_target, mut from_target) = (target.sender, target.receiver);
+    let (end, result) = std::thread::scope(|scope| {
+        let end = scope.spawn(|| {
+            carry(&mut from_source, &mut to_target, &source.peer, abort, |message| match message {
+                Message::End(end) => Some(end.clone()),
+                _ => None,
+            })
+        });
+        let result = carry(&mut from_target, &mut to_source, &target.peer, abort, |message| match message {
+            Message::Result(result) => Some(result.clone()),
+            _ => None,
+        });
+        (end.join().expect("errors are values here"), result)
+    });
+    abort.verdict()?;
+    end.zip(result).ok_or_else(|| Error::new(ErrorKind::Protocol, "peer: ended without a result"))
+}
+
+/// Carries one direction until its side closes, says goodbye, or fails; then the other direction ends by itself.
+fn carry<T: Send>(
+    from: &mut MessageReceiver,
+    to: &mut MessageSender,
+    peer: &str,
+    abort: &Abort,
+    last_word: impl Fn(&Message) -> Option<T> + Send,
+) -> Option<T> {
+    let (queue, queued) = bounded::<Message>(QUEUE);
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            while let Ok(message) = queued.recv() {
+                let is_drained = queued.is_empty();
+                let sent = to.send(&message).and_then(|()| if is_drained { to.flush() } else { Ok(()) });
+                if abort.guard(|| sent.map_err(peer_error)).is_none() {
+                    return abort.close_links();
+                }
+            }
+        });
+        let mut found = None;
+        loop {
+            match from.recv() {
+                Ok(message) => {
+                    found = found.or_else(|| last_word(&message));
+                    let is_last = matches!(message, Message::Bye | Message::Result(_));
+                    if let Message::Failure(failure) = &message {
+                        abort.fail(Error::from_wire(failure, peer));
+                    }
+                    let is_over = queue.send(message).is_err() || is_last || abort.is_set();
+                    if is_over {
+                        return found;
+                    }
+                }
+                Err(error) => {
+                    abort.fail(peer_error(error));
+                    abort.close_links();
+                    return found;
+                }
+            }
+        }
+    })
+}

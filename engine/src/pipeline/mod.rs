@@ -1,0 +1,7 @@
+//! From a disk to a stream of hashed blocks: reading and hashing on all cores, in order, in bounded memory.
+
+mod buffer;
+mod scan;
+
+pub use buffer::{BufferPool, PooledBuffer};
+pub use scan::{ReadAt, ScanCounts, Scanned, Scanner};

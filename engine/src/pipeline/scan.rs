@@ -1,0 +1,317 @@
+//! Reads and hashes a disk from start to end.
+//!
+//! ```text
+//! walker (under a lock): next zero run, or next block          in order, numbered
+//!   worker 1..n: read, zero?, hash                             in parallel, one buffer each
+//!     reorder by number -> sink(Scanned)                       in order, on the calling thread
+//! ```
+//! A worker takes its buffer *before* it takes a number. So the lowest number under way always has a buffer, and a sink that
+//! keeps buffers slows the scan down but cannot lock it up.
+//!
+//! Departure from "rayon only computes": a block is hashed by the thread that read it, while it is still in that core's
+//! cache. Handing it to another pool reads it from the shared cache again.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crossbeam::channel::{Receiver, Sender, bounded};
+
+use super::buffer::{BufferPool, PooledBuffer};
+use crate::abort::Abort;
+use crate::disk::{ExtentKind, Source};
+use crate::error::{Error, ErrorKind, Result};
+use crate::hash::{Digest, Hasher, is_zero};
+use crate::units::{BlockIndex, ByteOffset, Geometry};
+
+/// A piece of the stream, in disk order.
+#[derive(Debug)]
+pub enum Scanned {
+    /// Blocks that hold only zeros.
+    Zeros {
+        /// First of them.
+        first: BlockIndex,
+        /// How many; at least 1.
+        count: u64,
+    },
+    /// A block that holds something else.
+    Data {
+        /// Which.
+        block: BlockIndex,
+        /// Its digest; `None` when hashing was not asked for.
+        digest: Option<Digest>,
+        /// Its bytes.
+        bytes: PooledBuffer,
+    },
+}
+
+/// What a scan did. Counts only grow; read them at any time.
+#[derive(Debug, Default)]
+pub struct ScanCounts {
+    /// Bytes read from the disk.
+    pub read_len: AtomicU64,
+    /// Blocks whose content was read (and hashed, when asked for).
+    pub hashed_blocks: AtomicU64,
+    /// Blocks that cost no read, because the disk said they hold nothing.
+    pub skipped_blocks: AtomicU64,
+    /// Bytes of the disk done so far, for progress.
+    pub position: AtomicU64,
+}
+
+/// Fills the buffer with the bytes from a position on.
+pub type ReadAt<'a> = dyn Fn(ByteOffset, &mut [u8]) -> Result<()> + Sync + 'a;
+
+/// Reads a disk once, in order, on several threads.
+pub struct Scanner<'a> {
+    /// The disk.
+    pub disk: &'a dyn Source,
+    /// How it is cut.
+    pub geometry: Geometry,
+    /// What to hash with; `None` reads only.
+    pub hasher: Option<&'a Hasher>,
+    /// Where buffers come from. More than [`Scanner::threads`], or the sink's share starves the workers.
+    pub pool: &'a BufferPool,
+    /// Worker threads.
+    pub threads: usize,
+    /// Read past the page cache with this instead of [`Source::read`]: for the full proof.
+    pub reader: Option<&'a ReadAt<'a>>,
+    /// What was done.
+    pub counts: &'a ScanCounts,
+}
+
+/// Where the walker stands.
+struct Walker {
+    next: BlockIndex,
+    number: u64,
+    /// The extent that was looked up last: everything up to `.0` is of kind `.1`.
+    extent: Option<(ByteOffset, ExtentKind)>,
+}
+
+enum Job {
+    Zeros { first: BlockIndex, count: u64 },
+    Read { block: BlockIndex },
+}
+
+/// Zero runs are cut here, so that a walk over an empty disk shows progress and sees an abort.
+const ZERO_RUN_MAX: u64 = 1 << 24;
+
+impl Scanner<'_> {
+    /// Runs to the end and hands everything to `sink`, in order, on this thread.
+    ///
+    /// # Errors
+    /// The disk's or the sink's first error; `Cancelled` after an abort.
+    pub fn run(&self, abort: &Abort, mut sink: impl FnMut(Scanned) -> Result<()>) -> Result<()> {
+        let walker = Mutex::new(Walker { next: BlockIndex(0), number: 0, extent: None });
+        let stop = Abort::new();
+        let (tx, rx) = bounded::<(u64, Scanned)>(self.threads);
+        std::thread::scope(|scope| {
+            for _ in 0..self.threads {
+                let tx = tx.clone();
+                let (walker, stop) = (&walker, &stop);
+                scope.spawn(move || {
+                    stop.guard(|| self.work(walker, abort, stop, &tx));
+                });
+            }
+            drop(tx);
+            stop.guard(|| deliver(&rx, abort, &stop, &mut sink));
+            // Workers that wait for room in the channel must see that nobody takes from it any more.
+            drop(rx);
+        });
+        stop.verdict()
+    }
+
+    fn work(
+        &self,
+        walker: &Mutex<Walker>,
+        abort: &Abort,
+        stop: &Abort,
+        tx: &Sender<(u64, Scanned)>,
+    ) -> Result<()> {
+        loop {
+            stop.check()?;
+            let mut buffer = self.pool.take(self.geometry.block_size().len(), abort)?;
+            let next = walker.lock().unwrap_or_else(PoisonError::into_inner).advance(self)?;
+            let Some((number, job)) = next else { return Ok(()) };
+            let scanned = match job {
+                Job::Zeros { first, count } => {
+                    self.counts.skipped_blocks.fetch_add(count, Ordering::Relaxed);
+                    Scanned::Zeros { first, count }
+                }
+                Job::Read { block } => {
+                    buffer.truncate(self.geometry.block_len(block));
+                    self.read(block, buffer)?
+                }
+            };
+            if tx.send((number, scanned)).is_err() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn read(&self, block: BlockIndex, mut bytes: PooledBuffer) -> Result<Scanned> {
+        let at = self.geometry.start_of(block);
+        match self.reader {
+            Some(reader) => reader(at, bytes.bytes_mut())?,
+            None => self.disk.read(at, bytes.bytes_mut())?,
+        }
+        self.counts.read_len.fetch_add(bytes.as_ref().len() as u64, Ordering::Relaxed);
+        self.counts.hashed_blocks.fetch_add(1, Ordering::Relaxed);
+        if is_zero(bytes.as_ref()) {
+            return Ok(Scanned::Zeros { first: block, count: 1 });
+        }
+        let digest = self.hasher.map(|hasher| hasher.leaf(bytes.as_ref()));
+        Ok(Scanned::Data { block, digest, bytes })
+    }
+}
+
+impl Walker {
+    fn advance(&mut self, scan: &Scanner<'_>) -> Result<Option<(u64, Job)>> {
+        let geometry = &scan.geometry;
+        if self.next.0 >= geometry.block_count().0 {
+            return Ok(None);
+        }
+        let first = self.next;
+        let at = geometry.start_of(first);
+        let count = geometry.whole_blocks(first, self.zeros_from(scan.disk, at, geometry)?).min(ZERO_RUN_MAX);
+        let (job, taken) = match count {
+            0 => (Job::Read { block: first }, 1),
+            _ => (Job::Zeros { first, count }, count),
+        };
+        self.next = BlockIndex(first.0 + taken);
+        scan.counts.position.store(geometry.start_of(self.next).0, Ordering::Relaxed);
+        self.number += 1;
+        Ok(Some((self.number - 1, job)))
+    }
+
+    /// Where the run of zeros that begins at `at` ends; `at` itself when there is none. Neighbouring extents are joined until
+    /// the run is decided.
+    fn zeros_from(&mut self, disk: &dyn Source, at: ByteOffset, geometry: &Geometry) -> Result<ByteOffset> {
+        let limit = at.advanced(ZERO_RUN_MAX * geometry.block_size().len() as u64);
+        let mut end = at;
+        while end.0 < geometry.disk_len() && end < limit {
+            let (until, kind) = match self.extent {
+                Some((until, kind)) if until > end => (until, kind),
+                _ => {
+                    let found = disk.extent_at(end)?;
+                    if found.end <= end {
+                        let message = "the disk reports an extent without length";
+                        return Err(Error::new(ErrorKind::Io, message).at(end.0));
+                    }
+                    self.extent = Some((found.end, found.kind));
+                    (found.end, found.kind)
+                }
+            };
+            if kind == ExtentKind::Data {
+                break;
+            }
+            end = until;
+        }
+        Ok(end)
+    }
+}
+
+/// Puts the results back into order.
+fn deliver(
+    rx: &Receiver<(u64, Scanned)>,
+    abort: &Abort,
+    stop: &Abort,
+    sink: &mut impl FnMut(Scanned) -> Result<()>,
+) -> Result<()> {
+    let mut early = BTreeMap::new();
+    let mut next = 0;
+    for (number, scanned) in rx {
+        early.insert(number, scanned);
+        while let Some(scanned) = early.remove(&next) {
+            next += 1;
+            abort.check()?;
+            stop.check()?;
+            sink(scanned)?;
+        }
+    }
+    abort.check()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::MemoryDisk;
+    use crate::hash::HashKind;
+    use crate::tree::{Leaf, TreeBuilder};
+    use crate::units::BlockSize;
+
+    fn scan(disk: &MemoryDisk, threads: usize) -> (Vec<(u64, u64)>, Digest, ScanCounts) {
+        let len = disk.info().virtual_size;
+        let geometry = Geometry::new(len, BlockSize::new(64 << 10).unwrap()).unwrap();
+        let hasher = Hasher::new(HashKind::Blake3);
+        let counts = ScanCounts::default();
+        let scanner = Scanner {
+            disk,
+            geometry,
+            hasher: Some(&hasher),
+            pool: &BufferPool::new(threads + 1),
+            threads,
+            reader: None,
+            counts: &counts,
+        };
+        let mut order = Vec::new();
+        let mut tree = TreeBuilder::new(&hasher, geometry);
+        scanner
+            .run(&Abort::new(), |scanned| {
+                match scanned {
+                    Scanned::Zeros { first, count } => {
+                        order.push((first.0, count));
+                        tree.push(Leaf::Zero, count);
+                    }
+                    Scanned::Data { block, digest, .. } => {
+                        order.push((block.0, 1));
+                        tree.push(Leaf::Data(digest.unwrap()), 1);
+                    }
+                }
+                Ok(())
+            })
+            .unwrap();
+        (order, tree.finish(), counts)
+    }
+
+    fn striped() -> Vec<u8> {
+        let mut bytes = vec![0; (64 << 10) * 40 + 512];
+        for block in [0, 1, 7, 8, 39, 40] {
+            bytes[block * (64 << 10) + 11] = u8::try_from(block).unwrap() + 1;
+        }
+        bytes
+    }
+
+    // Goal: the stream is gapless and in order whatever the threads do. Method: one and four threads, same result.
+    #[test]
+    fn every_block_once_and_in_order() {
+        let disk = MemoryDisk::new(striped());
+        let (order, root, counts) = scan(&disk, 4);
+        let mut next = 0;
+        for (first, count) in order {
+            assert_eq!(first, next);
+            next += count;
+        }
+        assert_eq!(next, 41);
+        assert_eq!(root, scan(&disk, 1).1);
+        assert_eq!(counts.hashed_blocks.into_inner(), 6);
+        assert_eq!(counts.skipped_blocks.into_inner(), 35);
+    }
+
+    // Goal: a sink's error ends the scan with all threads joined. Method: fail at the first piece.
+    #[test]
+    fn an_error_of_the_sink_ends_the_scan() {
+        let disk = MemoryDisk::new(striped());
+        let geometry = Geometry::new(disk.info().virtual_size, BlockSize::new(64 << 10).unwrap()).unwrap();
+        let scanner = Scanner {
+            disk: &disk,
+            geometry,
+            hasher: None,
+            pool: &BufferPool::new(5),
+            threads: 4,
+            reader: None,
+            counts: &ScanCounts::default(),
+        };
+        let failed = scanner.run(&Abort::new(), |_| Err(Error::new(ErrorKind::Io, "sink")));
+        assert_eq!(failed.unwrap_err().message(), "sink");
+    }
+}

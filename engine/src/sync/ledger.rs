@@ -1,0 +1,266 @@
+//! The target's account of every block between "hash sent" and "known for good", and the tree that grows behind it.
+//!
+//! ```text
+//!  0 ........ drained ........ compared ............ scanned ......... end
+//!    in the tree   | equal unless in `changed` | hash sent, no verdict |
+//! ```
+//! A block below `compared` is equal unless the source asked for its sub-blocks (`want`) or said what becomes of it
+//! (`resolve`). Leaves go to the tree in order; a block that is wanted and not yet resolved holds the later ones back, and
+//! through the window in the end the scan. That bounds the ledger.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::hash::Digest;
+use crate::tree::{Leaf, TreeBuilder};
+
+/// Entries (hashes or zero runs) that the target may be ahead of what is known for good: 512 KiB of BLAKE3, 16 GiB of disk.
+pub(super) const WINDOW: usize = 16 << 10;
+/// Blocks that arrive before earlier ones in a full copy. The source's buffers bound an honest one to far less.
+const AHEAD_MAX: usize = 64 << 10;
+
+/// A run of blocks as it was scanned.
+#[derive(Debug)]
+struct Old {
+    first: u64,
+    count: u64,
+    /// `None` in a full copy: nothing was read.
+    leaf: Option<Leaf>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Change {
+    count: u64,
+    /// `None` while the source has only announced it.
+    leaf: Option<Leaf>,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    tree: TreeBuilder,
+    old: VecDeque<Old>,
+    changed: BTreeMap<u64, Change>,
+    scanned: u64,
+    compared: u64,
+    total: u64,
+}
+
+impl Ledger {
+    /// For a comparison: blocks come by [`Ledger::scanned`].
+    pub(super) fn of_scan(tree: TreeBuilder, total: u64) -> Self {
+        Self { tree, old: VecDeque::new(), changed: BTreeMap::new(), scanned: 0, compared: 0, total }
+    }
+
+    /// For a full copy: every block has to be resolved by the source.
+    pub(super) fn of_full_copy(tree: TreeBuilder, total: u64) -> Self {
+        let mut ledger = Self::of_scan(tree, total);
+        ledger.old.push_back(Old { first: 0, count: total, leaf: None });
+        ledger.scanned = total;
+        ledger.compared = 0;
+        ledger
+    }
+
+    /// The next `count` blocks hold `leaf`.
+    pub(super) fn scanned(&mut self, leaf: Leaf, count: u64) {
+        self.old.push_back(Old { first: self.scanned, count, leaf: Some(leaf) });
+        self.scanned += count;
+    }
+
+    /// Whether the scan may go on.
+    pub(super) fn has_room(&self) -> bool {
+        self.old.len() < WINDOW
+    }
+
+    /// Whether every block is known for good.
+    pub(super) fn is_complete(&self) -> bool {
+        self.tree.next().0 == self.total
+    }
+
+    /// The root over what the disk holds now.
+    pub(super) fn root(&self) -> Digest {
+        self.tree.finish()
+    }
+
+    /// The source has compared everything below `up_to`.
+    ///
+    /// # Errors
+    /// `Protocol` when it goes back or knows what it was not told.
+    pub(super) fn compared(&mut self, up_to: u64) -> Result<()> {
+        if up_to < self.compared || up_to > self.scanned {
+            return Err(protocol(format!("compared up to block {up_to} out of order")));
+        }
+        self.compared = up_to;
+        self.drain();
+        Ok(())
+    }
+
+    /// The source will change `block`. What it holds now, `None` in a full copy.
+    ///
+    /// # Errors
+    /// `Protocol` for a block that is settled, unknown, or wanted twice.
+    pub(super) fn want(&mut self, block: u64) -> Result<Option<Leaf>> {
+        self.check_free(block, 1)?;
+        self.changed.insert(block, Change { count: 1, leaf: None });
+        Ok(self.old_leaf(block))
+    }
+
+    /// What a block that is not settled held when it was scanned.
+    pub(super) fn old_leaf(&self, block: u64) -> Option<Leaf> {
+        let at = self.old.partition_point(|old| old.first + old.count <= block);
+        self.old.get(at).filter(|old| old.first <= block).and_then(|old| old.leaf)
+    }
+
+    /// Whether the source asked for this block and has not yet sent it.
+    pub(super) fn is_wanted(&self, block: u64) -> bool {
+        self.changed.get(&block).is_some_and(|change| change.leaf.is_none())
+    }
+
+    /// A wanted block now holds `leaf`.
+    ///
+    /// # Errors
+    /// `Protocol` when it was not wanted.
+    pub(super) fn resolve_wanted(&mut self, block: u64, leaf: Leaf) -> Result<()> {
+        match self.changed.get_mut(&block) {
+            Some(change) if change.leaf.is_none() => change.leaf = Some(leaf),
+            _ => return Err(protocol(format!("data for block {block}, which was not announced"))),
+        }
+        self.drain();
+        Ok(())
+    }
+
+    /// Blocks that nobody asked about now hold `leaf`.
+    ///
+    /// # Errors
+    /// `Protocol` for blocks that are settled, unknown, or changed twice.
+    pub(super) fn resolve(&mut self, first: u64, count: u64, leaf: Leaf) -> Result<()> {
+        self.check_free(first, count)?;
+        self.changed.insert(first, Change { count, leaf: Some(leaf) });
+        self.drain();
+        Ok(())
+    }
+
+    /// Refuses what [`Ledger::resolve`] would refuse, before anything is written for it.
+    pub(super) fn check_free(&self, first: u64, count: u64) -> Result<()> {
+        let end = first.checked_add(count).filter(|end| *end <= self.scanned);
+        let Some(end) = end.filter(|_| first >= self.compared && first >= self.tree.next().0) else {
+            return Err(protocol(format!("{count} blocks from {first} are not open to change")));
+        };
+        let before = self.changed.range(..end).next_back();
+        if before.is_some_and(|(at, change)| at + change.count > first) {
+            return Err(protocol(format!("{count} blocks from {first} are changed twice")));
+        }
+        if self.changed.len() >= AHEAD_MAX {
+            return Err(protocol("too many blocks out of order".into()));
+        }
+        Ok(())
+    }
+
+    /// Moves everything that is known for good into the tree.
+    fn drain(&mut self) {
+        while let Some(old) = self.old.front_mut() {
+            let moved = match self.changed.first_key_value() {
+                Some((&first, &change)) if first == old.first => match change.leaf {
+                    Some(leaf) => {
+                        self.changed.pop_first();
+                        self.tree.push(leaf, change.count);
+                        change.count
+                    }
+                    None => return,
+                },
+                next_change => {
+                    let until = next_change.map_or(self.compared, |(&first, _)| first.min(self.compared));
+                    let equal = (old.first + old.count).min(until).saturating_sub(old.first);
+                    match old.leaf {
+                        Some(leaf) if equal > 0 => self.tree.push(leaf, equal),
+                        _ => return,
+                    }
+                    equal
+                }
+            };
+            self.skip(moved);
+        }
+    }
+
+    /// Drops the first `count` blocks of `old`; a change may cover several of its runs.
+    fn skip(&mut self, mut count: u64) {
+        while count > 0 {
+            let front = self.old.front_mut().expect("changes lie within scanned blocks");
+            let taken = front.count.min(count);
+            front.first += taken;
+            front.count -= taken;
+            count -= taken;
+            if front.count == 0 {
+                self.old.pop_front();
+            }
+        }
+    }
+}
+
+fn protocol(message: String) -> Error {
+    Error::new(ErrorKind::Protocol, format!("peer: {message}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hash::{HashKind, Hasher};
+    use crate::units::{BlockSize, Geometry};
+
+    fn ledger(blocks: u64, is_full: bool) -> Ledger {
+        let geometry = Geometry::new(blocks << 20, BlockSize::DEFAULT).unwrap();
+        let tree = TreeBuilder::new(&Hasher::new(HashKind::Xxh3), geometry);
+        match is_full {
+            true => Ledger::of_full_copy(tree, blocks),
+            false => Ledger::of_scan(tree, blocks),
+        }
+    }
+
+    fn leaf(byte: u8) -> Leaf {
+        Leaf::Data(Digest::from([byte; 16]))
+    }
+
+    // Goal: the root is over the changed disk, whatever order the answers come in. Method: one block late, one zero run over
+    // several scanned runs, against a ledger that is told everything in order.
+    #[test]
+    fn changes_out_of_order_give_the_root_of_the_result() {
+        let mut late = ledger(6, false);
+        late.scanned(leaf(1), 1);
+        late.scanned(Leaf::Zero, 2);
+        late.scanned(leaf(4), 1);
+        late.scanned(leaf(5), 1);
+        late.scanned(leaf(6), 1);
+        assert_eq!(late.want(1).unwrap(), Some(Leaf::Zero));
+        late.resolve(3, 2, Leaf::Zero).unwrap();
+        late.compared(6).unwrap();
+        assert!(!late.is_complete());
+        late.resolve_wanted(1, leaf(9)).unwrap();
+        assert!(late.is_complete());
+
+        let mut plain = ledger(6, true);
+        for (block, leaf) in [leaf(1), leaf(9), Leaf::Zero, Leaf::Zero, Leaf::Zero, leaf(6)].into_iter().enumerate() {
+            plain.resolve(block as u64, 1, leaf).unwrap();
+        }
+        assert_eq!(late.root(), plain.root());
+    }
+
+    // Goal: a hostile source cannot have blocks changed that were not compared, or twice. Method: each misuse once.
+    #[test]
+    fn misuse_by_the_peer_is_refused() {
+        let mut ledger = ledger(4, false);
+        ledger.scanned(leaf(1), 1);
+        ledger.scanned(leaf(2), 1);
+        assert!(ledger.want(2).is_err());
+        assert!(ledger.compared(3).is_err());
+        assert!(ledger.resolve_wanted(0, leaf(7)).is_err());
+        ledger.want(1).unwrap();
+        assert!(ledger.want(1).is_err());
+        assert!(ledger.resolve(0, 2, Leaf::Zero).is_err());
+        assert!(ledger.resolve(0, u64::MAX, Leaf::Zero).is_err());
+        ledger.compared(2).unwrap();
+        assert!(ledger.compared(1).is_err());
+        assert!(ledger.want(0).is_err());
+        ledger.resolve_wanted(1, leaf(7)).unwrap();
+        assert!(ledger.resolve_wanted(1, leaf(7)).is_err());
+    }
+}

@@ -1,0 +1,32 @@
+//! The two roles of a session over a link: the side that is read and the side that is made equal.
+//!
+//! ```text
+//!        source                                           target
+//!   scan: read, hash ---.                       .--- scan: read, hash        both at the same time
+//!                        v     HASHES, ZEROS    |
+//!                     compare <-----------------'
+//!            differs: WANT --------------------------> sums of its 4 KiB pieces
+//!                              SUB HASHES <-----------'
+//!   pack dirty pieces: DATA -------------------------> patch, check the block's hash, apply
+//!   COMPARED up to n ------------------------------->  the others below n are equal
+//!   END with root ---------------------------------->  flush, read back, close
+//!                              RESULT with root <------'
+//! ```
+//! Neither side waits for a reply while it has blocks to compare; what is under way is bounded by the window of hashes and by
+//! the source's buffers. No receiving thread ever waits for the sending one of its own side, so the two streams cannot block
+//! each other.
+
+mod ledger;
+mod outbox;
+mod pack;
+mod role;
+mod session;
+mod source_role;
+mod target_role;
+mod their_stream;
+
+pub use session::{Phase, Session, SessionLink, SessionOptions, SessionProgress, Task};
+pub use source_role::run_source;
+pub(crate) use outbox::peer_error;
+pub(crate) use pack::unpack;
+pub use target_role::{Changes, run_target};

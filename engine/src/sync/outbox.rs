@@ -1,0 +1,113 @@
+//! The sending half of a session: one queue, one thread that owns the link's sender.
+//!
+//! The queue itself has no bound. What may wait in it has: data holds buffers of a bounded pool, answers are owed to a bounded
+//! number of questions, hashes run ahead by a bounded window. So no thread that receives ever blocks on sending.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use failback_transport::{Message, MessageSender};
+
+use crate::abort::Abort;
+use crate::error::{Error, ErrorKind, Result};
+
+/// A peer that hears nothing for a minute gives up; we speak up well before.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// How often an idle sender looks whether the job was aborted.
+const POLL: Duration = Duration::from_millis(100);
+
+/// Where all threads of a role put their messages. Dropping the last clone ends the stream.
+#[derive(Clone, Debug)]
+pub(crate) struct Outbox {
+    queue: Sender<Message>,
+}
+
+/// The other end of an [`Outbox`].
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    queue: Receiver<Message>,
+}
+
+impl Outbox {
+    pub(crate) fn new() -> (Self, Outgoing) {
+        let (queue, rest) = unbounded();
+        (Self { queue }, Outgoing { queue: rest })
+    }
+
+    /// Queues a message; never waits. After the end of the session it goes nowhere.
+    pub(crate) fn send(&self, message: Message) {
+        drop(self.queue.send(message));
+    }
+}
+
+impl Outgoing {
+    /// Sends until all outboxes are gone, or until the job is aborted: then tells the peer why, and ends.
+    pub(crate) fn pump(self, link: &mut MessageSender, abort: &Abort) -> Result<()> {
+        let mut last_sent = Instant::now();
+        loop {
+            if abort.is_set() {
+                return tell_why(link, abort);
+            }
+            match self.queue.recv_timeout(POLL) {
+                Ok(message) => {
+                    send_all(link, message, &self.queue).map_err(peer_error)?;
+                    last_sent = Instant::now();
+                }
+                Err(RecvTimeoutError::Timeout) if last_sent.elapsed() >= KEEP_ALIVE => {
+                    link.send(&Message::KeepAlive).and_then(|()| link.flush()).map_err(peer_error)?;
+                    last_sent = Instant::now();
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+        }
+    }
+}
+
+fn send_all(
+    link: &mut MessageSender,
+    first: Message,
+    queue: &Receiver<Message>,
+) -> failback_transport::Result<()> {
+    link.send(&first)?;
+    drop(first);
+    while let Ok(message) = queue.try_recv() {
+        link.send(&message)?;
+    }
+    link.flush()
+}
+
+fn tell_why(link: &mut MessageSender, abort: &Abort) -> Result<()> {
+    let cancelled = || Error::new(ErrorKind::Cancelled, "cancelled by the other side").to_wire();
+    let failure = abort.failure().unwrap_or_else(cancelled);
+    // The link may be what failed; then there is nobody to tell.
+    drop(link.send(&Message::Failure(failure)).and_then(|()| link.flush()));
+    Ok(())
+}
+
+/// An error of the transport in the engine's words.
+pub(crate) fn peer_error(error: failback_transport::Error) -> Error {
+    use failback_transport::ErrorKind as From;
+    let kind = match error.kind() {
+        From::Protocol | From::Version => ErrorKind::Protocol,
+        From::Refused => ErrorKind::Refused,
+        _ => ErrorKind::PeerGone,
+    };
+    Error::new(kind, "link to the peer").caused_by(error)
+}
+
+/// Counts hashes that are under way in one direction.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct InFlight(Arc<AtomicU64>);
+
+impl InFlight {
+    pub(crate) fn add(&self, count: u64) -> u64 {
+        self.0.fetch_add(count, Ordering::SeqCst) + count
+    }
+
+    pub(crate) fn remove(&self, count: u64) {
+        self.0.fetch_sub(count, Ordering::SeqCst);
+    }
+}

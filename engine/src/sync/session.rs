@@ -1,0 +1,131 @@
+//! What both roles of a session agree on, and the progress they share with whoever watches.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use failback_transport as wire;
+
+use crate::error::Result;
+use crate::hash::{HashKind, Hasher};
+use crate::pipeline::ScanCounts;
+use crate::units::{BlockSize, Geometry};
+
+pub use failback_transport::Task;
+
+/// Bytes of block buffers that one side of a session uses.
+const BUFFER_BUDGET: usize = 48 << 20;
+/// Fewer buffers than this stall the pipeline, however large they are.
+const BUFFER_COUNT_MIN: usize = 8;
+/// Reading and hashing threads: more than this compete for memory bandwidth only.
+const THREAD_COUNT_MAX: usize = 16;
+
+/// A link on which both sides have shaken hands and agreed on the session.
+pub struct SessionLink {
+    /// Sends messages.
+    pub sender: wire::MessageSender,
+    /// Receives messages.
+    pub receiver: wire::MessageReceiver,
+    /// Ends all waiting on the link.
+    pub closer: Arc<dyn wire::link::LinkCloser>,
+    /// The peer in words, for errors.
+    pub peer: String,
+}
+
+/// How a session is run.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionOptions {
+    /// Compare and send what differs, send everything, or compare only.
+    pub task: Task,
+    /// The hash of blocks and tree.
+    pub hash: HashKind,
+    /// The unit of comparison.
+    pub block_size: BlockSize,
+    /// What is read back at the end.
+    pub verify: wire::VerifyLevel,
+    /// Whether payload is compressed where that makes it shorter.
+    pub compress: wire::Compress,
+    /// Seed of the 64-bit sums of sub-blocks; a fresh random number for each session.
+    pub sub_hash_seed: u64,
+}
+
+/// A session of two disks of one length.
+#[derive(Clone, Debug)]
+pub struct Session {
+    /// How it is run.
+    pub options: SessionOptions,
+    /// How the disks are cut.
+    pub geometry: Geometry,
+    /// The hasher of [`SessionOptions::hash`].
+    pub hasher: Hasher,
+    /// Reading and hashing threads of this side.
+    pub threads: usize,
+    /// What this side did so far.
+    pub progress: Arc<SessionProgress>,
+}
+
+impl Session {
+    /// A session over disks of `disk_len` bytes.
+    ///
+    /// # Errors
+    /// `Unsupported` for a disk over 64 TiB.
+    pub fn new(options: SessionOptions, disk_len: u64) -> Result<Self> {
+        let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        Ok(Self {
+            options,
+            geometry: Geometry::new(disk_len, options.block_size)?,
+            hasher: Hasher::new(options.hash),
+            threads: cores.clamp(2, THREAD_COUNT_MAX),
+            progress: Arc::default(),
+        })
+    }
+
+    /// Whether blocks are hashed: always, but for a full copy that nobody wants proven.
+    #[must_use]
+    pub fn is_hashed(&self) -> bool {
+        !(self.options.task == Task::Full && self.options.verify == wire::VerifyLevel::Off)
+    }
+
+    /// How many block buffers one side may hold.
+    pub(crate) fn buffer_count(&self) -> usize {
+        let fitting = BUFFER_BUDGET / self.options.block_size.len();
+        fitting.max(BUFFER_COUNT_MIN).max(self.threads + 2)
+    }
+}
+
+/// Where a session stands. Written by the roles, read by whoever draws a progress bar.
+#[derive(Debug, Default)]
+pub struct SessionProgress {
+    /// The scan of this side.
+    pub scan: ScanCounts,
+    /// Payload bytes sent or received.
+    pub payload: AtomicU64,
+    /// Bytes read back for the proof.
+    pub verified: AtomicU64,
+    /// Bytes that the proof has to read back, once they are known.
+    pub verify_total: AtomicU64,
+    phase: AtomicU8,
+}
+
+/// What a session is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Comparing and copying.
+    Copy,
+    /// Reading back.
+    Verify,
+}
+
+impl SessionProgress {
+    /// The present phase.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::Relaxed) {
+            0 => Phase::Copy,
+            _ => Phase::Verify,
+        }
+    }
+
+    pub(crate) fn enter_verify(&self) {
+        self.phase.store(1, Ordering::Relaxed);
+    }
+}

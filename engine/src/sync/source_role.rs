@@ -1,0 +1,406 @@
+//! The side that is read: hashes its disk, compares, and sends what differs.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use crossbeam::channel::bounded;
+use failback_transport::{
+    Digest, Message, MessageReceiver, SourceEnd, TargetResult, Task,
+};
+use rayon::ThreadPool;
+
+use super::outbox::Outbox;
+use super::pack::{Packed, pack_difference, pack_whole};
+use super::role::{pump, receive, watch};
+use super::session::{Session, SessionLink, SessionOptions, SessionProgress};
+use super::their_stream::{TheirHashes, TheirStream, their_stream};
+use crate::abort::Abort;
+use crate::disk::Source;
+use crate::error::{Error, ErrorKind, Result};
+use crate::pipeline::{BufferPool, PooledBuffer, Scanned, Scanner};
+use crate::tree::{Leaf, TreeBuilder};
+use crate::units::{BlockIndex, Geometry, range_len};
+
+/// Stands for the digest of a block that nobody hashes.
+const NO_DIGEST: [u8; 16] = [0; 16];
+/// How often a wait looks whether the job was aborted.
+const POLL: Duration = Duration::from_millis(100);
+/// Blocks of data after which the target learns how far the comparison is: often enough to keep its window open.
+const COMPARED_EVERY: u64 = 1024;
+
+/// Runs the source's role to its end: what this side did, and what the target says it holds.
+///
+/// # Errors
+/// The first error of either side. The link is closed then.
+pub fn run_source(
+    session: &Session,
+    disk: &dyn Source,
+    link: SessionLink,
+    abort: &Arc<Abort>,
+) -> Result<(SourceEnd, TargetResult)> {
+    let SessionLink { mut sender, mut receiver, closer, peer } = link;
+    abort.add_closer(closer);
+    let (outbox, outgoing) = Outbox::new();
+    let total = session.geometry.block_count().0;
+    let (hashes, theirs) = their_stream(total, session.options.hash.digest_len());
+    let packing = Arc::new(Packing {
+        options: session.options,
+        abort: abort.clone(),
+        outstanding: Outstanding::default(),
+        counts: Counts::default(),
+        progress: session.progress.clone(),
+    });
+    let waiting = Waiting::default();
+    let threads = rayon::ThreadPoolBuilder::new().num_threads(session.threads);
+    let run = |pool: &ThreadPool| {
+        let (done, is_done) = bounded::<()>(0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| pump(outgoing, &mut sender, abort));
+            scope.spawn(move || watch(&is_done, abort));
+            let incoming = Incoming {
+                geometry: session.geometry,
+                disk,
+                peer: &peer,
+                waiting: &waiting,
+                jobs: Jobs { pool, outbox: outbox.clone(), packing: packing.clone() },
+                hashes,
+            };
+            let receiver = &mut receiver;
+            let result = scope.spawn(move || abort.guard(|| incoming.run(receiver)));
+            let jobs = Jobs { pool, outbox, packing: packing.clone() };
+            let end = abort.guard(|| Comparison::new(session, &waiting, theirs, jobs).run(disk, abort));
+            let result = result.join().expect("the receiver turns its errors into values");
+            drop(done);
+            end.zip(result)
+        })
+    };
+    let outcome = threads
+        .build_scoped(rayon::ThreadBuilder::run, run)
+        .map_err(|e| Error::new(ErrorKind::Io, "start threads").caused_by(e))?;
+    abort.verdict()?;
+    let (end, result) = outcome.expect("without a verdict both have ended well");
+    // The peer has said all it had to say; that it may close now is a courtesy, and lost with the link.
+    drop(sender.send(&Message::Bye).and_then(|()| sender.flush()));
+    Ok((end, result))
+}
+
+/// Differing blocks that wait for the target's sub-block sums.
+type Waiting = Mutex<HashMap<u64, (Digest, PooledBuffer)>>;
+
+fn locked(waiting: &Waiting) -> std::sync::MutexGuard<'_, HashMap<u64, (Digest, PooledBuffer)>> {
+    waiting.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    changed: AtomicU64,
+    raw: AtomicU64,
+    sent: AtomicU64,
+}
+
+/// What every packing job needs.
+#[derive(Debug)]
+struct Packing {
+    options: SessionOptions,
+    abort: Arc<Abort>,
+    outstanding: Outstanding,
+    counts: Counts,
+    progress: Arc<SessionProgress>,
+}
+
+/// Blocks that were announced and are not queued for sending yet.
+#[derive(Debug, Default)]
+struct Outstanding {
+    count: Mutex<u64>,
+    is_idle: Condvar,
+}
+
+impl Outstanding {
+    fn add(&self) {
+        *self.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+    }
+
+    fn remove(&self) {
+        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        *count -= 1;
+        if *count == 0 {
+            self.is_idle.notify_all();
+        }
+    }
+
+    fn wait_until_none(&self, abort: &Abort) -> Result<()> {
+        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        while *count > 0 {
+            abort.check()?;
+            let waited = self.is_idle.wait_timeout(count, POLL);
+            count = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        abort.check()
+    }
+}
+
+/// Packs blocks on the pool; a job computes and queues, it never waits.
+#[derive(Clone)]
+struct Jobs<'p> {
+    pool: &'p ThreadPool,
+    outbox: Outbox,
+    packing: Arc<Packing>,
+}
+
+impl Jobs<'_> {
+    fn spawn(&self, pack: impl FnOnce(&SessionOptions) -> Result<Packed> + Send + 'static) {
+        let (outbox, packing) = (self.outbox.clone(), self.packing.clone());
+        self.pool.spawn(move || {
+            packing.abort.guard(|| {
+                let packed = pack(&packing.options)?;
+                packing.send(packed, &outbox);
+                packing.outstanding.remove();
+                Ok(())
+            });
+        });
+    }
+}
+
+impl Packing {
+    fn send(&self, Packed { data, changed_len }: Packed, outbox: &Outbox) {
+        let sent = data.payload.len() as u64;
+        self.counts.changed.fetch_add(changed_len, Ordering::Relaxed);
+        self.counts.raw.fetch_add(u64::from(data.raw_len), Ordering::Relaxed);
+        self.counts.sent.fetch_add(sent, Ordering::Relaxed);
+        self.progress.payload.fetch_add(sent, Ordering::Relaxed);
+        outbox.send(Message::Data(data));
+    }
+}
+
+/// The receiving thread.
+struct Incoming<'a> {
+    geometry: Geometry,
+    disk: &'a dyn Source,
+    peer: &'a str,
+    waiting: &'a Waiting,
+    jobs: Jobs<'a>,
+    hashes: TheirHashes,
+}
+
+impl Incoming<'_> {
+    fn run(mut self, receiver: &mut MessageReceiver) -> Result<TargetResult> {
+        let resends = BufferPool::new(1);
+        loop {
+            match receive(receiver, self.peer, &self.jobs.packing.abort)? {
+                Message::Hashes { first_block, hash_len, payload } => {
+                    self.hashes.hashes(first_block, usize::from(hash_len), payload)?;
+                }
+                Message::ZeroBlocks { first_block, count } => self.hashes.zeros(first_block, count)?,
+                Message::ScanEnd { .. } => {}
+                Message::SubHashes { block, payload } => self.answer(block, payload)?,
+                Message::Resend { block } => self.resend(block, &resends)?,
+                Message::Result(result) => return Ok(result),
+                _ => return Err(Error::new(ErrorKind::Protocol, "peer: a message out of place")),
+            }
+        }
+    }
+
+    fn answer(&self, block: u64, sums: Bytes) -> Result<()> {
+        let waiting = locked(self.waiting).remove(&block);
+        let Some((digest, bytes)) = waiting else {
+            return Err(Error::new(ErrorKind::Protocol, "peer: sub-block sums nobody asked for"));
+        };
+        self.jobs.spawn(move |options| {
+            pack_difference(block, digest, bytes, &sums, options.sub_hash_seed, options.compress)
+        });
+        Ok(())
+    }
+
+    /// Reads the block again: its buffer is long gone, and a second read is cheaper than keeping all of them. A buffer of the
+    /// pool would not do, since those may all wait for this very thread.
+    fn resend(&self, block: u64, buffers: &BufferPool) -> Result<()> {
+        let index = BlockIndex(block);
+        let len = self.geometry.block_len(index);
+        if len == 0 {
+            return Err(Error::new(ErrorKind::Protocol, "peer: asks for a block past the end"));
+        }
+        let mut bytes = buffers.take(len, &self.jobs.packing.abort)?;
+        self.disk.read(self.geometry.start_of(index), bytes.bytes_mut())?;
+        let hasher = crate::hash::Hasher::new(self.jobs.packing.options.hash);
+        let digest = hasher.leaf(bytes.as_ref());
+        self.jobs.packing.outstanding.add();
+        self.jobs.spawn(move |options| Ok(pack_whole(block, digest, bytes, options.compress)));
+        Ok(())
+    }
+}
+
+/// The comparing thread: its own scan beside the target's stream.
+struct Comparison<'a> {
+    session: &'a Session,
+    waiting: &'a Waiting,
+    theirs: TheirStream,
+    jobs: Jobs<'a>,
+    tree: TreeBuilder,
+    /// Blocks to become zero that were not announced yet: neighbours travel as one message.
+    zeros: Range<u64>,
+    compared: u64,
+    told: u64,
+    differing: u64,
+    zeroed: u64,
+}
+
+impl<'a> Comparison<'a> {
+    fn new(session: &'a Session, waiting: &'a Waiting, theirs: TheirStream, jobs: Jobs<'a>) -> Self {
+        let tree = TreeBuilder::new(&session.hasher, session.geometry);
+        Self { session, waiting, theirs, jobs, tree, zeros: 0..0, compared: 0, told: 0, differing: 0, zeroed: 0 }
+    }
+
+    fn run(mut self, disk: &dyn Source, abort: &Abort) -> Result<SourceEnd> {
+        let session = self.session;
+        let scanner = Scanner {
+            disk,
+            geometry: session.geometry,
+            hasher: session.is_hashed().then_some(&session.hasher),
+            pool: &BufferPool::new(session.buffer_count()),
+            threads: session.threads,
+            reader: None,
+            counts: &session.progress.scan,
+        };
+        scanner.run(abort, |scanned| match session.options.task {
+            Task::Full => self.send_unseen(scanned),
+            _ => self.compare(scanned, abort),
+        })?;
+        self.announce_zeros();
+        self.tell_compared();
+        // Every block that was announced is on its way then: the counts are final, and END comes after all data.
+        self.jobs.packing.outstanding.wait_until_none(abort)?;
+        let end = self.end();
+        let Self { jobs, .. } = self;
+        jobs.outbox.send(Message::End(end.clone()));
+        Ok(end)
+    }
+
+    fn compare(&mut self, scanned: Scanned, abort: &Abort) -> Result<()> {
+        match scanned {
+            Scanned::Zeros { mut count, .. } => {
+                self.tree.push(Leaf::Zero, count);
+                while count > 0 {
+                    let (theirs, run) = self.theirs.next(count, abort)?;
+                    if theirs != Leaf::Zero {
+                        self.make_zero(run);
+                    }
+                    self.advance(run);
+                    count -= run;
+                }
+            }
+            Scanned::Data { block, digest, bytes } => {
+                let digest = digest.expect("a comparison hashes");
+                self.tree.push(Leaf::Data(digest), 1);
+                let (theirs, _) = self.theirs.next(1, abort)?;
+                if theirs != Leaf::Data(digest) {
+                    self.differs(block.0, digest, bytes, theirs);
+                }
+                self.advance(1);
+            }
+        }
+        Ok(())
+    }
+
+    fn differs(&mut self, block: u64, digest: Digest, bytes: PooledBuffer, theirs: Leaf) {
+        self.differing += 1;
+        if self.session.options.task == Task::Compare {
+            return;
+        }
+        self.jobs.packing.outstanding.add();
+        match theirs {
+            Leaf::Zero => {
+                self.jobs.outbox.send(Message::Want { block });
+                self.jobs.spawn(move |options| Ok(pack_whole(block, digest, bytes, options.compress)));
+            }
+            Leaf::Data(_) => {
+                locked(self.waiting).insert(block, (digest, bytes));
+                self.jobs.outbox.send(Message::Want { block });
+            }
+        }
+    }
+
+    /// A full copy: nothing is known about the target, and nothing is asked.
+    fn send_unseen(&mut self, scanned: Scanned) -> Result<()> {
+        match scanned {
+            Scanned::Zeros { count, .. } => {
+                if self.session.is_hashed() {
+                    self.tree.push(Leaf::Zero, count);
+                }
+                self.make_zero(count);
+                self.compared += count;
+            }
+            Scanned::Data { block, digest, bytes } => {
+                if let Some(digest) = digest {
+                    self.tree.push(Leaf::Data(digest), 1);
+                }
+                let digest = digest.unwrap_or_else(|| NO_DIGEST.into());
+                self.compared += 1;
+                self.jobs.packing.outstanding.add();
+                let block = block.0;
+                self.jobs.spawn(move |options| Ok(pack_whole(block, digest, bytes, options.compress)));
+            }
+        }
+        Ok(())
+    }
+
+    fn make_zero(&mut self, count: u64) {
+        if self.session.options.task != Task::Full {
+            let range = self.session.geometry.range_of(BlockIndex(self.compared), count);
+            self.jobs.packing.counts.changed.fetch_add(range_len(&range), Ordering::Relaxed);
+            self.differing += count;
+            self.zeroed += count;
+        }
+        if self.session.options.task == Task::Compare {
+            return;
+        }
+        if self.zeros.end != self.compared {
+            self.announce_zeros();
+            self.zeros = self.compared..self.compared;
+        }
+        self.zeros.end += count;
+    }
+
+    fn announce_zeros(&mut self) {
+        let Range { start, end } = std::mem::take(&mut self.zeros);
+        if start < end {
+            self.jobs.outbox.send(Message::Zero { first_block: start, count: end - start });
+        }
+    }
+
+    fn advance(&mut self, count: u64) {
+        self.compared += count;
+        if self.compared - self.told >= COMPARED_EVERY {
+            self.announce_zeros();
+            self.tell_compared();
+        }
+    }
+
+    fn tell_compared(&mut self) {
+        if self.session.options.task != Task::Full {
+            self.told = self.compared;
+            self.jobs.outbox.send(Message::Compared { up_to_block: self.compared });
+        }
+    }
+
+    fn end(&self) -> SourceEnd {
+        let scan = &self.session.progress.scan;
+        let counts = &self.jobs.packing.counts;
+        let total = self.session.geometry.block_count().0;
+        let is_whole = self.tree.next().0 == total && self.session.is_hashed();
+        SourceEnd {
+            root: is_whole.then(|| self.tree.finish()),
+            source_read: scan.read_len.load(Ordering::Relaxed),
+            hashed_blocks: scan.hashed_blocks.load(Ordering::Relaxed),
+            skipped_blocks: scan.skipped_blocks.load(Ordering::Relaxed),
+            differing_blocks: self.differing,
+            zeroed_blocks: self.zeroed,
+            changed_bytes: counts.changed.load(Ordering::Relaxed),
+            raw_bytes: counts.raw.load(Ordering::Relaxed),
+            sent_bytes: counts.sent.load(Ordering::Relaxed),
+        }
+    }
+}

@@ -1,0 +1,485 @@
+//! The side that is made equal: hashes its disk ahead of the comparison, applies what comes, proves the result.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use crossbeam::channel::{Receiver, Sender, bounded};
+use failback_transport::{
+    BlockData, Message, MessageReceiver, SourceEnd, TargetResult, Task, VerifyLevel,
+};
+
+use super::ledger::Ledger;
+use super::outbox::Outbox;
+use super::pack::sub_block_sums;
+use super::role::{pump, receive, watch};
+use super::session::{Session, SessionLink};
+use crate::abort::Abort;
+use crate::apply::{Applied, Applier};
+use crate::disk::{Source, Target};
+use crate::error::{Error, ErrorKind, Result};
+use crate::hash::Digest;
+use crate::pipeline::{BufferPool, PooledBuffer, ScanCounts, Scanned, Scanner};
+use crate::tree::{Leaf, TreeBuilder};
+use crate::units::BlockIndex;
+
+/// Hashes that travel as one message: enough to make the frame's head cheap, few enough not to keep the source waiting.
+const HASHES_PER_MESSAGE: usize = 64;
+/// Blocks that may be announced and not yet sent: more than any honest source has buffers for.
+const WANTED_MAX: u64 = 1024;
+/// Bytes of old blocks kept between the question for their sums and their patch.
+const KEPT_BUDGET: usize = 24 << 20;
+/// Work waiting for the applying threads.
+const WORK_QUEUE: usize = 16;
+/// How often a wait looks whether the job was aborted.
+const POLL: Duration = Duration::from_millis(100);
+
+/// What a target that may be changed needs.
+pub struct Changes<'a> {
+    /// The disk that is made equal.
+    pub target: &'a dyn Target,
+    /// It was just made: all of it reads zero.
+    pub is_new: bool,
+    /// Runs once the disk is proven and closed, before the source hears of it: gives a new disk its name.
+    pub finish: Box<dyn FnOnce() -> Result<()> + Send + 'a>,
+}
+
+impl std::fmt::Debug for Changes<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Changes").field("target", &self.target).finish_non_exhaustive()
+    }
+}
+
+/// Runs the target's role to its end: what the source says it did, and what this side holds now. `changes` is `None` for a
+/// comparison that changes nothing. Whether the roots are equal is in the result, not in the error.
+///
+/// # Errors
+/// The first error of either side. The link is closed then.
+pub fn run_target(
+    session: &Session,
+    disk: &dyn Source,
+    changes: Option<Changes<'_>>,
+    link: SessionLink,
+    abort: &Arc<Abort>,
+) -> Result<(SourceEnd, TargetResult)> {
+    let SessionLink { mut sender, mut receiver, closer, peer } = link;
+    abort.add_closer(closer);
+    let (outbox, outgoing) = Outbox::new();
+    let applier = changes.as_ref().map(|changes| Applier::new(changes.target, changes.is_new, session));
+    let role = Role::new(session, disk, applier.as_ref(), outbox, abort);
+    let finish = changes.map(|changes| (changes.target, changes.finish));
+    let (done, is_done) = bounded::<()>(0);
+    let (work, work_queue) = bounded(WORK_QUEUE);
+    let outcome = std::thread::scope(|scope| {
+        scope.spawn(|| pump(outgoing, &mut sender, abort));
+        scope.spawn(move || watch(&is_done, abort));
+        if session.options.task != Task::Full {
+            scope.spawn(|| abort.guard(|| role.scan()));
+        }
+        for _ in 0..session.threads + 2 {
+            let queue = work_queue.clone();
+            let role = &role;
+            scope.spawn(move || abort.guard(|| role.work(&queue)));
+        }
+        drop(work_queue);
+        let outcome = abort.guard(|| {
+            let end = role.receive_all(&mut receiver, work, &peer)?;
+            let result = role.conclude(&end, finish)?;
+            role.outbox().send(Message::Result(result.clone()));
+            Ok((end, result))
+        });
+        role.close();
+        drop(done);
+        outcome
+    });
+    abort.verdict()?;
+    // The source says goodbye once it has the result; closing earlier could lose it on the way.
+    drop(receiver.recv());
+    Ok(outcome.expect("without a verdict the role has ended well"))
+}
+
+enum Work {
+    Want(u64),
+    Data(BlockData),
+    Zero { first: BlockIndex, count: u64 },
+}
+
+struct Role<'a> {
+    session: &'a Session,
+    disk: &'a dyn Source,
+    applier: Option<&'a Applier<'a>>,
+    /// Taken away at the end, so that the sending thread sees the end too.
+    outbox: Mutex<Option<Outbox>>,
+    abort: &'a Abort,
+    ledger: Mutex<Ledger>,
+    /// The ledger changed: there is room for the scan, or a block is settled.
+    moved: Condvar,
+    /// Old content of wanted blocks, as far as there is room.
+    kept: Mutex<HashMap<u64, PooledBuffer>>,
+    kept_pool: BufferPool,
+    wanted: AtomicU64,
+    resending: AtomicU64,
+    busy: AtomicU64,
+    reread: AtomicU64,
+}
+
+impl<'a> Role<'a> {
+    fn new(
+        session: &'a Session,
+        disk: &'a dyn Source,
+        applier: Option<&'a Applier<'a>>,
+        outbox: Outbox,
+        abort: &'a Abort,
+    ) -> Self {
+        let tree = TreeBuilder::new(&session.hasher, session.geometry);
+        let total = session.geometry.block_count().0;
+        let ledger = match session.options.task {
+            Task::Full => Ledger::of_full_copy(tree, total),
+            _ => Ledger::of_scan(tree, total),
+        };
+        Self {
+            session,
+            disk,
+            applier,
+            outbox: Mutex::new(Some(outbox)),
+            abort,
+            ledger: Mutex::new(ledger),
+            moved: Condvar::new(),
+            kept: Mutex::default(),
+            kept_pool: BufferPool::new(KEPT_BUDGET / session.options.block_size.len()),
+            wanted: AtomicU64::new(0),
+            resending: AtomicU64::new(0),
+            busy: AtomicU64::new(0),
+            reread: AtomicU64::new(0),
+        }
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A clone for one message; a closed one sends into nothing.
+    fn outbox(&self) -> Outbox {
+        let outbox = self.outbox.lock().unwrap_or_else(PoisonError::into_inner);
+        outbox.clone().unwrap_or_else(|| Outbox::new().0)
+    }
+
+    fn close(&self) {
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// Hashes the disk from start to end and tells the source, as far ahead as the window allows.
+    fn scan(&self) -> Result<()> {
+        let session = self.session;
+        let outbox = self.outbox();
+        let scanner = Scanner {
+            disk: self.disk,
+            geometry: session.geometry,
+            hasher: Some(&session.hasher),
+            pool: &BufferPool::new(session.threads * 2),
+            threads: session.threads,
+            reader: None,
+            counts: &session.progress.scan,
+        };
+        let mut batch = HashBatch::new(&outbox, session.options.hash.digest_len());
+        scanner.run(self.abort, |scanned| {
+            let (leaf, count) = match scanned {
+                Scanned::Zeros { count, .. } => (Leaf::Zero, count),
+                Scanned::Data { digest, .. } => (Leaf::Data(digest.expect("a scan hashes")), 1),
+            };
+            self.make_room(&mut batch)?;
+            self.ledger().scanned(leaf, count);
+            batch.push(leaf, count);
+            Ok(())
+        })?;
+        batch.flush();
+        outbox.send(Message::ScanEnd { block_count: session.geometry.block_count().0 });
+        Ok(())
+    }
+
+    fn make_room(&self, batch: &mut HashBatch<'_>) -> Result<()> {
+        let mut ledger = self.ledger();
+        while !ledger.has_room() {
+            // The source cannot move on without the hashes that are still here.
+            batch.flush();
+            self.abort.check()?;
+            let waited = self.moved.wait_timeout(ledger, POLL);
+            ledger = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(())
+    }
+
+    /// The receiving thread: hands work on until the source has said END and every block is settled.
+    fn receive_all(&self, receiver: &mut MessageReceiver, work: Sender<Work>, peer: &str) -> Result<SourceEnd> {
+        let end = loop {
+            match receive(receiver, peer, self.abort)? {
+                Message::End(end) => break end,
+                message => self.take_in(message, &work)?,
+            }
+        };
+        while !self.wait_settled()? {
+            let message = receive(receiver, peer, self.abort)?;
+            self.take_in(message, &work)?;
+        }
+        Ok(end)
+    }
+
+    fn take_in(&self, message: Message, work: &Sender<Work>) -> Result<()> {
+        let job = match message {
+            Message::Compared { up_to_block } => {
+                self.ledger().compared(up_to_block)?;
+                self.moved.notify_all();
+                return Ok(());
+            }
+            Message::Want { block } => {
+                let old = self.ledger().want(block)?;
+                if self.wanted.fetch_add(1, Ordering::SeqCst) >= WANTED_MAX {
+                    return Err(protocol("asks for more blocks than it has buffers for"));
+                }
+                if old == Some(Leaf::Zero) {
+                    return Ok(());
+                }
+                Work::Want(block)
+            }
+            Message::Data(data) => {
+                self.check_expected(&data)?;
+                self.session.progress.payload.fetch_add(data.payload.len() as u64, Ordering::Relaxed);
+                Work::Data(data)
+            }
+            Message::Zero { first_block, count } => {
+                self.ledger().check_free(first_block, count)?;
+                Work::Zero { first: BlockIndex(first_block), count }
+            }
+            _ => return Err(protocol("a message out of place")),
+        };
+        if self.applier.is_none() {
+            return Err(protocol("wants to change a disk in a comparison"));
+        }
+        self.busy.fetch_add(1, Ordering::SeqCst);
+        work.send(job).map_err(|_| Error::new(ErrorKind::Cancelled, "cancelled"))
+    }
+
+    fn check_expected(&self, data: &BlockData) -> Result<()> {
+        let ledger = self.ledger();
+        match self.session.options.task {
+            Task::Full => ledger.check_free(data.block, 1),
+            _ if ledger.is_wanted(data.block) => Ok(()),
+            _ => Err(protocol("data for a block that was not announced")),
+        }
+    }
+
+    /// Waits until nothing is left to do (true), or more has to be received (false).
+    fn wait_settled(&self) -> Result<bool> {
+        let mut ledger = self.ledger();
+        loop {
+            self.abort.check()?;
+            let is_busy = self.busy.load(Ordering::SeqCst) > 0;
+            if ledger.is_complete() && !is_busy {
+                return Ok(true);
+            }
+            if !is_busy && self.resending.load(Ordering::SeqCst) > 0 {
+                return Ok(false);
+            }
+            if !is_busy {
+                return Err(protocol("ended the stream before every block was settled"));
+            }
+            let waited = self.moved.wait_timeout(ledger, POLL);
+            ledger = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// An applying thread.
+    fn work(&self, queue: &Receiver<Work>) -> Result<()> {
+        let applier = self.applier;
+        for work in queue {
+            self.abort.check()?;
+            let applier = applier.expect("work is only queued where there is an applier");
+            match work {
+                Work::Want(block) => self.answer(block)?,
+                Work::Data(data) => self.apply(applier, &data)?,
+                Work::Zero { first, count } => {
+                    applier.zeros(first, count, self.abort)?;
+                    self.ledger().resolve(first.0, count, Leaf::Zero)?;
+                }
+            }
+            // Under the ledger's lock, or a waiter could miss it between its look and its sleep.
+            let ledger = self.ledger();
+            self.busy.fetch_sub(1, Ordering::SeqCst);
+            drop(ledger);
+            self.moved.notify_all();
+        }
+        Ok(())
+    }
+
+    fn answer(&self, block: u64) -> Result<()> {
+        let len = self.session.geometry.block_len(BlockIndex(block));
+        let seed = self.session.options.sub_hash_seed;
+        let payload = match self.kept_pool.try_take(len) {
+            Some(mut bytes) => {
+                self.read_old(block, bytes.bytes_mut())?;
+                let sums = sub_block_sums(bytes.as_ref(), seed);
+                self.kept().insert(block, bytes);
+                sums
+            }
+            None => {
+                let mut bytes = vec![0; len];
+                self.read_old(block, &mut bytes)?;
+                sub_block_sums(&bytes, seed)
+            }
+        };
+        self.outbox().send(Message::SubHashes { block, payload });
+        Ok(())
+    }
+
+    fn kept(&self) -> MutexGuard<'_, HashMap<u64, PooledBuffer>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read_old(&self, block: u64, bytes: &mut [u8]) -> Result<()> {
+        self.reread.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.disk.read(self.session.geometry.start_of(BlockIndex(block)), bytes)
+    }
+
+    fn apply(&self, applier: &Applier<'_>, data: &BlockData) -> Result<()> {
+        let block = data.block;
+        let was_zero = self.ledger().old_leaf(block) == Some(Leaf::Zero);
+        let kept = self.kept().remove(&block);
+        let applied = applier.block(data, was_zero, |bytes| match kept {
+            Some(old) => {
+                bytes.copy_from_slice(old.as_ref());
+                Ok(())
+            }
+            None => self.read_old(block, bytes),
+        })?;
+        if applied == Applied::NeedsWhole {
+            self.resending.fetch_add(1, Ordering::SeqCst);
+            self.outbox().send(Message::Resend { block });
+            return Ok(());
+        }
+        let leaf = Leaf::Data(data.new_hash);
+        match self.session.options.task {
+            Task::Full => self.ledger().resolve(block, 1, leaf),
+            _ => {
+                self.wanted.fetch_sub(1, Ordering::SeqCst);
+                self.ledger().resolve_wanted(block, leaf)
+            }
+        }
+    }
+
+    /// Flush, read back, close, name: then the verdict.
+    fn conclude(
+        &self,
+        end: &SourceEnd,
+        finish: Option<(&dyn Target, Box<dyn FnOnce() -> Result<()> + Send + '_>)>,
+    ) -> Result<TargetResult> {
+        let started = Instant::now();
+        let progress = &self.session.progress;
+        progress.enter_verify();
+        if let Some(applier) = self.applier {
+            applier.prove()?;
+        }
+        let known = self.session.is_hashed().then(|| self.ledger().root());
+        let root = match (self.session.options.verify, &finish) {
+            (VerifyLevel::Full, Some((target, _))) => Some(self.root_of_medium(*target)?),
+            _ => known,
+        };
+        let equal = root == end.root;
+        if let Some((target, finish)) = finish {
+            target.close()?;
+            if equal {
+                finish()?;
+            }
+        }
+        let scan = &progress.scan;
+        Ok(TargetResult {
+            root,
+            equal,
+            target_read: scan.read_len.load(Ordering::Relaxed) + self.reread.load(Ordering::Relaxed),
+            written: self.applier.map_or(0, Applier::written_len),
+            verified: progress.verified.load(Ordering::Relaxed),
+            zeroed_blocks: self.applier.map_or(0, Applier::zeroed_count),
+            hashed_blocks: scan.hashed_blocks.load(Ordering::Relaxed),
+            skipped_blocks: scan.skipped_blocks.load(Ordering::Relaxed),
+            differing_blocks: end.differing_blocks,
+            verified_from: self.applier.map(Applier::verified_from).unwrap_or_default(),
+            verify_micros: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
+        })
+    }
+
+    /// Reads all of the target past the page cache.
+    fn root_of_medium(&self, target: &dyn Target) -> Result<Digest> {
+        let session = self.session;
+        let counts = ScanCounts::default();
+        let read = |at, bytes: &mut [u8]| {
+            target.read_back(at, bytes)?;
+            session.progress.verified.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            Ok(())
+        };
+        session.progress.verify_total.fetch_add(session.geometry.disk_len(), Ordering::Relaxed);
+        let scanner = Scanner {
+            disk: target,
+            geometry: session.geometry,
+            hasher: Some(&session.hasher),
+            pool: &BufferPool::new(session.threads * 2),
+            threads: session.threads,
+            reader: Some(&read),
+            counts: &counts,
+        };
+        let mut tree = TreeBuilder::new(&session.hasher, session.geometry);
+        scanner.run(self.abort, |scanned| {
+            match scanned {
+                Scanned::Zeros { count, .. } => tree.push(Leaf::Zero, count),
+                Scanned::Data { digest, .. } => tree.push(Leaf::Data(digest.expect("a scan hashes")), 1),
+            }
+            Ok(())
+        })?;
+        Ok(tree.finish())
+    }
+}
+
+/// Collects neighbouring hashes into one message.
+struct HashBatch<'a> {
+    outbox: &'a Outbox,
+    digest_len: usize,
+    first: u64,
+    next: u64,
+    hashes: BytesMut,
+}
+
+impl<'a> HashBatch<'a> {
+    fn new(outbox: &'a Outbox, digest_len: usize) -> Self {
+        Self { outbox, digest_len, first: 0, next: 0, hashes: BytesMut::new() }
+    }
+
+    fn push(&mut self, leaf: Leaf, count: u64) {
+        match leaf {
+            Leaf::Zero => {
+                self.flush();
+                self.outbox.send(Message::ZeroBlocks { first_block: self.next, count });
+                self.first += count;
+            }
+            Leaf::Data(digest) => self.hashes.extend_from_slice(digest.as_bytes()),
+        }
+        self.next += count;
+        if self.hashes.len() >= HASHES_PER_MESSAGE * self.digest_len {
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        if !self.hashes.is_empty() {
+            self.outbox.send(Message::Hashes {
+                first_block: self.first,
+                hash_len: u8::try_from(self.digest_len).expect("16 or 32"),
+                payload: self.hashes.split().freeze(),
+            });
+        }
+        self.first = self.next;
+    }
+}
+
+fn protocol(message: &str) -> Error {
+    Error::new(ErrorKind::Protocol, format!("peer: {message}"))
+}

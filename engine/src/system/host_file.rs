@@ -1,0 +1,233 @@
+//! A file or block device of this host, opened once, locked, and readable past the page cache.
+
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use failback_vhdx::{FileAt, FileExtent};
+
+use super::platform;
+use crate::error::{Error, ErrorKind, Result};
+
+/// What a file is opened for; the lock follows from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Looked at only; takes no lock and respects none.
+    Inspect,
+    /// Read as a source: others may read, nobody may write.
+    Read,
+    /// Changed: nobody else may have it open.
+    Write,
+}
+
+/// Where a read past the page cache ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MediumAccess {
+    /// The device under the file system.
+    Medium,
+    /// The page cache: the file system lives in memory, or offers no way around it.
+    Cache,
+    /// The server of a network file system.
+    Server,
+}
+
+/// An open file or block device.
+#[derive(Debug)]
+pub struct HostFile {
+    file: File,
+    path: PathBuf,
+    is_device: bool,
+    /// A second descriptor of the same file that bypasses the page cache; `None` where that is not to be had.
+    direct: OnceLock<Option<File>>,
+}
+
+/// Alignment of reads past the page cache: the largest sector there is.
+const DIRECT_ALIGN: usize = 4096;
+/// Bytes of one read past the page cache.
+const DIRECT_PIECE: usize = 1 << 20;
+
+impl HostFile {
+    /// Opens `path` and takes the lock that `access` implies.
+    ///
+    /// # Errors
+    /// `InUse` when another program holds it, `ReadOnly` when it must not be written (also for root: a file without any
+    /// write permission bit was made so on purpose), `Refused` when it is neither a file nor a block device, `Io`.
+    pub fn open(path: &Path, access: Access) -> Result<Self> {
+        let opened = platform::open(path, access == Access::Write, access == Access::Inspect);
+        let file = opened.map_err(|source| open_error(source, path, access))?;
+        Self::checked(file, path, access)
+    }
+
+    /// Wraps a file that this process just made, and locks it for writing.
+    ///
+    /// # Errors
+    /// As [`HostFile::open`].
+    pub(crate) fn adopt(file: File, path: &Path) -> Result<Self> {
+        Self::checked(file, path, Access::Write)
+    }
+
+    fn checked(file: File, path: &Path, access: Access) -> Result<Self> {
+        let metadata = file.metadata().map_err(|e| Error::io(e, "read metadata").path(path))?;
+        let is_device = platform::is_block_device(&metadata);
+        if !metadata.is_file() && !is_device {
+            let message = "is neither a regular file nor a block device";
+            return Err(Error::new(ErrorKind::Refused, message).path(path));
+        }
+        if access == Access::Write && !is_device && metadata.permissions().readonly() {
+            let message = "is read-only (no write permission bit is set); allow writing first";
+            return Err(Error::new(ErrorKind::ReadOnly, message).path(path));
+        }
+        let locked = match access {
+            Access::Inspect => Ok(true),
+            Access::Read => platform::lock_shared(&file),
+            Access::Write => platform::lock_exclusive(&file),
+        };
+        match locked {
+            Ok(true) => {}
+            Ok(false) => return Err(in_use(path)),
+            Err(source) => return Err(Error::io(source, "lock").path(path)),
+        }
+        Ok(Self { file, path: path.to_owned(), is_device, direct: OnceLock::new() })
+    }
+
+    /// The path it was opened by.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it is a block device, whose length is fixed.
+    #[must_use]
+    pub fn is_device(&self) -> bool {
+        self.is_device
+    }
+
+    /// Whether `other` is the same file under whatever name.
+    #[must_use]
+    pub fn is_same_file(&self, other: &Self) -> bool {
+        match (self.file.metadata(), other.file.metadata()) {
+            (Ok(a), Ok(b)) => platform::file_id(&a).is_some_and(|id| Some(id) == platform::file_id(&b)),
+            _ => false,
+        }
+    }
+
+    /// A text that names this very file and its present state: file id, length, time of last change.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub fn identity(&self) -> io::Result<String> {
+        Ok(platform::identity(&self.file.metadata()?))
+    }
+
+    /// Bytes that the file occupies on its file system.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub fn allocated_len(&self) -> io::Result<u64> {
+        match self.is_device {
+            true => self.len(),
+            false => Ok(platform::allocated_len(&self.file.metadata()?)),
+        }
+    }
+
+    /// Where [`HostFile::read_past_cache`] reads from.
+    #[must_use]
+    pub fn medium_access(&self) -> MediumAccess {
+        match (platform::medium_access(&self.file), self.direct()) {
+            (MediumAccess::Medium, None) => MediumAccess::Cache,
+            (access, _) => access,
+        }
+    }
+
+    /// Fills `buf` from the medium, not from the page cache, where the system can do that. Flush first: dirty pages are not
+    /// on the medium yet.
+    ///
+    /// # Errors
+    /// The system's error; `UnexpectedEof` past the end.
+    pub fn read_past_cache(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        let Some(direct) = self.direct() else {
+            platform::drop_cache(&self.file, at, buf.len() as u64);
+            return self.file.read_at(at, buf);
+        };
+        let mut scratch = vec![0; DIRECT_PIECE.min(buf.len() + 2 * DIRECT_ALIGN) + DIRECT_ALIGN];
+        let skew = scratch.as_ptr().align_offset(DIRECT_ALIGN);
+        let window = scratch.len() - DIRECT_ALIGN;
+        let aligned = &mut scratch[skew..skew + window / DIRECT_ALIGN * DIRECT_ALIGN];
+        let mut done = 0;
+        while done < buf.len() {
+            let position = at + done as u64;
+            let lead = usize::try_from(position % DIRECT_ALIGN as u64).expect("below 4096");
+            let wanted = (lead + buf.len() - done).next_multiple_of(DIRECT_ALIGN).min(aligned.len());
+            let got = platform::read_some(direct, position - lead as u64, &mut aligned[..wanted])?;
+            if got <= lead {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            let usable = (got - lead).min(buf.len() - done);
+            buf[done..done + usable].copy_from_slice(&aligned[lead..lead + usable]);
+            done += usable;
+        }
+        Ok(())
+    }
+
+    fn direct(&self) -> Option<&File> {
+        self.direct.get_or_init(|| platform::open_direct(&self.file, &self.path).ok()).as_ref()
+    }
+}
+
+impl FileAt for HostFile {
+    fn len(&self) -> io::Result<u64> {
+        match self.is_device {
+            true => (&self.file).seek(SeekFrom::End(0)),
+            false => Ok(self.file.metadata()?.len()),
+        }
+    }
+
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.file.read_at(at, buf)
+    }
+
+    fn write_at(&self, at: u64, data: &[u8]) -> io::Result<()> {
+        self.file.write_at(at, data)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        FileAt::set_len(&self.file, len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        FileAt::sync(&self.file)
+    }
+
+    fn zero(&self, range: Range<u64>) -> io::Result<()> {
+        self.file.zero(range)
+    }
+
+    fn extent_at(&self, at: u64) -> io::Result<FileExtent> {
+        match self.is_device {
+            // A device answers SEEK_HOLE with nothing useful: all of it is data.
+            true => Ok(FileExtent { is_hole: false, end: self.len()? }),
+            false => self.file.extent_at(at),
+        }
+    }
+}
+
+fn in_use(path: &Path) -> Error {
+    let message = "is in use by another program; stop it (or the VM) first";
+    Error::new(ErrorKind::InUse, message).path(path)
+}
+
+fn open_error(source: io::Error, path: &Path, access: Access) -> Error {
+    if platform::is_sharing_violation(&source) {
+        return in_use(path);
+    }
+    let is_denied = source.kind() == io::ErrorKind::PermissionDenied;
+    let error = Error::io(source, "open").path(path);
+    match (access, is_denied) {
+        (Access::Write, true) => {
+            Error::new(ErrorKind::ReadOnly, "must not be written").path(path).caused_by(error)
+        }
+        _ => error,
+    }
+}

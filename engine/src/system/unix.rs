@@ -1,0 +1,143 @@
+//! Linux: OFD locks that QEMU respects, `O_DIRECT`, device lengths.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+
+use super::MediumAccess;
+
+pub(super) fn open(path: &Path, writable: bool, _inspect: bool) -> io::Result<File> {
+    // Non-blocking: a FIFO must be refused, not waited on. It means nothing for files and block devices.
+    OpenOptions::new()
+        .read(true)
+        .write(writable)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)
+}
+
+pub(super) fn is_block_device(metadata: &Metadata) -> bool {
+    metadata.file_type().is_block_device()
+}
+
+pub(super) fn file_id(metadata: &Metadata) -> Option<(u64, u64)> {
+    match metadata.file_type().is_block_device() {
+        true => Some((u64::MAX, metadata.rdev())),
+        false => Some((metadata.dev(), metadata.ino())),
+    }
+}
+
+pub(super) fn identity(metadata: &Metadata) -> String {
+    let (device, inode) = (metadata.dev(), metadata.ino());
+    let (seconds, nanoseconds) = (metadata.ctime(), metadata.ctime_nsec());
+    format!("{device:x}:{inode:x}:{:x}:{seconds}.{nanoseconds:09}", metadata.len())
+}
+
+pub(super) fn allocated_len(metadata: &Metadata) -> u64 {
+    metadata.blocks().saturating_mul(512)
+}
+
+/// Byte that QEMU locks while it may read consistently, and the base of its other permissions.
+const QEMU_PERMISSION: i64 = 100;
+/// Byte at which QEMU marks the permissions that it does *not* share.
+const QEMU_UNSHARED: i64 = 200;
+const QEMU_WRITE: i64 = 1;
+const QEMU_RESIZE: i64 = 3;
+
+/// Read locks on the bytes by which QEMU says "I read, and nobody may write or resize", refused when somebody does.
+pub(super) fn lock_shared(file: &File) -> io::Result<bool> {
+    let held = [QEMU_PERMISSION, QEMU_UNSHARED + QEMU_WRITE, QEMU_UNSHARED + QEMU_RESIZE];
+    for at in held {
+        if !set_lock(file, libc::F_RDLCK, at, 1)? {
+            return Ok(false);
+        }
+    }
+    for at in [QEMU_PERMISSION + QEMU_WRITE, QEMU_PERMISSION + QEMU_RESIZE] {
+        if is_locked(file, at)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// A write lock on everything: neither QEMU nor another `failback` can have it open.
+pub(super) fn lock_exclusive(file: &File) -> io::Result<bool> {
+    set_lock(file, libc::F_WRLCK, 0, 0)
+}
+
+fn set_lock(file: &File, kind: i32, start: i64, len: i64) -> io::Result<bool> {
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&region(kind, start, len))) {
+        Ok(_) => Ok(true),
+        Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+fn is_locked(file: &File, at: i64) -> io::Result<bool> {
+    let mut found = region(libc::F_WRLCK, at, 1);
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut found))?;
+    Ok(i32::from(found.l_type) != libc::F_UNLCK)
+}
+
+fn region(kind: i32, start: i64, len: i64) -> libc::flock {
+    libc::flock {
+        l_type: i16::try_from(kind).expect("lock kinds are small numbers"),
+        l_whence: i16::try_from(libc::SEEK_SET).expect("SEEK_SET is 0"),
+        l_start: start,
+        l_len: len,
+        l_pid: 0,
+    }
+}
+
+/// Opens the same inode once more, bypassing the page cache: through the descriptor, since the name may lead elsewhere by now.
+pub(super) fn open_direct(file: &File, _path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+pub(super) fn read_some(file: &File, at: u64, buf: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match FileExt::read_at(file, buf, at) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+/// Asks the kernel to forget clean pages; it may decline, which [`MediumAccess::Cache`] admits.
+pub(super) fn drop_cache(file: &File, at: u64, len: u64) {
+    let len = std::num::NonZeroU64::new(len);
+    let _declined = rustix::fs::fadvise(file, at, len, rustix::fs::Advice::DontNeed);
+}
+
+pub(super) fn medium_access(file: &File) -> MediumAccess {
+    const TMPFS: i64 = 0x0102_1994;
+    const RAMFS: i64 = 0x8584_58f6;
+    const NFS: i64 = 0x6969;
+    const SMB: i64 = 0x517b;
+    const CIFS: i64 = 0xff53_4d42;
+    const SMB2: i64 = 0xfe53_4d42;
+    match rustix::fs::fstatfs(file) {
+        Ok(found) => match found.f_type {
+            TMPFS | RAMFS => MediumAccess::Cache,
+            NFS | SMB | CIFS | SMB2 => MediumAccess::Server,
+            _ => MediumAccess::Medium,
+        },
+        Err(_) => MediumAccess::Cache,
+    }
+}
+
+pub(super) fn is_sharing_violation(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ETXTBSY | libc::EBUSY))
+}
+
+pub(super) fn sync_directory_of(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+}
