@@ -169,6 +169,73 @@ fn every_cut_of_a_session_leaves_old_or_new_sectors() {
 }
 
 #[test]
+fn every_cut_of_a_session_that_only_zeroes_leaves_old_or_new_sectors() {
+    let mut random = Random(0x5eed_0006);
+    let (base, image) = small(4 * MIB, Kind::Dynamic);
+    image.write_at(0, &vec![9; 4 << 20]).unwrap();
+    image.close().unwrap();
+    let file = Arc::new(CrashFile::new(MemoryFile::clone(&base)));
+    let image = Image::open_rw(file.clone()).unwrap();
+    let mut history = History::new(8192);
+    history.change(0, 0, 8192, 9);
+    history.flushed = vec![(0, history.now.clone())];
+    image.zero(MIB..3 * MIB).unwrap();
+    history.change(0, 2048, 4096, 0);
+    image.flush().unwrap();
+    history.flush(file.op_count());
+    image.close().unwrap();
+    history.flush(file.op_count());
+    check_all_prefixes(&file, &history, &mut random, 24);
+}
+
+#[test]
+fn every_cut_of_a_flush_of_many_log_entries_leaves_old_or_new_blocks() {
+    // One block in each of 300 pages of the BAT: three log entries, which go around the ring.
+    let mut random = Random(0x5eed_0007);
+    let (base, _) = small(300 * 512 * MIB, Kind::Dynamic);
+    let file = Arc::new(CrashFile::new(MemoryFile::clone(&base)));
+    let image = Image::open_rw(file.clone()).unwrap();
+    let places: Vec<u64> = (0..300).map(|page| page * 512 * MIB).collect();
+    for at in &places {
+        image.write_at(*at, &[7; SECTOR]).unwrap();
+    }
+    let written = file.op_count();
+    image.flush().unwrap();
+    for prefix in written..=file.op_count() {
+        for _ in 0..2 {
+            let seed = random.0;
+            let cut = file.materialise(prefix, |_| random.fate());
+            let image = Image::open(Arc::new(cut)).unwrap();
+            let mut found = Vec::new();
+            for at in &places {
+                let mut bytes = [1; SECTOR];
+                image.read_at(*at, &mut bytes).unwrap();
+                assert!(
+                    bytes == [0; SECTOR] || bytes == [7; SECTOR],
+                    "seed {seed:#x}"
+                );
+                found.push(bytes[0]);
+            }
+            // Entries become durable in the order of the table.
+            assert!(
+                found.is_sorted_by(|a, b| a >= b),
+                "prefix {prefix}, seed {seed:#x}"
+            );
+        }
+    }
+    drop(image);
+    let cut = file.materialise(file.op_count(), |_| Fate::Lost);
+    assert_eq!(
+        Image::open(Arc::new(cut))
+            .unwrap()
+            .scan_allocation()
+            .unwrap()
+            .present,
+        300
+    );
+}
+
+#[test]
 fn a_cut_while_recovering_from_a_cut_is_survived() {
     let mut random = Random(0x5eed_0003);
     let (base, _) = small(4 * MIB, Kind::Dynamic);
@@ -230,13 +297,23 @@ fn a_cut_while_creating_leaves_nothing_or_an_empty_image() {
             ..CreateOptions::new(3 * MIB, kind)
         };
         Image::create(file.clone(), &options).unwrap();
-        let mut random = Random(0x5eed_0005);
         for prefix in 0..=file.op_count() {
-            for _ in 0..16 {
-                let cut = Arc::new(file.materialise(prefix, |_| random.fate()));
+            // Every subset of the last changes, which are fewer than these bits.
+            for kept in 0..1 << prefix.min(10) {
+                let is_kept = |index| kept >> (prefix - 1 - index) & 1 == 1;
+                let fate = |index| {
+                    if is_kept(index) {
+                        Fate::Kept
+                    } else {
+                        Fate::Lost
+                    }
+                };
+                let cut = Arc::new(file.materialise(prefix, fate));
                 if let Ok(image) = Image::open(cut) {
                     assert!(support::read_all(&image).iter().all(|byte| *byte == 0));
                     assert_eq!((image.virtual_size(), image.kind()), (3 * MIB, kind));
+                    let blocks = if kind == Kind::Fixed { 3 } else { 0 };
+                    assert_eq!(image.scan_allocation().unwrap().present, blocks);
                 } else {
                     assert!(prefix < file.op_count(), "a finished image does not open");
                 }
