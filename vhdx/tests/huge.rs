@@ -1,6 +1,12 @@
 //! Goal: the largest disk there can be costs nothing while it is empty. Method: 64 TiB at 1 MiB
 //! blocks, a BAT of 513 MiB, in memory and in a sparse file; time and memory are looked at.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "tests state and say what they find"
+)]
+
 mod support;
 
 use std::sync::Arc;

@@ -1,6 +1,12 @@
 //! Goal: QEMU and this crate read and write each other's images. Method: make an image on one
 //! side, read, check or recover it on the other.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "tests state and say what they find"
+)]
+
 mod support;
 
 use std::fs::File;

@@ -1,6 +1,12 @@
 //! Goal: an image is a disk. Method: random writes, zeroings, flushes and reopenings against a
 //! plain vector of bytes; reads, runs and extents have to agree with it.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "tests state and say what they find"
+)]
+
 mod support;
 
 use std::sync::Arc;
@@ -108,7 +114,7 @@ fn check(image: &Image, model: &[u8]) {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 40,
+        cases: 24,
         failure_persistence: None,
         ..ProptestConfig::default()
     })]

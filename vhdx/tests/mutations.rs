@@ -1,6 +1,12 @@
 //! Goal: each damage is met as the format says, by open or by the first look at it. Method: one
 //! change of a fixed image by Windows per test row, checksums repaired, then read it all.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "tests state and say what they find"
+)]
+
 mod support;
 
 use std::sync::Arc;
@@ -107,7 +113,9 @@ fn one_bad_header_is_survived_and_reported() {
 fn headers_that_leave_no_choice_are_refused() {
     let Some(base) = Base::load() else { return };
     let bad = base.file();
-    HEADERS.map(|at| bad.write_at(at + 100, &[1]).unwrap());
+    HEADERS
+        .iter()
+        .for_each(|at| bad.write_at(*at + 100, &[1]).unwrap());
     assert_eq!(refused(bad), ErrorKind::Damaged);
     let equal = base.file();
     patch_both(&equal, HEADERS, 4096, |header| header[8..16].fill(9));
@@ -124,7 +132,9 @@ fn identical_headers_are_taken_and_can_be_written() {
     let file = base.file();
     let mut header = vec![0; 4096];
     file.read_at(HEADERS[base.current], &mut header).unwrap();
-    HEADERS.map(|at| file.write_at(at, &header).unwrap());
+    HEADERS
+        .iter()
+        .for_each(|at| file.write_at(*at, &header).unwrap());
     let file = Arc::new(file);
     let image = Image::open_rw(file.clone()).unwrap();
     assert!(read_all(&image) == base.content);
@@ -172,7 +182,9 @@ fn either_region_table_is_enough() {
         assert_eq!(image.warnings(), [Warning::RegionTableDamaged { at }]);
     }
     let file = base.file();
-    REGIONS.map(|at| file.write_at(at + 1000, &[1]).unwrap());
+    REGIONS
+        .iter()
+        .for_each(|at| file.write_at(*at + 1000, &[1]).unwrap());
     assert_eq!(refused(file), ErrorKind::Damaged);
 }
 

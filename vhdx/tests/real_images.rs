@@ -1,6 +1,12 @@
 //! Goal: images by Windows, QEMU and Disk2vhd read to the known content and are not changed by
 //! reading. Method: hash the disk through the image, compare with the list beside the images.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "tests state and say what they find"
+)]
+
 mod support;
 
 use std::sync::Arc;

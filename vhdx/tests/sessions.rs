@@ -1,6 +1,12 @@
 //! Goal: the file changes when it has to and never before, and its GUIDs say so. Method: compare
 //! whole files and both headers before and after each step.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "tests state and say what they find"
+)]
+
 mod support;
 
 use std::io;
