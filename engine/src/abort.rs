@@ -25,6 +25,12 @@ impl CancelToken {
         self.cancelled.store(true, Ordering::SeqCst);
     }
 
+    /// The flag itself, for signal handlers that can only set one.
+    #[must_use]
+    pub fn flag(&self) -> Arc<AtomicBool> {
+        self.cancelled.clone()
+    }
+
     /// Whether it was cancelled.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
@@ -43,7 +49,9 @@ pub struct Abort {
 
 impl std::fmt::Debug for Abort {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Abort").field("is_set", &self.is_set).finish_non_exhaustive()
+        f.debug_struct("Abort")
+            .field("is_set", &self.is_set)
+            .finish_non_exhaustive()
     }
 }
 
@@ -57,7 +65,10 @@ impl Abort {
     /// Nothing has failed yet; `cancel` ends the job from outside.
     #[must_use]
     pub fn with_cancel(cancel: &CancelToken) -> Self {
-        Self { cancel: cancel.clone(), ..Self::default() }
+        Self {
+            cancel: cancel.clone(),
+            ..Self::default()
+        }
     }
 
     /// Keeps `error` if it is the first, and stops everybody.
@@ -102,12 +113,20 @@ impl Abort {
 
     /// Closes `closer` when [`Abort::close_links`] is called.
     pub(crate) fn add_closer(&self, closer: Arc<dyn LinkCloser>) {
-        self.closers.lock().unwrap_or_else(PoisonError::into_inner).push(closer);
+        self.closers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(closer);
     }
 
     /// Ends all waiting on links.
     pub(crate) fn close_links(&self) {
-        for closer in self.closers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        for closer in self
+            .closers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+        {
             closer.close();
         }
     }
@@ -123,7 +142,12 @@ impl Abort {
     /// # Errors
     /// The first error; `Cancelled` when the caller cancelled and nothing else had failed.
     pub fn verdict(&self) -> Result<()> {
-        match self.first.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        match self
+            .first
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+        {
             Some(error) => Err(error),
             None => self.check(),
         }

@@ -101,7 +101,8 @@ impl<'a> Applier<'a> {
         let block = BlockIndex(data.block);
         let parts = self.parts_of(data)?;
         let payload = unpack(data)?;
-        let is_whole_run = parts.len() == 1 && range_len(&parts[0].0) == payload.len() as u64
+        let is_whole_run = parts.len() == 1
+            && range_len(&parts[0].0) == payload.len() as u64
             && payload.len() == self.geometry.block_len(block);
         let new = match is_whole_run {
             true => payload,
@@ -110,8 +111,11 @@ impl<'a> Applier<'a> {
         if self.is_hashed && self.hasher.leaf(&new) != data.new_hash {
             return match data.base {
                 Base::Old => Ok(Applied::NeedsWhole),
-                Base::Zero => Err(Error::new(ErrorKind::Protocol, "peer: block does not have the hash it was sent with")
-                    .at(self.geometry.start_of(block).0)),
+                Base::Zero => Err(Error::new(
+                    ErrorKind::Protocol,
+                    "peer: block does not have the hash it was sent with",
+                )
+                .at(self.geometry.start_of(block).0)),
             };
         }
         let is_known_zero = was_zero || self.is_new;
@@ -140,7 +144,8 @@ impl<'a> Applier<'a> {
             let end = extent.end.min(whole.end);
             if extent.kind == ExtentKind::Data {
                 self.target.zero(at..end)?;
-                let blocks = range_len(&(at..end)).div_ceil(self.geometry.block_size().len() as u64);
+                let blocks =
+                    range_len(&(at..end)).div_ceil(self.geometry.block_size().len() as u64);
                 self.zeroed_blocks.fetch_add(blocks, Ordering::Relaxed);
                 self.remember(Unproven::Zeros(at..end))?;
             }
@@ -154,20 +159,27 @@ impl<'a> Applier<'a> {
     /// # Errors
     /// `VerifyFailed` with the offset when the target does not hold what was sent, `Io`.
     pub(crate) fn prove(&self) -> Result<()> {
-        let unproven = std::mem::take(&mut *self.unproven.lock().unwrap_or_else(PoisonError::into_inner));
+        let unproven =
+            std::mem::take(&mut *self.unproven.lock().unwrap_or_else(PoisonError::into_inner));
         self.target.flush()?;
         if self.verify == VerifyLevel::Off {
             return Ok(());
         }
-        let total = unproven.iter().map(|change| change.len(&self.geometry)).sum();
-        self.progress.verify_total.fetch_add(total, Ordering::Relaxed);
+        let total = unproven
+            .iter()
+            .map(|change| change.len(&self.geometry))
+            .sum();
+        self.progress
+            .verify_total
+            .fetch_add(total, Ordering::Relaxed);
         let next = AtomicUsize::new(0);
         let failed = Abort::new();
         std::thread::scope(|scope| {
             for _ in 0..PROOF_THREADS.min(unproven.len()) {
                 scope.spawn(|| {
                     failed.guard(|| {
-                        while let Some(change) = unproven.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        while let Some(change) = unproven.get(next.fetch_add(1, Ordering::Relaxed))
+                        {
                             failed.check()?;
                             self.prove_one(change)?;
                         }
@@ -195,10 +207,15 @@ impl<'a> Applier<'a> {
         let mut parts = Vec::with_capacity(data.runs.len());
         let mut data_len = 0;
         for run in &data.runs {
-            let start = block.start.advanced(u64::from(run.first) * SUB_BLOCK_LEN as u64);
+            let start = block
+                .start
+                .advanced(u64::from(run.first) * SUB_BLOCK_LEN as u64);
             let end = start.advanced(u64::from(run.count) * SUB_BLOCK_LEN as u64);
             if end.0 >= block.end.0 + SUB_BLOCK_LEN as u64 || start >= block.end {
-                return Err(Error::new(ErrorKind::Protocol, "peer: data past the end of a block").at(start.0));
+                return Err(
+                    Error::new(ErrorKind::Protocol, "peer: data past the end of a block")
+                        .at(start.0),
+                );
             }
             let range = start..end.min(block.end);
             let is_data = run.kind == failback_transport::RunKind::Data;
@@ -207,7 +224,10 @@ impl<'a> Applier<'a> {
         }
         match data_len == u64::from(data.raw_len) {
             true => Ok(parts),
-            false => Err(Error::new(ErrorKind::Protocol, "peer: data does not fit its runs").at(block.start.0)),
+            false => Err(
+                Error::new(ErrorKind::Protocol, "peer: data does not fit its runs")
+                    .at(block.start.0),
+            ),
         }
     }
 
@@ -239,7 +259,13 @@ impl<'a> Applier<'a> {
         Ok(Bytes::from(new))
     }
 
-    fn write(&self, block: BlockIndex, new: &[u8], ranges: Vec<Range<ByteOffset>>, digest: Digest) -> Result<()> {
+    fn write(
+        &self,
+        block: BlockIndex,
+        new: &[u8],
+        ranges: Vec<Range<ByteOffset>>,
+        digest: Digest,
+    ) -> Result<()> {
         let start = self.geometry.start_of(block);
         for range in &ranges {
             self.target.write(range.start, &new[within(range, start)])?;
@@ -264,7 +290,9 @@ impl<'a> Applier<'a> {
         }
         let mut unproven = self.unproven.lock().unwrap_or_else(PoisonError::into_inner);
         match (unproven.last_mut(), change) {
-            (Some(Unproven::Zeros(last)), Unproven::Zeros(next)) if last.end == next.start => last.end = next.end,
+            (Some(Unproven::Zeros(last)), Unproven::Zeros(next)) if last.end == next.start => {
+                last.end = next.end
+            }
             (_, change) => unproven.push(change),
         }
         let is_full = unproven.len() >= UNPROVEN_MAX;
@@ -277,7 +305,8 @@ impl<'a> Applier<'a> {
         let is_as_sent = match change {
             Unproven::Whole(block, digest) => {
                 let mut bytes = vec![0; self.geometry.block_len(*block)];
-                self.target.read_back(self.geometry.start_of(*block), &mut bytes)?;
+                self.target
+                    .read_back(self.geometry.start_of(*block), &mut bytes)?;
                 verified(bytes.len() as u64);
                 self.hasher.leaf(&bytes) == *digest
             }
@@ -297,7 +326,8 @@ impl<'a> Applier<'a> {
         match is_as_sent {
             true => Ok(()),
             false => {
-                let message = "what was read back is not what was written: the target is not to be trusted";
+                let message =
+                    "what was read back is not what was written: the target is not to be trusted";
                 Err(Error::new(ErrorKind::VerifyFailed, message).at(change.start(&self.geometry).0))
             }
         }
@@ -308,14 +338,22 @@ impl<'a> Applier<'a> {
         let mut bytes = Vec::new();
         while at < range.end {
             let extent = self.target.extent_at(at)?;
-            let end = extent.end.min(range.end).min(at.advanced(match extent.kind {
-                ExtentKind::Data => ZERO_PIECE as u64,
-                _ => u64::MAX,
-            }));
+            let end = extent
+                .end
+                .min(range.end)
+                .min(at.advanced(match extent.kind {
+                    ExtentKind::Data => ZERO_PIECE as u64,
+                    _ => u64::MAX,
+                }));
             if extent.kind == ExtentKind::Data {
-                bytes.resize(usize::try_from(range_len(&(at..end))).expect("at most a piece"), 0);
+                bytes.resize(
+                    usize::try_from(range_len(&(at..end))).expect("at most a piece"),
+                    0,
+                );
                 self.target.read_back(at, &mut bytes)?;
-                self.progress.verified.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                self.progress
+                    .verified
+                    .fetch_add(bytes.len() as u64, Ordering::Relaxed);
                 if !is_zero(&bytes) {
                     return Ok(false);
                 }
@@ -346,7 +384,8 @@ impl Unproven {
 
 /// `range` of the disk as indices into a block that starts at `start`.
 fn within(range: &Range<ByteOffset>, start: ByteOffset) -> Range<usize> {
-    let index = |at: ByteOffset| usize::try_from(at.0 - start.0).expect("ranges lie within their block");
+    let index =
+        |at: ByteOffset| usize::try_from(at.0 - start.0).expect("ranges lie within their block");
     index(range.start)..index(range.end)
 }
 

@@ -43,21 +43,39 @@ impl FromStr for Endpoint {
         };
         match scheme {
             "unix" => {
-                let parts = rest.split_once('#').filter(|(path, name)| path.starts_with('/') && !name.is_empty());
-                let (socket, name) =
-                    parts.ok_or_else(|| usage(format!("`{text}` is not of the form unix:///PATH/SOCKET#NAME")))?;
-                Ok(Self::Unix { socket: PathBuf::from(socket), name: name.to_owned() })
+                let parts = rest
+                    .split_once('#')
+                    .filter(|(path, name)| path.starts_with('/') && !name.is_empty());
+                let (socket, name) = parts.ok_or_else(|| {
+                    usage(format!(
+                        "`{text}` is not of the form unix:///PATH/SOCKET#NAME"
+                    ))
+                })?;
+                Ok(Self::Unix {
+                    socket: PathBuf::from(socket),
+                    name: name.to_owned(),
+                })
             }
             "tcp" => {
-                let parts = rest.split_once('/').filter(|(address, name)| !address.is_empty() && !name.is_empty());
-                let (address, name) =
-                    parts.ok_or_else(|| usage(format!("`{text}` is not of the form tcp://127.0.0.1:PORT/NAME")))?;
-                Ok(Self::Tcp { address: address.to_owned(), name: name.to_owned() })
+                let parts = rest
+                    .split_once('/')
+                    .filter(|(address, name)| !address.is_empty() && !name.is_empty());
+                let (address, name) = parts.ok_or_else(|| {
+                    usage(format!(
+                        "`{text}` is not of the form tcp://127.0.0.1:PORT/NAME"
+                    ))
+                })?;
+                Ok(Self::Tcp {
+                    address: address.to_owned(),
+                    name: name.to_owned(),
+                })
             }
-            later if LATER_SCHEMES.contains(&later) => {
-                Err(usage(format!("{later}:// endpoints are not supported in this release")))
-            }
-            _ => Err(usage(format!("unknown scheme in `{text}`; known: unix://, tcp://, or a path"))),
+            later if LATER_SCHEMES.contains(&later) => Err(usage(format!(
+                "{later}:// endpoints are not supported in this release"
+            ))),
+            _ => Err(usage(format!(
+                "unknown scheme in `{text}`; known: unix://, tcp://, or a path"
+            ))),
         }
     }
 }
@@ -79,11 +97,27 @@ mod tests {
     // Goal: endpoints mean what the operator wrote. Method: each form there and back, and its near misses.
     #[test]
     fn forms_round_trip_and_near_misses_are_usage_errors() {
-        for text in ["/vm/web.vhdx", "web.vhdx", "unix:///run/fb.sock#web", "tcp://127.0.0.1:9000/web"] {
+        for text in [
+            "/vm/web.vhdx",
+            "web.vhdx",
+            "unix:///run/fb.sock#web",
+            "tcp://127.0.0.1:9000/web",
+        ] {
             assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), text);
         }
-        for text in ["", "unix://run#web", "unix:///run", "tcp://127.0.0.1:9000", "tls://h:1/x", "ftp://x/y"] {
-            assert_eq!(text.parse::<Endpoint>().unwrap_err().kind(), ErrorKind::Usage, "{text}");
+        for text in [
+            "",
+            "unix://run#web",
+            "unix:///run",
+            "tcp://127.0.0.1:9000",
+            "tls://h:1/x",
+            "ftp://x/y",
+        ] {
+            assert_eq!(
+                text.parse::<Endpoint>().unwrap_err().kind(),
+                ErrorKind::Usage,
+                "{text}"
+            );
         }
     }
 }

@@ -86,14 +86,20 @@ impl ErrorKind {
     /// Number of this kind in a failure message.
     #[must_use]
     pub(crate) fn wire(self) -> u16 {
-        let at = Self::ALL.iter().position(|kind| *kind == self).expect("ALL lists every kind");
+        let at = Self::ALL
+            .iter()
+            .position(|kind| *kind == self)
+            .expect("ALL lists every kind");
         u16::try_from(at).expect("there are few kinds")
     }
 
     /// Kind with that number. A number of a newer release is some failure of the peer's system.
     #[must_use]
     pub(crate) fn from_wire(number: u16) -> Self {
-        Self::ALL.get(usize::from(number)).copied().unwrap_or(Self::Io)
+        Self::ALL
+            .get(usize::from(number))
+            .copied()
+            .unwrap_or(Self::Io)
     }
 }
 
@@ -113,7 +119,14 @@ pub struct Error {
 impl Error {
     /// An error of `kind`; `message` is one lower-case line.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), path: None, offset: None, source: None, is_from_peer: false }
+        Self {
+            kind,
+            message: message.into(),
+            path: None,
+            offset: None,
+            source: None,
+            is_from_peer: false,
+        }
     }
 
     /// A failed operation of the system; a full disk and a read-only one get their own kinds.
@@ -125,7 +138,10 @@ impl Error {
             io::ErrorKind::ReadOnlyFilesystem => ErrorKind::ReadOnly,
             _ => ErrorKind::Io,
         };
-        Self { source: Some(Box::new(source)), ..Self::new(kind, message) }
+        Self {
+            source: Some(Box::new(source)),
+            ..Self::new(kind, message)
+        }
     }
 
     /// The same with the file it concerns, unless one is named already.
@@ -176,7 +192,10 @@ impl Error {
     /// Whether the same call may succeed later without anything being changed by hand.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        matches!(self.kind, ErrorKind::PeerGone | ErrorKind::InUse | ErrorKind::NoSpace)
+        matches!(
+            self.kind,
+            ErrorKind::PeerGone | ErrorKind::InUse | ErrorKind::NoSpace
+        )
     }
 
     /// Whether this is the peer's account of what failed on its side.
@@ -240,6 +259,25 @@ impl Error {
     }
 }
 
+impl Error {
+    /// An error of the transport in the engine's words.
+    #[must_use]
+    pub fn from_transport(error: transport::Error) -> Self {
+        use transport::ErrorKind as From;
+        let kind = match error.kind() {
+            From::Protocol | From::Version => ErrorKind::Protocol,
+            From::Refused => ErrorKind::Refused,
+            _ => ErrorKind::PeerGone,
+        };
+        Self::new(kind, "link to the peer").caused_by(error)
+    }
+}
+
+/// [`Error::from_transport`] for `map_err`.
+pub(crate) fn peer_error(error: transport::Error) -> Error {
+    Error::from_transport(error)
+}
+
 /// Bytes of an error text on the wire.
 const FAILURE_TEXT_MAX: usize = 2048;
 
@@ -296,7 +334,10 @@ mod tests {
         let error = Error::io(io::Error::other("input/output error"), "read block")
             .path(Path::new("web\n.vhdx"))
             .at(0x30_0010);
-        assert_eq!(error.chain(), "web\\n.vhdx: read block at 0x300010: input/output error");
+        assert_eq!(
+            error.chain(),
+            "web\\n.vhdx: read block at 0x300010: input/output error"
+        );
     }
 
     // Goal: a full disk is told apart from other failures. Method: the system's own error number.

@@ -66,7 +66,9 @@ pub struct Hasher {
 
 impl fmt::Debug for Hasher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Hasher").field("kind", &self.kind).finish_non_exhaustive()
+        f.debug_struct("Hasher")
+            .field("kind", &self.kind)
+            .finish_non_exhaustive()
     }
 }
 
@@ -151,7 +153,9 @@ pub fn sub_block_sum(sub_block: &[u8], seed: u64) -> u64 {
 /// the scan: on data the cost is one sub-block at most.
 #[must_use]
 pub fn is_zero(bytes: &[u8]) -> bool {
-    bytes.chunks(SUB_BLOCK_LEN).all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
+    bytes
+        .chunks(SUB_BLOCK_LEN)
+        .all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
 #[cfg(test)]
@@ -194,7 +198,9 @@ mod tests {
         input.extend(leaf);
         let expected = blake3::derive_key("failback root 1", &input);
         assert_eq!(
-            hasher.root(&geometry, Some(&hasher.leaf(b"hello"))).as_bytes(),
+            hasher
+                .root(&geometry, Some(&hasher.leaf(b"hello")))
+                .as_bytes(),
             expected.as_slice()
         );
     }

@@ -76,7 +76,10 @@ pub struct Side {
 
 impl Side {
     pub(crate) fn named(endpoint: &impl ToString) -> Self {
-        Self { endpoint: endpoint.to_string(), ..Self::default() }
+        Self {
+            endpoint: endpoint.to_string(),
+            ..Self::default()
+        }
     }
 
     pub(crate) fn describe(&mut self, info: &DiskInfo) {

@@ -53,7 +53,14 @@ impl TreeBuilder {
         }
         let last = BlockIndex(geometry.block_count().0.saturating_sub(1));
         let short_zero = hasher.leaf(&zero_block[..geometry.block_len(last)]);
-        Self { hasher: hasher.clone(), geometry, stack: Vec::new(), zeros, short_zero, next: 0 }
+        Self {
+            hasher: hasher.clone(),
+            geometry,
+            stack: Vec::new(),
+            zeros,
+            short_zero,
+            next: 0,
+        }
     }
 
     /// The block that the next push is about.
@@ -68,8 +75,14 @@ impl TreeBuilder {
     /// When more blocks are pushed than the disk has; callers check indices that come from outside.
     pub fn push(&mut self, leaf: Leaf, count: u64) {
         let total = self.geometry.block_count().0;
-        let end = self.next.checked_add(count).expect("block numbers stay below 2^31");
-        assert!(end <= total, "leaf {end} is past the last of {total} blocks");
+        let end = self
+            .next
+            .checked_add(count)
+            .expect("block numbers stay below 2^31");
+        assert!(
+            end <= total,
+            "leaf {end} is past the last of {total} blocks"
+        );
         match leaf {
             Leaf::Data(digest) => {
                 assert!(count == 1, "a digest stands for one block");
@@ -85,11 +98,15 @@ impl TreeBuilder {
     /// When leaves are missing: a root over less than the disk proves nothing.
     #[must_use]
     pub fn finish(&self) -> Digest {
-        assert_eq!(self.next, self.geometry.block_count().0, "every block has its leaf");
+        assert_eq!(
+            self.next,
+            self.geometry.block_count().0,
+            "every block has its leaf"
+        );
         let mut nodes = self.stack.iter().rev().map(|(_, digest)| *digest);
-        let top = nodes.next().map(|last| {
-            nodes.fold(last, |right, left| self.hasher.node(&left, &right))
-        });
+        let top = nodes
+            .next()
+            .map(|last| nodes.fold(last, |right, left| self.hasher.node(&left, &right)));
         self.hasher.root(&self.geometry, top.as_ref())
     }
 
@@ -98,9 +115,16 @@ impl TreeBuilder {
         let is_short = |block: u64| {
             self.geometry.block_len(BlockIndex(block)) < self.geometry.block_size().len()
         };
-        let full_end = if count > 0 && is_short(end - 1) { end - 1 } else { end };
+        let full_end = if count > 0 && is_short(end - 1) {
+            end - 1
+        } else {
+            end
+        };
         while self.next < full_end {
-            let height = self.next.trailing_zeros().min((full_end - self.next).ilog2());
+            let height = self
+                .next
+                .trailing_zeros()
+                .min((full_end - self.next).ilog2());
             let height = height.min(u32::try_from(LEVEL_MAX).expect("31 fits"));
             self.append(height, self.zeros[height as usize]);
         }
@@ -133,12 +157,17 @@ mod tests {
 
     /// The definition, level by level, nothing clever.
     fn naive_root(hasher: &Hasher, geometry: &Geometry, disk: &[u8]) -> Digest {
-        let mut level: Vec<Digest> =
-            disk.chunks(geometry.block_size().len()).map(|block| hasher.leaf(block)).collect();
+        let mut level: Vec<Digest> = disk
+            .chunks(geometry.block_size().len())
+            .map(|block| hasher.leaf(block))
+            .collect();
         while level.len() > 1 {
             level = level
                 .chunks(2)
-                .map(|pair| pair.get(1).map_or(pair[0], |right| hasher.node(&pair[0], right)))
+                .map(|pair| {
+                    pair.get(1)
+                        .map_or(pair[0], |right| hasher.node(&pair[0], right))
+                })
                 .collect();
         }
         hasher.root(geometry, level.first())

@@ -146,7 +146,12 @@ impl Geometry {
     /// First byte of `block`; the end of the disk for an index past the last one.
     #[must_use]
     pub fn start_of(&self, block: BlockIndex) -> ByteOffset {
-        ByteOffset(block.0.saturating_mul(u64::from(self.block.0)).min(self.len))
+        ByteOffset(
+            block
+                .0
+                .saturating_mul(u64::from(self.block.0))
+                .min(self.len),
+        )
     }
 
     /// The bytes of `count` blocks from `first` on, cut at the end of the disk.
@@ -187,7 +192,10 @@ mod tests {
         assert_eq!(geometry.block_len(BlockIndex(0)), 1 << 20);
         assert_eq!(geometry.block_len(BlockIndex(1)), 512);
         assert_eq!(geometry.block_len(BlockIndex(2)), 0);
-        assert_eq!(geometry.block_at(ByteOffset((1 << 20) + 511)), Some(BlockIndex(1)));
+        assert_eq!(
+            geometry.block_at(ByteOffset((1 << 20) + 511)),
+            Some(BlockIndex(1))
+        );
         assert_eq!(geometry.block_at(ByteOffset((1 << 20) + 512)), None);
     }
 
@@ -195,8 +203,14 @@ mod tests {
     #[test]
     fn whole_blocks_counts_the_tail_only_at_the_end() {
         let geometry = Geometry::new((2 << 20) + 512, BlockSize::DEFAULT).unwrap();
-        assert_eq!(geometry.whole_blocks(BlockIndex(0), ByteOffset((2 << 20) + 511)), 2);
-        assert_eq!(geometry.whole_blocks(BlockIndex(0), ByteOffset((2 << 20) + 512)), 3);
+        assert_eq!(
+            geometry.whole_blocks(BlockIndex(0), ByteOffset((2 << 20) + 511)),
+            2
+        );
+        assert_eq!(
+            geometry.whole_blocks(BlockIndex(0), ByteOffset((2 << 20) + 512)),
+            3
+        );
         assert_eq!(geometry.whole_blocks(BlockIndex(1), ByteOffset(1 << 20)), 0);
     }
 

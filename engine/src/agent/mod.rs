@@ -8,7 +8,9 @@ mod grant;
 mod visit;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
+use crossbeam::channel::{RecvTimeoutError, bounded};
 use failback_transport::link::{Link, Listener};
 
 pub use grant::{Grant, Grants};
@@ -20,7 +22,10 @@ use crate::event::{Event, Observer};
 /// Peers at a time, those that have not yet said hello included: each has threads and buffers of its own.
 const PEERS_MAX: usize = 16;
 
-/// Accepts peers until `cancel`, and ends the sessions under way then. The listener's stop handle wakes it up.
+/// How often it looks for `cancel`.
+const POLL: Duration = Duration::from_millis(100);
+
+/// Accepts peers until `cancel`, and ends the sessions under way then.
 ///
 /// # Errors
 /// `Io` when the system refuses to accept.
@@ -31,7 +36,18 @@ pub fn serve(
     cancel: &CancelToken,
 ) -> Result<()> {
     let peers = AtomicUsize::new(0);
+    let (done, is_done) = bounded::<()>(0);
     std::thread::scope(|scope| {
+        let stop = listener.stop_handle();
+        scope.spawn(move || {
+            while matches!(is_done.recv_timeout(POLL), Err(RecvTimeoutError::Timeout)) {
+                if cancel.is_cancelled() {
+                    return stop.stop();
+                }
+            }
+        });
+        // Dropped at the end of the loop, whatever ends it.
+        let _done = done;
         loop {
             let link = match listener.accept() {
                 Ok(Some(link)) => link,
@@ -58,6 +74,9 @@ pub fn serve(
 }
 
 fn refuse(link: &Link, observer: &dyn Observer) {
-    let message = format!("peer {} turned away: {PEERS_MAX} peers are being served", link.peer);
+    let message = format!(
+        "peer {} turned away: {PEERS_MAX} peers are being served",
+        link.peer
+    );
     observer.event(&Event::Warning { message });
 }

@@ -9,15 +9,20 @@ use failback_transport::{Access, Message, OpenRequest, Role, SessionParams, Task
 use super::grant::{Grant, Grants};
 use crate::abort::{Abort, CancelToken};
 use crate::disk::{DiskInfo, PendingDisk, Source, Target, open_source, open_target};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, peer_error};
 use crate::event::{Event, Observer};
 use crate::hash::HashKind;
 use crate::operation::{SOFTWARE, new_disk};
-use crate::sync::{Changes, Session, SessionLink, SessionOptions, peer_error, run_source, run_target};
+use crate::sync::{Changes, Session, SessionLink, SessionOptions, run_source, run_target};
 use crate::units::BlockSize;
 
 /// Serves one peer to the end, and tells the observer how it ended.
-pub(super) fn receive_peer(link: Link, grants: &Grants, observer: &dyn Observer, cancel: &CancelToken) {
+pub(super) fn receive_peer(
+    link: Link,
+    grants: &Grants,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) {
     let peer = link.peer.clone();
     let outcome = match converse(link, grants, observer, cancel) {
         Ok(()) => "done".to_owned(),
@@ -43,19 +48,35 @@ impl OpenDisk {
     }
 }
 
-fn converse(link: Link, grants: &Grants, observer: &dyn Observer, cancel: &CancelToken) -> Result<()> {
+fn converse(
+    link: Link,
+    grants: &Grants,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<()> {
     let peer = link.peer.clone();
     let (mut sender, mut receiver, closer, _) = wire::split(link);
     wire::handshake(&mut sender, &mut receiver, SOFTWARE).map_err(peer_error)?;
     // Until it has named a disk a peer is only a cost.
-    receiver.set_idle_limit(HANDSHAKE_LIMIT).map_err(peer_error)?;
-    let mut link = SessionLink { sender, receiver, closer, peer };
+    receiver
+        .set_idle_limit(HANDSHAKE_LIMIT)
+        .map_err(peer_error)?;
+    let mut link = SessionLink {
+        sender,
+        receiver,
+        closer,
+        peer,
+    };
     match prepare(&mut link, grants) {
         Ok((disk, params, grant)) => run(disk, &params, &grant, link, observer, cancel),
         Err(error) => {
             // Told, not expected to arrive: the peer may be the reason.
             let message = Message::Failure(error.to_wire());
-            drop(link.sender.send(&message).and_then(|()| link.sender.flush()));
+            drop(
+                link.sender
+                    .send(&message)
+                    .and_then(|()| link.sender.flush()),
+            );
             Err(error)
         }
     }
@@ -76,8 +97,13 @@ fn prepare(link: &mut SessionLink, grants: &Grants) -> Result<(OpenDisk, Session
         is_new: matches!(disk, OpenDisk::New(_)),
         allocated_bytes: 0,
     });
-    link.sender.send(&opened).and_then(|()| link.sender.flush()).map_err(peer_error)?;
-    link.receiver.set_idle_limit(IDLE_LIMIT).map_err(peer_error)?;
+    link.sender
+        .send(&opened)
+        .and_then(|()| link.sender.flush())
+        .map_err(peer_error)?;
+    link.receiver
+        .set_idle_limit(IDLE_LIMIT)
+        .map_err(peer_error)?;
     match hear(link)? {
         Message::Start(params) => Ok((disk, params, request.name)),
         _ => Err(out_of_place()),
@@ -99,20 +125,30 @@ fn open(grant: &Grant, request: &OpenRequest) -> Result<OpenDisk> {
         return Ok(OpenDisk::Read(open_source(&grant.path, None)?));
     }
     if !grant.is_writable {
-        let message = format!("disk `{}` is granted for reading only", crate::error::one_line(&request.name));
+        let message = format!(
+            "disk `{}` is granted for reading only",
+            crate::error::one_line(&request.name)
+        );
         return Err(Error::new(ErrorKind::NotGranted, message));
     }
-    let is_missing = grant.path.symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound);
+    let is_missing = grant
+        .path
+        .symlink_metadata()
+        .is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound);
     match (is_missing, request.create, grant.create_max) {
         (true, Some(create), Some(max)) => {
             if create.size > max {
-                let message = format!("a new disk of {} bytes is more than the grant's {max}", create.size);
+                let message = format!(
+                    "a new disk of {} bytes is more than the grant's {max}",
+                    create.size
+                );
                 return Err(Error::new(ErrorKind::NotGranted, message));
             }
             let source = DiskInfo {
                 format: String::new(),
                 virtual_size: create.size,
-                logical_sector_size: (create.logical_sector_size != 0).then_some(create.logical_sector_size),
+                logical_sector_size: (create.logical_sector_size != 0)
+                    .then_some(create.logical_sector_size),
                 image_block_size: (create.block_size_hint != 0).then_some(create.block_size_hint),
                 identity: String::new(),
             };
@@ -120,7 +156,8 @@ fn open(grant: &Grant, request: &OpenRequest) -> Result<OpenDisk> {
             Ok(OpenDisk::New(PendingDisk::create(&grant.path, &new)?))
         }
         (true, _, _) => {
-            let message = "the granted disk does not exist, and the grant has no max=SIZE to make it";
+            let message =
+                "the granted disk does not exist, and the grant has no max=SIZE to make it";
             Err(Error::new(ErrorKind::NotGranted, message))
         }
         (false, _, _) => Ok(OpenDisk::Write(open_target(&grant.path, None)?.disk)),
@@ -137,28 +174,50 @@ fn run(
 ) -> Result<()> {
     let session = Session::new(options(params)?, disk.info().virtual_size)?;
     let is_change = matches!(params.task, Task::Delta | Task::Full);
-    let role = if params.peer_role == Role::Source { "source" } else { "target" };
-    observer.event(&Event::SessionStarted { peer: link.peer.clone(), grant: crate::error::one_line(grant), role });
+    let role = if params.peer_role == Role::Source {
+        "source"
+    } else {
+        "target"
+    };
+    observer.event(&Event::SessionStarted {
+        peer: link.peer.clone(),
+        grant: crate::error::one_line(grant),
+        role,
+    });
     let abort = Arc::new(Abort::with_cancel(cancel));
     match (disk, params.peer_role, is_change) {
-        (OpenDisk::Read(disk), Role::Source, _) => run_source(&session, disk.as_ref(), link, &abort).map(drop),
+        (OpenDisk::Read(disk), Role::Source, _) => {
+            run_source(&session, disk.as_ref(), link, &abort).map(drop)
+        }
         (OpenDisk::Read(disk), Role::Target, false) => {
             run_target(&session, disk.as_ref(), None, link, &abort).map(drop)
         }
         (OpenDisk::Write(disk), Role::Target, true) => {
             let finish = Box::new(|| Ok(()));
-            let changes = Changes { target: disk.as_ref(), is_new: false, finish };
+            let changes = Changes {
+                target: disk.as_ref(),
+                is_new: false,
+                finish,
+            };
             run_target(&session, disk.as_ref(), Some(changes), link, &abort).map(drop)
         }
         (OpenDisk::New(pending), Role::Target, true) => {
             let disk = pending.disk();
-            let changes = Changes { target: disk.as_ref(), is_new: true, finish: Box::new(move || pending.publish()) };
+            let changes = Changes {
+                target: disk.as_ref(),
+                is_new: true,
+                finish: Box::new(move || pending.publish()),
+            };
             run_target(&session, disk.as_ref(), Some(changes), link, &abort).map(drop)
         }
         _ => {
             let mut link = link;
             let error = Error::new(ErrorKind::NotGranted, "the disk was not opened for this");
-            drop(link.sender.send(&Message::Failure(error.to_wire())).and_then(|()| link.sender.flush()));
+            drop(
+                link.sender
+                    .send(&Message::Failure(error.to_wire()))
+                    .and_then(|()| link.sender.flush()),
+            );
             Err(error)
         }
     }

@@ -56,11 +56,18 @@ impl PendingDisk {
             }
             Format::Vhdx => Arc::new(VhdxDisk::create(file, &vhdx_options(new))?),
             Format::Vhd | Format::Foreign(_) => {
-                let message = format!("making {} images is not supported in this release", new.format);
+                let message = format!(
+                    "making {} images is not supported in this release",
+                    new.format
+                );
                 return Err(Error::new(ErrorKind::Unsupported, message).path(path));
             }
         };
-        Ok(Self { disk, temporary, path: path.to_owned() })
+        Ok(Self {
+            disk,
+            temporary,
+            path: path.to_owned(),
+        })
     }
 
     /// The disk, to be filled.
@@ -74,13 +81,20 @@ impl PendingDisk {
     /// # Errors
     /// `Refused` when somebody made a file of that name meanwhile, `Io`.
     pub fn publish(self) -> Result<()> {
-        let Self { disk, temporary, path } = self;
-        temporary.persist_noclobber(&path).map_err(|e| match e.error.kind() {
-            std::io::ErrorKind::AlreadyExists => existing(&path),
-            _ => Error::io(e.error, "rename the new disk to its name").path(&path),
-        })?;
+        let Self {
+            disk,
+            temporary,
+            path,
+        } = self;
+        temporary
+            .persist_noclobber(&path)
+            .map_err(|e| match e.error.kind() {
+                std::io::ErrorKind::AlreadyExists => existing(&path),
+                _ => Error::io(e.error, "rename the new disk to its name").path(&path),
+            })?;
         // The lock is held until the name is durable: nobody may take the disk before.
-        let synced = sync_directory_of(&path).map_err(|e| Error::io(e, "flush directory of").path(&path));
+        let synced =
+            sync_directory_of(&path).map_err(|e| Error::io(e, "flush directory of").path(&path));
         drop(disk);
         synced
     }
@@ -100,7 +114,11 @@ fn vhdx_options(new: &NewDisk) -> CreateOptions {
     CreateOptions {
         block_size: new.block_size,
         logical_sector_size: new.sector_size,
-        kind: if new.is_fixed { Kind::Fixed } else { Kind::Dynamic },
+        kind: if new.is_fixed {
+            Kind::Fixed
+        } else {
+            Kind::Dynamic
+        },
         ..CreateOptions::new(new.len, Kind::Dynamic)
     }
 }
@@ -114,12 +132,20 @@ fn refuse_existing(path: &Path) -> Result<()> {
 }
 
 fn existing(path: &Path) -> Error {
-    Error::new(ErrorKind::Refused, "exists already; a new disk never replaces a file").path(path)
+    Error::new(
+        ErrorKind::Refused,
+        "exists already; a new disk never replaces a file",
+    )
+    .path(path)
 }
 
 fn temporary_beside(path: &Path) -> Result<tempfile::NamedTempFile> {
-    let name = path.file_name().ok_or_else(|| Error::new(ErrorKind::Usage, "names no file").path(path))?;
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let name = path
+        .file_name()
+        .ok_or_else(|| Error::new(ErrorKind::Usage, "names no file").path(path))?;
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
     let mut builder = tempfile::Builder::new();
     let prefix = format!(".{}.", name.to_string_lossy());
     builder.prefix(&prefix).suffix(".failback-new");

@@ -22,7 +22,9 @@ impl MemoryDisk {
     /// A disk with that content.
     #[must_use]
     pub fn new(bytes: Vec<u8>) -> Self {
-        Self { bytes: RwLock::new(bytes) }
+        Self {
+            bytes: RwLock::new(bytes),
+        }
     }
 
     /// A copy of the present content.
@@ -32,7 +34,9 @@ impl MemoryDisk {
     }
 
     fn locked(&self) -> std::sync::RwLockReadGuard<'_, Vec<u8>> {
-        self.bytes.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.bytes
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn span(len: usize, at: ByteOffset, count: usize) -> Result<Range<usize>> {
@@ -44,7 +48,10 @@ impl MemoryDisk {
     }
 
     fn change(&self, at: ByteOffset, count: usize, change: impl FnOnce(&mut [u8])) -> Result<()> {
-        let mut bytes = self.bytes.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut bytes = self
+            .bytes
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         let span = Self::span(bytes.len(), at, count)?;
         change(&mut bytes[span]);
         Ok(())
@@ -72,9 +79,18 @@ impl Source for MemoryDisk {
     fn extent_at(&self, at: ByteOffset) -> Result<Extent> {
         let bytes = self.locked();
         let start = Self::span(bytes.len(), at, 1)?.start;
-        let end = (start / EXTENT_LEN + 1).saturating_mul(EXTENT_LEN).min(bytes.len());
-        let kind = if is_zero(&bytes[start..end]) { ExtentKind::Zero } else { ExtentKind::Data };
-        Ok(Extent { kind, end: ByteOffset(end as u64) })
+        let end = (start / EXTENT_LEN + 1)
+            .saturating_mul(EXTENT_LEN)
+            .min(bytes.len());
+        let kind = if is_zero(&bytes[start..end]) {
+            ExtentKind::Zero
+        } else {
+            ExtentKind::Data
+        };
+        Ok(Extent {
+            kind,
+            end: ByteOffset(end as u64),
+        })
     }
 }
 

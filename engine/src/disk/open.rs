@@ -45,12 +45,16 @@ pub fn open_target(path: &Path, format: Option<Format>) -> Result<OpenTarget> {
 /// # Errors
 /// `Refused`.
 pub(crate) fn refuse_same_file(source: &Path, target: &Path) -> Result<()> {
-    let (Ok(a), Ok(b)) = (HostFile::open(source, Access::Inspect), HostFile::open(target, Access::Inspect))
-    else {
+    let (Ok(a), Ok(b)) = (
+        HostFile::open(source, Access::Inspect),
+        HostFile::open(target, Access::Inspect),
+    ) else {
         return Ok(());
     };
     match a.is_same_file(&b) {
         false => Ok(()),
-        true => Err(Error::new(ErrorKind::Refused, "source and target are the same file").path(target)),
+        true => {
+            Err(Error::new(ErrorKind::Refused, "source and target are the same file").path(target))
+        }
     }
 }

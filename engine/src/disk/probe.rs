@@ -30,7 +30,10 @@ impl FromStr for Format {
             "raw" => Ok(Self::Raw),
             "vhdx" => Ok(Self::Vhdx),
             "vhd" => Ok(Self::Vhd),
-            _ => Err(Error::new(ErrorKind::Usage, format!("unknown format `{text}`; known: raw, vhdx, vhd"))),
+            _ => Err(Error::new(
+                ErrorKind::Usage,
+                format!("unknown format `{text}`; known: raw, vhdx, vhd"),
+            )),
         }
     }
 }
@@ -90,9 +93,9 @@ pub fn probe(file: &HostFile) -> Result<Format> {
     if head.starts_with(VHD_MAGIC) || has_vhd_footer(file, len).map_err(failed)? {
         return Ok(Format::Vhd);
     }
-    let foreign = FOREIGN.iter().find(|(at, magic, _)| {
-        head.get(*at..).is_some_and(|rest| rest.starts_with(magic))
-    });
+    let foreign = FOREIGN
+        .iter()
+        .find(|(at, magic, _)| head.get(*at..).is_some_and(|rest| rest.starts_with(magic)));
     Ok(foreign.map_or(Format::Raw, |(_, _, name)| Format::Foreign(name)))
 }
 
@@ -131,16 +134,20 @@ pub(crate) fn decide(file: &HostFile, wanted: Option<Format>) -> Result<Format> 
             );
             Err(Error::new(ErrorKind::Refused, message).path(file.path()))
         }
-        Format::Raw if wanted.is_none() && !file.is_device() => match Format::of_suffix(file.path()) {
-            Some(promised @ (Format::Vhdx | Format::Vhd)) => {
-                let message = format!(
-                    "is named as a {promised}, but has no such magic: damaged? \
+        Format::Raw if wanted.is_none() && !file.is_device() => {
+            match Format::of_suffix(file.path()) {
+                Some(promised @ (Format::Vhdx | Format::Vhd)) => {
+                    let message = format!(
+                        "is named as a {promised}, but has no such magic: damaged? \
                      (--source-format/--target-format raw takes it as it is)"
-                );
-                Err(Error::new(ErrorKind::Damaged, message).path(file.path()).at(0))
+                    );
+                    Err(Error::new(ErrorKind::Damaged, message)
+                        .path(file.path())
+                        .at(0))
+                }
+                _ => Ok(Format::Raw),
             }
-            _ => Ok(Format::Raw),
-        },
+        }
         format => Ok(format),
     }
 }

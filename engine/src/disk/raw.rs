@@ -26,21 +26,36 @@ impl RawDisk {
     /// # Errors
     /// `Io`; `Unsupported` above 64 TiB.
     pub fn open(file: Arc<HostFile>) -> Result<Self> {
-        let len = file.len().map_err(|e| Error::io(e, "read length").path(file.path()))?;
+        let len = file
+            .len()
+            .map_err(|e| Error::io(e, "read length").path(file.path()))?;
         if len > DISK_LEN_MAX {
             let message = format!("{len} bytes are more than the 64 TiB a disk can have");
             return Err(Error::new(ErrorKind::Unsupported, message).path(file.path()));
         }
-        let identity = file.identity().map_err(|e| Error::io(e, "stat").path(file.path()))?;
-        Ok(Self { file, len, identity: format!("raw:{identity}"), is_poisoned: AtomicBool::new(false) })
+        let identity = file
+            .identity()
+            .map_err(|e| Error::io(e, "stat").path(file.path()))?;
+        Ok(Self {
+            file,
+            len,
+            identity: format!("raw:{identity}"),
+            is_poisoned: AtomicBool::new(false),
+        })
     }
 
     fn checked(&self, at: ByteOffset, len: usize) -> Result<()> {
-        match at.0.checked_add(len as u64).is_some_and(|end| end <= self.len) {
+        match at
+            .0
+            .checked_add(len as u64)
+            .is_some_and(|end| end <= self.len)
+        {
             true => Ok(()),
-            false => Err(Error::new(ErrorKind::Usage, "range past the end of the disk")
-                .path(self.file.path())
-                .at(at.0)),
+            false => Err(
+                Error::new(ErrorKind::Usage, "range past the end of the disk")
+                    .path(self.file.path())
+                    .at(at.0),
+            ),
         }
     }
 
@@ -54,8 +69,11 @@ impl RawDisk {
     fn sound(&self) -> Result<()> {
         match self.is_poisoned.load(Ordering::SeqCst) {
             false => Ok(()),
-            true => Err(Error::new(ErrorKind::Io, "an earlier write or flush failed; nothing more is written")
-                .path(self.file.path())),
+            true => Err(Error::new(
+                ErrorKind::Io,
+                "an earlier write or flush failed; nothing more is written",
+            )
+            .path(self.file.path())),
         }
     }
 }
@@ -73,9 +91,11 @@ impl Source for RawDisk {
 
     fn read(&self, at: ByteOffset, buf: &mut [u8]) -> Result<()> {
         self.checked(at, buf.len())?;
-        self.file
-            .read_at(at.0, buf)
-            .map_err(|e| Error::io(e, format!("read {} bytes", buf.len())).path(self.file.path()).at(at.0))
+        self.file.read_at(at.0, buf).map_err(|e| {
+            Error::io(e, format!("read {} bytes", buf.len()))
+                .path(self.file.path())
+                .at(at.0)
+        })
     }
 
     fn extent_at(&self, at: ByteOffset) -> Result<Extent> {
@@ -84,8 +104,15 @@ impl Source for RawDisk {
             .file
             .extent_at(at.0)
             .map_err(|e| Error::io(e, "find data").path(self.file.path()).at(at.0))?;
-        let kind = if found.is_hole { ExtentKind::Absent } else { ExtentKind::Data };
-        Ok(Extent { kind, end: ByteOffset(found.end.clamp(at.0 + 1, self.len)) })
+        let kind = if found.is_hole {
+            ExtentKind::Absent
+        } else {
+            ExtentKind::Data
+        };
+        Ok(Extent {
+            kind,
+            end: ByteOffset(found.end.clamp(at.0 + 1, self.len)),
+        })
     }
 }
 

@@ -69,7 +69,9 @@ pub(crate) fn convert(error: format::Error, file: &HostFile) -> Error {
     };
     let source = std::error::Error::source(&error).and_then(|s| s.downcast_ref::<std::io::Error>());
     let kind = match source.map(std::io::Error::kind) {
-        Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded) => ErrorKind::NoSpace,
+        Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded) => {
+            ErrorKind::NoSpace
+        }
         _ => kind,
     };
     let text = match std::error::Error::source(&error) {
@@ -86,7 +88,11 @@ impl Source for VhdxDisk {
             virtual_size: self.image.virtual_size(),
             logical_sector_size: Some(self.image.logical_sector_size()),
             image_block_size: Some(self.image.block_size()),
-            identity: format!("vhdx:{}:{}", self.image.disk_id(), self.image.data_write_guid()),
+            identity: format!(
+                "vhdx:{}:{}",
+                self.image.disk_id(),
+                self.image.data_write_guid()
+            ),
         }
     }
 
@@ -101,7 +107,10 @@ impl Source for VhdxDisk {
             format::ExtentKind::Zero => ExtentKind::Zero,
             format::ExtentKind::Absent => ExtentKind::Absent,
         };
-        Ok(Extent { kind, end: ByteOffset(found.end) })
+        Ok(Extent {
+            kind,
+            end: ByteOffset(found.end),
+        })
     }
 }
 

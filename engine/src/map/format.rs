@@ -72,11 +72,22 @@ impl MapWriter {
     /// # Errors
     /// `Io`.
     pub fn create(path: &Path, geometry: Geometry, hash: HashKind) -> Result<Self> {
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let file = tempfile::NamedTempFile::new_in(parent).map_err(|e| Error::io(e, "make map file").path(path))?;
+        let parent = path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        let file = tempfile::NamedTempFile::new_in(parent)
+            .map_err(|e| Error::io(e, "make map file").path(path))?;
         let len = HEADER_LEN + geometry.block_count().0 * hash.digest_len() as u64;
-        FileAt::set_len(file.as_file(), len).map_err(|e| Error::io(e, "set length of map file").path(path))?;
-        Ok(Self { file, geometry, hash, next: 0, waiting: Vec::new() })
+        FileAt::set_len(file.as_file(), len)
+            .map_err(|e| Error::io(e, "set length of map file").path(path))?;
+        Ok(Self {
+            file,
+            geometry,
+            hash,
+            next: 0,
+            waiting: Vec::new(),
+        })
     }
 
     /// The next `count` blocks hold `leaf`.
@@ -88,7 +99,11 @@ impl MapWriter {
             Leaf::Data(digest) => {
                 self.waiting.extend_from_slice(digest.as_bytes());
                 self.next += count;
-                if self.waiting.len() >= WRITE_LEN { self.write() } else { Ok(()) }
+                if self.waiting.len() >= WRITE_LEN {
+                    self.write()
+                } else {
+                    Ok(())
+                }
             }
             Leaf::Zero => {
                 self.write()?;
@@ -104,14 +119,21 @@ impl MapWriter {
     /// `Refused` when a file that is no map has that name, `NoSpace`, `Io`.
     pub fn finish(mut self, path: &Path, root: &Digest, identity: &str) -> Result<()> {
         self.write()?;
-        assert_eq!(self.next, self.geometry.block_count().0, "every block has its leaf");
+        assert_eq!(
+            self.next,
+            self.geometry.block_count().0,
+            "every block has its leaf"
+        );
         let failed = |e| Error::io(e, "write map file").path(path);
         if path.symlink_metadata().is_ok() && MapFile::open(path).is_err() {
             let message = "exists and is not a map; it is not replaced";
             return Err(Error::new(ErrorKind::Refused, message).path(path));
         }
         let header = header_of(&self.geometry, self.hash, root, identity);
-        self.file.as_file().write_at(0, header.as_bytes()).map_err(failed)?;
+        self.file
+            .as_file()
+            .write_at(0, header.as_bytes())
+            .map_err(failed)?;
         FileAt::sync(self.file.as_file()).map_err(failed)?;
         self.file.persist(path).map_err(|e| failed(e.error))?;
         sync_directory_of(path).map_err(failed)
@@ -172,7 +194,8 @@ impl MapFile {
         let damaged = |what: &str| Error::new(ErrorKind::Damaged, what.to_owned()).path(path);
         let file = File::open(path).map_err(|e| Error::io(e, "open").path(path))?;
         let bytes = map_own_file(&file).map_err(|e| Error::io(e, "map").path(path))?;
-        let (header, _) = Header::ref_from_prefix(&bytes).map_err(|_| damaged("is too short for a map"))?;
+        let (header, _) =
+            Header::ref_from_prefix(&bytes).map_err(|_| damaged("is too short for a map"))?;
         if header.magic != MAP_MAGIC {
             return Err(damaged("is not a checksum map of this version"));
         }
@@ -184,18 +207,30 @@ impl MapFile {
             1 => HashKind::Xxh3,
             _ => return Err(damaged("map names an unknown hash")),
         };
-        let block = BlockSize::new(header.block_size.get().into()).map_err(|_| damaged("map has a bad block size"))?;
-        let geometry =
-            Geometry::new(header.disk_len.get(), block).map_err(|_| damaged("map is of too large a disk"))?;
+        let block = BlockSize::new(header.block_size.get().into())
+            .map_err(|_| damaged("map has a bad block size"))?;
+        let geometry = Geometry::new(header.disk_len.get(), block)
+            .map_err(|_| damaged("map is of too large a disk"))?;
         let leaves_len = geometry.block_count().0 * hash.digest_len() as u64;
-        if header.block_count.get() != geometry.block_count().0 || bytes.len() as u64 != HEADER_LEN + leaves_len {
+        if header.block_count.get() != geometry.block_count().0
+            || bytes.len() as u64 != HEADER_LEN + leaves_len
+        {
             return Err(damaged("map does not have a leaf for every block"));
         }
-        let root = Digest::from_slice(&header.root[..hash.digest_len()]).expect("the length of the hash");
+        let root =
+            Digest::from_slice(&header.root[..hash.digest_len()]).expect("the length of the hash");
         let identity = header.identity.get(..header.identity_len.get().into());
         let identity = identity.and_then(|text| std::str::from_utf8(text).ok());
-        let identity = identity.ok_or_else(|| damaged("map has no readable identity"))?.to_owned();
-        Ok(Self { bytes, geometry, hash, root, identity })
+        let identity = identity
+            .ok_or_else(|| damaged("map has no readable identity"))?
+            .to_owned();
+        Ok(Self {
+            bytes,
+            geometry,
+            hash,
+            root,
+            identity,
+        })
     }
 
     /// How the disk is cut.
@@ -226,7 +261,10 @@ impl MapFile {
     #[must_use]
     pub fn leaf(&self, block: BlockIndex) -> Option<Leaf> {
         let len = self.hash.digest_len();
-        let at = usize::try_from(block.0).ok()?.checked_mul(len)?.checked_add(4096)?;
+        let at = usize::try_from(block.0)
+            .ok()?
+            .checked_mul(len)?
+            .checked_add(4096)?;
         let bytes = self.bytes.get(at..at.checked_add(len)?)?;
         match crate::hash::is_zero(bytes) {
             true => Some(Leaf::Zero),
@@ -263,7 +301,12 @@ mod tests {
         let hasher = Hasher::new(HashKind::Blake3);
         let mut tree = TreeBuilder::new(&hasher, geometry);
         let mut map = MapWriter::create(&path, geometry, HashKind::Blake3).unwrap();
-        let pieces = [(Leaf::Zero, 2), (Leaf::Data(hasher.leaf(b"x")), 1), (Leaf::Zero, 2), (Leaf::Data(hasher.leaf(b"y")), 1)];
+        let pieces = [
+            (Leaf::Zero, 2),
+            (Leaf::Data(hasher.leaf(b"x")), 1),
+            (Leaf::Zero, 2),
+            (Leaf::Data(hasher.leaf(b"y")), 1),
+        ];
         for (leaf, count) in pieces {
             tree.push(leaf, count);
             map.push(leaf, count).unwrap();
@@ -279,7 +322,10 @@ mod tests {
         let map = MapFile::open(&saved(dir.path())).unwrap();
         assert_eq!(map.root_of_leaves(), map.root());
         assert_eq!(map.leaf(BlockIndex(1)), Some(Leaf::Zero));
-        assert_eq!(map.leaf(BlockIndex(5)), Some(Leaf::Data(Hasher::new(HashKind::Blake3).leaf(b"y"))));
+        assert_eq!(
+            map.leaf(BlockIndex(5)),
+            Some(Leaf::Data(Hasher::new(HashKind::Blake3).leaf(b"y")))
+        );
         assert_eq!(map.leaf(BlockIndex(6)), None);
         assert_eq!(map.identity(), "raw:1");
     }
@@ -294,7 +340,11 @@ mod tests {
             let mut bytes = sound.clone();
             bytes[at] ^= 0x10;
             std::fs::write(&path, bytes).unwrap();
-            assert_eq!(MapFile::open(&path).unwrap_err().kind(), ErrorKind::Damaged, "byte {at}");
+            assert_eq!(
+                MapFile::open(&path).unwrap_err().kind(),
+                ErrorKind::Damaged,
+                "byte {at}"
+            );
         }
         std::fs::write(&path, &sound[..sound.len() - 1]).unwrap();
         assert!(MapFile::open(&path).is_err());

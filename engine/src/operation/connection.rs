@@ -8,8 +8,8 @@ use failback_transport::{Counters, Message, OpenRequest, Role, SessionParams};
 
 use crate::disk::DiskInfo;
 use crate::endpoint::Endpoint;
-use crate::error::{Error, ErrorKind, Result};
-use crate::sync::{SessionLink, SessionOptions, peer_error};
+use crate::error::{Error, ErrorKind, Result, peer_error};
+use crate::sync::{SessionLink, SessionOptions};
 
 /// Name and version that peers are told.
 pub(crate) const SOFTWARE: &str = concat!("failback ", env!("CARGO_PKG_VERSION"));
@@ -42,8 +42,17 @@ impl Connection {
         let peer = link.peer.clone();
         let (mut sender, mut receiver, closer, counters) = wire::split(link);
         wire::handshake(&mut sender, &mut receiver, SOFTWARE).map_err(peer_error)?;
-        let link = SessionLink { sender, receiver, closer, peer };
-        Ok(Self { link, counters, grant: grant.to_owned() })
+        let link = SessionLink {
+            sender,
+            receiver,
+            closer,
+            peer,
+        };
+        Ok(Self {
+            link,
+            counters,
+            grant: grant.to_owned(),
+        })
     }
 
     /// Asks for the disk; the second value says whether the agent has just made it.
@@ -55,11 +64,18 @@ impl Connection {
         access: wire::Access,
         create: Option<wire::NewDisk>,
     ) -> Result<(DiskInfo, bool)> {
-        let request = OpenRequest { name: self.grant.clone(), access, create };
+        let request = OpenRequest {
+            name: self.grant.clone(),
+            access,
+            create,
+        };
         self.say(&Message::Open(request))?;
         match self.hear()? {
             Message::Opened(info) => Ok((from_wire(&info), info.is_new)),
-            _ => Err(Error::new(ErrorKind::Protocol, "peer: a message out of place")),
+            _ => Err(Error::new(
+                ErrorKind::Protocol,
+                "peer: a message out of place",
+            )),
         }
     }
 
@@ -77,14 +93,20 @@ impl Connection {
     }
 
     fn say(&mut self, message: &Message) -> Result<()> {
-        self.link.sender.send(message).and_then(|()| self.link.sender.flush()).map_err(peer_error)
+        self.link
+            .sender
+            .send(message)
+            .and_then(|()| self.link.sender.flush())
+            .map_err(peer_error)
     }
 
     fn hear(&mut self) -> Result<Message> {
         loop {
             match self.link.receiver.recv().map_err(peer_error)? {
                 Message::KeepAlive => {}
-                Message::Failure(failure) => return Err(Error::from_wire(&failure, &self.link.peer)),
+                Message::Failure(failure) => {
+                    return Err(Error::from_wire(&failure, &self.link.peer));
+                }
                 message => return Ok(message),
             }
         }

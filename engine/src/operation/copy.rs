@@ -10,12 +10,16 @@ use super::connection::Connection;
 use super::job::{LocalTarget, SessionOutcome, SourceSide, TargetSide, run};
 use super::plan::{Strategy, check_fit, choose};
 use crate::abort::CancelToken;
-use crate::disk::{DiskInfo, Format, NewDisk, PendingDisk, open_source, open_target, refuse_same_file};
+use crate::disk::{
+    DiskInfo, Format, NewDisk, PendingDisk, open_source, open_target, refuse_same_file,
+};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer};
 use crate::hash::HashKind;
-use crate::report::{Blocks, Bytes, Outcome, Predicted, REPORT_SCHEMA, Report, Roots, Seconds, Side};
+use crate::report::{
+    Blocks, Bytes, Outcome, Predicted, REPORT_SCHEMA, Report, Roots, Seconds, Side,
+};
 use crate::sync::SessionOptions;
 use crate::units::BlockSize;
 
@@ -92,15 +96,31 @@ pub struct VerifyRequest {
 /// Makes the target's content equal to the source's. Never panics and never prints; how it ended is in the report.
 #[must_use]
 pub fn sync(request: &SyncRequest, observer: &dyn Observer, cancel: &CancelToken) -> Report {
-    let mut report = new_report("sync", &request.source, &request.target, request.hash, request.block_size);
-    observed(&mut report, observer, |report, started| run_sync(request, report, observer, cancel, started))
+    let mut report = new_report(
+        "sync",
+        &request.source,
+        &request.target,
+        request.hash,
+        request.block_size,
+    );
+    observed(&mut report, observer, |report, started| {
+        run_sync(request, report, observer, cancel, started)
+    })
 }
 
 /// Compares the contents of two disks by reading both.
 #[must_use]
 pub fn verify(request: &VerifyRequest, observer: &dyn Observer, cancel: &CancelToken) -> Report {
-    let mut report = new_report("verify", &request.a, &request.b, request.hash, request.block_size);
-    observed(&mut report, observer, |report, started| run_verify(request, report, observer, cancel, started))
+    let mut report = new_report(
+        "verify",
+        &request.a,
+        &request.b,
+        request.hash,
+        request.block_size,
+    );
+    observed(&mut report, observer, |report, started| {
+        run_verify(request, report, observer, cancel, started)
+    })
 }
 
 fn observed(
@@ -144,8 +164,14 @@ fn run_sync(
     let plan = choose(request.strategy, is_new);
     report.strategy = Some(plan.strategy());
     report.reasons.clone_from(&plan.reasons);
-    observer.event(&Event::Planned { strategy: plan.strategy(), reasons: plan.reasons.clone() });
-    let is_in_process = matches!((&source, &target), (SourceSide::Local(_), TargetSide::Local(_)));
+    observer.event(&Event::Planned {
+        strategy: plan.strategy(),
+        reasons: plan.reasons.clone(),
+    });
+    let is_in_process = matches!(
+        (&source, &target),
+        (SourceSide::Local(_), TargetSide::Local(_))
+    );
     let options = SessionOptions {
         task: plan.task,
         hash: request.hash,
@@ -206,7 +232,11 @@ fn run_verify(
     let outcome = run(a, b, options, observer, cancel, started)?;
     tell(report, &outcome, started);
     report.bytes.verified = outcome.result.target_read;
-    report.outcome = if outcome.result.equal { Outcome::Equal } else { Outcome::Different };
+    report.outcome = if outcome.result.equal {
+        Outcome::Equal
+    } else {
+        Outcome::Different
+    };
     Ok(())
 }
 
@@ -224,17 +254,35 @@ fn open_source_side(endpoint: &Endpoint, format: Option<Format>) -> Result<Sourc
 /// Opens the target, or makes it in the source's measure when it does not exist.
 fn open_target_side(request: &SyncRequest, source: &DiskInfo) -> Result<(TargetSide, bool)> {
     match &request.target {
-        Endpoint::Path(path) if path.symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) => {
+        Endpoint::Path(path)
+            if path
+                .symlink_metadata()
+                .is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) =>
+        {
             let new = new_disk(path, request.target_format, source)?;
             let pending = PendingDisk::create(path, &new)?;
             let disk = pending.disk();
             let finish = Box::new(move || pending.publish());
-            Ok((TargetSide::Local(LocalTarget::Changed { disk, is_new: true, finish }), true))
+            Ok((
+                TargetSide::Local(LocalTarget::Changed {
+                    disk,
+                    is_new: true,
+                    finish,
+                }),
+                true,
+            ))
         }
         Endpoint::Path(path) => {
             let disk = open_target(path, request.target_format)?.disk;
             let finish = Box::new(|| Ok(()));
-            Ok((TargetSide::Local(LocalTarget::Changed { disk, is_new: false, finish }), false))
+            Ok((
+                TargetSide::Local(LocalTarget::Changed {
+                    disk,
+                    is_new: false,
+                    finish,
+                }),
+                false,
+            ))
         }
         remote => {
             let mut connection = Connection::to(remote)?;
@@ -264,7 +312,13 @@ pub(crate) fn new_disk(path: &Path, format: Option<Format>, source: &DiskInfo) -
         );
         return Err(Error::new(ErrorKind::GeometryMismatch, message).path(path));
     }
-    Ok(NewDisk { format, len: source.virtual_size, sector_size, block_size: source.image_block_size, is_fixed: false })
+    Ok(NewDisk {
+        format,
+        len: source.virtual_size,
+        sector_size,
+        block_size: source.image_block_size,
+        is_fixed: false,
+    })
 }
 
 /// Sector of a new disk whose source states none.
@@ -306,7 +360,12 @@ fn new_report(
 }
 
 fn tell(report: &mut Report, outcome: &SessionOutcome, started: Instant) {
-    let SessionOutcome { end, result, wire, target } = outcome;
+    let SessionOutcome {
+        end,
+        result,
+        wire,
+        target,
+    } = outcome;
     report.bytes = Bytes {
         source_read: end.source_read,
         target_read: result.target_read,
@@ -319,7 +378,10 @@ fn tell(report: &mut Report, outcome: &SessionOutcome, started: Instant) {
         vouched_by_map: 0,
     };
     report.blocks = Blocks {
-        total: report.source.virtual_size.div_ceil(u64::from(report.root_block_size)),
+        total: report
+            .source
+            .virtual_size
+            .div_ceil(u64::from(report.root_block_size)),
         hashed: end.hashed_blocks,
         skipped_unallocated: end.skipped_blocks,
         differing: end.differing_blocks,

@@ -77,8 +77,12 @@ pub struct VhdxInfo {
 /// `Damaged`, `Unsupported`, `Refused`, `Io`.
 pub fn info(path: &Path, format: Option<Format>) -> Result<ImageInfo> {
     let file = Arc::new(HostFile::open(path, Access::Inspect)?);
-    let file_size = file.len().map_err(|e| Error::io(e, "read length").path(path))?;
-    let file_allocated = file.allocated_len().map_err(|e| Error::io(e, "stat").path(path))?;
+    let file_size = file
+        .len()
+        .map_err(|e| Error::io(e, "read length").path(path))?;
+    let file_allocated = file
+        .allocated_len()
+        .map_err(|e| Error::io(e, "stat").path(path))?;
     let (disk, vhdx) = match decide_format(&file, format)? {
         Format::Vhdx => {
             let disk = VhdxDisk::open(file.clone())?;

@@ -12,10 +12,10 @@ use super::connection::Connection;
 use super::relay::relay;
 use crate::abort::{Abort, CancelToken};
 use crate::disk::{DiskInfo, Source, Target};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, peer_error};
 use crate::event::{Event, Observer};
 use crate::sync::{
-    Changes, Phase, Session, SessionLink, SessionOptions, SessionProgress, peer_error, run_source, run_target,
+    Changes, Phase, Session, SessionLink, SessionOptions, SessionProgress, run_source, run_target,
 };
 
 /// How often progress is told.
@@ -36,7 +36,11 @@ pub(super) enum TargetSide {
 /// A target of this host.
 pub(super) enum LocalTarget {
     /// Changed: an existing disk, or a new one that `finish` gives its name.
-    Changed { disk: Arc<dyn Target>, is_new: bool, finish: Box<dyn FnOnce() -> Result<()> + Send> },
+    Changed {
+        disk: Arc<dyn Target>,
+        is_new: bool,
+        finish: Box<dyn FnOnce() -> Result<()> + Send>,
+    },
     /// Compared only.
     Compared(Arc<dyn Source>),
 }
@@ -94,7 +98,9 @@ pub(super) fn run(
     let total = session.geometry.disk_len();
     // Of two sides in one process the target's progress holds the proof; the source's the scan. One is enough for a bar.
     let shown = session.progress.clone();
-    with_progress(&shown, total, observer, started, || run_sides(source, target, session, cancel))
+    with_progress(&shown, total, observer, started, || {
+        run_sides(source, target, session, cancel)
+    })
 }
 
 /// Runs `work` while the observer hears how far it is.
@@ -122,23 +128,40 @@ fn run_sides(
 ) -> Result<SessionOutcome> {
     let abort = || Arc::new(Abort::with_cancel(cancel));
     match (source, target) {
-        (SourceSide::Local(source), TargetSide::Local(target)) => run_local(source.as_ref(), target, session, &abort),
+        (SourceSide::Local(source), TargetSide::Local(target)) => {
+            run_local(source.as_ref(), target, session, &abort)
+        }
         (SourceSide::Local(source), TargetSide::Remote(connection, _)) => {
             let (link, counters) = connection.start(&session.options, Role::Target)?;
             let (end, result) = run_source(&session, source.as_ref(), link, &abort())?;
-            Ok(SessionOutcome { end, result, wire: count(&counters), target: None })
+            Ok(SessionOutcome {
+                end,
+                result,
+                wire: count(&counters),
+                target: None,
+            })
         }
         (SourceSide::Remote(connection, _), TargetSide::Local(target)) => {
             let (link, counters) = connection.start(&session.options, Role::Source)?;
             let (end, result, info) = play_target(&session, target, link, &abort())?;
-            Ok(SessionOutcome { end, result, wire: count(&counters), target: Some(info) })
+            Ok(SessionOutcome {
+                end,
+                result,
+                wire: count(&counters),
+                target: Some(info),
+            })
         }
         (SourceSide::Remote(source, _), TargetSide::Remote(target, _)) => {
             let (to_source, source_counters) = source.start(&session.options, Role::Source)?;
             let (to_target, target_counters) = target.start(&session.options, Role::Target)?;
             let (end, result) = relay(to_source, to_target, &abort())?;
             let (a, b) = (count(&source_counters), count(&target_counters));
-            Ok(SessionOutcome { end, result, wire: (a.0 + b.0, a.1 + b.1), target: None })
+            Ok(SessionOutcome {
+                end,
+                result,
+                wire: (a.0 + b.0, a.1 + b.1),
+                target: None,
+            })
         }
     }
 }
@@ -158,12 +181,18 @@ fn run_local(
     let (sent, received) = std::thread::scope(|scope| {
         let sending = scope.spawn(|| run_source(&source_session, source, near, &source_abort));
         let received = play_target(&session, target, far, &target_abort);
-        (sending.join().expect("a role turns its errors into values"), received)
+        (
+            sending.join().expect("a role turns its errors into values"),
+            received,
+        )
     });
     match (sent, received) {
-        (Ok((end, _)), Ok((_, result, info))) => {
-            Ok(SessionOutcome { end, result, wire: count(&counters), target: Some(info) })
-        }
+        (Ok((end, _)), Ok((_, result, info))) => Ok(SessionOutcome {
+            end,
+            result,
+            wire: count(&counters),
+            target: Some(info),
+        }),
         (Err(a), Err(b)) => Err(Error::first_cause(a, b)),
         (Err(error), Ok(_)) | (Ok(_), Err(error)) => Err(error),
     }
@@ -180,8 +209,16 @@ fn play_target(
             let (end, result) = run_target(session, disk.as_ref(), None, link, abort)?;
             Ok((end, result, disk.info()))
         }
-        LocalTarget::Changed { disk, is_new, finish } => {
-            let changes = Changes { target: disk.as_ref(), is_new, finish };
+        LocalTarget::Changed {
+            disk,
+            is_new,
+            finish,
+        } => {
+            let changes = Changes {
+                target: disk.as_ref(),
+                is_new,
+                finish,
+            };
             let (end, result) = run_target(session, disk.as_ref(), Some(changes), link, abort)?;
             Ok((end, result, disk.info()))
         }
@@ -192,7 +229,15 @@ fn in_process(link: failback_transport::link::Link) -> Result<(SessionLink, Arc<
     let peer = link.peer.clone();
     let (sender, mut receiver, closer, counters) = wire::split(link);
     receiver.set_idle_limit(IDLE_LIMIT).map_err(peer_error)?;
-    Ok((SessionLink { sender, receiver, closer, peer }, counters))
+    Ok((
+        SessionLink {
+            sender,
+            receiver,
+            closer,
+            peer,
+        },
+        counters,
+    ))
 }
 
 fn count(counters: &Counters) -> (u64, u64) {
@@ -208,16 +253,32 @@ fn tell_progress(
 ) {
     use std::sync::atomic::Ordering::Relaxed;
     let mut last = None;
-    while matches!(done.recv_timeout(PROGRESS_EVERY), Err(RecvTimeoutError::Timeout)) {
+    while matches!(
+        done.recv_timeout(PROGRESS_EVERY),
+        Err(RecvTimeoutError::Timeout)
+    ) {
         let phase = progress.phase();
         let (name, at, of) = match phase {
             Phase::Copy => ("copy", progress.scan.position.load(Relaxed), total),
-            Phase::Verify => ("verify", progress.verified.load(Relaxed), progress.verify_total.load(Relaxed)),
+            Phase::Verify => (
+                "verify",
+                progress.verified.load(Relaxed),
+                progress.verify_total.load(Relaxed),
+            ),
         };
         if last.replace(phase) != Some(phase) {
             observer.event(&Event::Phase { phase: name });
         }
-        let (sent, seconds) = (progress.payload.load(Relaxed), started.elapsed().as_secs_f64());
-        observer.event(&Event::Progress { phase: name, done: at, total: of, sent, seconds });
+        let (sent, seconds) = (
+            progress.payload.load(Relaxed),
+            started.elapsed().as_secs_f64(),
+        );
+        observer.event(&Event::Progress {
+            phase: name,
+            done: at,
+            total: of,
+            sent,
+            seconds,
+        });
     }
 }

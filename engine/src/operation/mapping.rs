@@ -74,20 +74,32 @@ pub struct MapReport {
 ///
 /// # Errors
 /// Those of the disk; `Refused` when the map's name is taken by something else; `Cancelled`.
-pub fn map(request: &MapRequest, observer: &dyn Observer, cancel: &CancelToken) -> Result<MapReport> {
+pub fn map(
+    request: &MapRequest,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<MapReport> {
     let started = Instant::now();
     let path = request.path.display().to_string();
-    observer.event(&Event::Started { command: "map", source: path.clone(), target: None });
+    observer.event(&Event::Started {
+        command: "map",
+        source: path.clone(),
+        target: None,
+    });
     let disk = open_source(&request.path, request.format)?;
     let info = disk.info();
     let geometry = Geometry::new(info.virtual_size, request.block_size)?;
     let hasher = Hasher::new(request.hash);
     let progress = SessionProgress::default();
     let saving = request.save_as.as_deref();
-    let mut writer = saving.map(|path| MapWriter::create(path, geometry, request.hash)).transpose()?;
+    let mut writer = saving
+        .map(|path| MapWriter::create(path, geometry, request.hash))
+        .transpose()?;
     let mut tree = TreeBuilder::new(&hasher, geometry);
     let mut zero_count = 0;
-    let threads = std::thread::available_parallelism().map_or(2, std::num::NonZero::get).clamp(2, 16);
+    let threads = std::thread::available_parallelism()
+        .map_or(2, std::num::NonZero::get)
+        .clamp(2, 16);
     let pool = BufferPool::new(threads * 2);
     let scanner = Scanner {
         disk: disk.as_ref(),
@@ -107,7 +119,9 @@ pub fn map(request: &MapRequest, observer: &dyn Observer, cancel: &CancelToken) 
             };
             zero_count += if leaf == Leaf::Zero { count } else { 0 };
             tree.push(leaf, count);
-            writer.as_mut().map_or(Ok(()), |writer| writer.push(leaf, count))
+            writer
+                .as_mut()
+                .map_or(Ok(()), |writer| writer.push(leaf, count))
         })
     })?;
     let root = tree.finish();
@@ -140,6 +154,10 @@ fn check_saved(path: &Path, root: &crate::hash::Digest) -> Result<()> {
     let saved = MapFile::open(path)?;
     match saved.root() == *root && saved.root_of_leaves() == *root {
         true => Ok(()),
-        false => Err(Error::new(ErrorKind::VerifyFailed, "the saved map is not what was written").path(path)),
+        false => Err(Error::new(
+            ErrorKind::VerifyFailed,
+            "the saved map is not what was written",
+        )
+        .path(path)),
     }
 }

@@ -47,7 +47,10 @@ pub fn choose(wanted: Strategy, target_is_new: bool) -> Plan {
         (Strategy::Auto, true) => (Task::Full, None),
         (Strategy::Auto, false) => (Task::Delta, Some("no_base_map")),
     };
-    Plan { task, reasons: missing.into_iter().chain(reason).collect() }
+    Plan {
+        task,
+        reasons: missing.into_iter().chain(reason).collect(),
+    }
 }
 
 /// Refuses disks that cannot become equal.
@@ -63,9 +66,9 @@ pub(super) fn check_fit(source: &DiskInfo, target: &DiskInfo) -> Result<()> {
         ));
     }
     match (source.logical_sector_size, target.logical_sector_size) {
-        (Some(a), Some(b)) if a != b => {
-            mismatch(format!("the disks differ in sector size: source has {a} bytes, target {b}"))
-        }
+        (Some(a), Some(b)) if a != b => mismatch(format!(
+            "the disks differ in sector size: source has {a} bytes, target {b}"
+        )),
         _ => Ok(()),
     }
 }
@@ -80,7 +83,12 @@ mod tests {
         let table = [
             (Strategy::Auto, true, Task::Full, vec!["target_missing"]),
             (Strategy::Auto, false, Task::Delta, vec!["no_base_map"]),
-            (Strategy::Delta, true, Task::Delta, vec!["target_missing", "operator_forced"]),
+            (
+                Strategy::Delta,
+                true,
+                Task::Delta,
+                vec!["target_missing", "operator_forced"],
+            ),
             (Strategy::Full, false, Task::Full, vec!["operator_forced"]),
         ];
         for (wanted, is_new, task, reasons) in table {

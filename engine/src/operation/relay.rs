@@ -6,8 +6,8 @@ use crossbeam::channel::bounded;
 use failback_transport::{Message, MessageReceiver, MessageSender, SourceEnd, TargetResult};
 
 use crate::abort::Abort;
-use crate::error::{Error, ErrorKind, Result};
-use crate::sync::{SessionLink, peer_error};
+use crate::error::{Error, ErrorKind, Result, peer_error};
+use crate::sync::SessionLink;
 
 /// Messages read from one side and not yet taken by the other.
 const QUEUE: usize = 16;
@@ -27,19 +27,32 @@ pub(super) fn relay(
     let (mut to_target, mut from_target) = (target.sender, target.receiver);
     let (end, result) = std::thread::scope(|scope| {
         let end = scope.spawn(|| {
-            carry(&mut from_source, &mut to_target, &source.peer, abort, |message| match message {
-                Message::End(end) => Some(end.clone()),
+            carry(
+                &mut from_source,
+                &mut to_target,
+                &source.peer,
+                abort,
+                |message| match message {
+                    Message::End(end) => Some(end.clone()),
+                    _ => None,
+                },
+            )
+        });
+        let result = carry(
+            &mut from_target,
+            &mut to_source,
+            &target.peer,
+            abort,
+            |message| match message {
+                Message::Result(result) => Some(result.clone()),
                 _ => None,
-            })
-        });
-        let result = carry(&mut from_target, &mut to_source, &target.peer, abort, |message| match message {
-            Message::Result(result) => Some(result.clone()),
-            _ => None,
-        });
+            },
+        );
         (end.join().expect("errors are values here"), result)
     });
     abort.verdict()?;
-    end.zip(result).ok_or_else(|| Error::new(ErrorKind::Protocol, "peer: ended without a result"))
+    end.zip(result)
+        .ok_or_else(|| Error::new(ErrorKind::Protocol, "peer: ended without a result"))
 }
 
 /// Carries one direction until its side closes, says goodbye, or fails; then the other direction ends by itself.
@@ -55,7 +68,9 @@ fn carry<T: Send>(
         scope.spawn(move || {
             while let Ok(message) = queued.recv() {
                 let is_drained = queued.is_empty();
-                let sent = to.send(&message).and_then(|()| if is_drained { to.flush() } else { Ok(()) });
+                let sent = to
+                    .send(&message)
+                    .and_then(|()| if is_drained { to.flush() } else { Ok(()) });
                 if abort.guard(|| sent.map_err(peer_error)).is_none() {
                     return abort.close_links();
                 }

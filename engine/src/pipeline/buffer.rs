@@ -29,9 +29,12 @@ impl BufferPool {
     pub fn new(count: usize) -> Self {
         let (back, free) = bounded(count);
         for _ in 0..count {
-            back.send(Vec::new()).expect("the channel holds count buffers and its receiver is here");
+            back.send(Vec::new())
+                .expect("the channel holds count buffers and its receiver is here");
         }
-        Self { inner: Arc::new(Inner { free, back }) }
+        Self {
+            inner: Arc::new(Inner { free, back }),
+        }
     }
 
     /// A buffer of `len` bytes with unspecified (but initialised) content. Waits for one to come back.
@@ -43,7 +46,9 @@ impl BufferPool {
             match self.inner.free.recv_timeout(POLL) {
                 Ok(bytes) => return Ok(self.lend(bytes, len)),
                 Err(RecvTimeoutError::Timeout) => abort.check()?,
-                Err(RecvTimeoutError::Disconnected) => unreachable!("the pool holds a sender itself"),
+                Err(RecvTimeoutError::Disconnected) => {
+                    unreachable!("the pool holds a sender itself")
+                }
             }
         }
     }
@@ -53,12 +58,19 @@ impl BufferPool {
     /// A buffer if one is free now.
     #[must_use]
     pub fn try_take(&self, len: usize) -> Option<PooledBuffer> {
-        self.inner.free.try_recv().ok().map(|bytes| self.lend(bytes, len))
+        self.inner
+            .free
+            .try_recv()
+            .ok()
+            .map(|bytes| self.lend(bytes, len))
     }
 
     fn lend(&self, mut bytes: Vec<u8>, len: usize) -> PooledBuffer {
         bytes.resize(len, 0);
-        PooledBuffer { bytes, pool: self.inner.clone() }
+        PooledBuffer {
+            bytes,
+            pool: self.inner.clone(),
+        }
     }
 }
 
@@ -106,7 +118,10 @@ mod tests {
         let pool = BufferPool::new(1);
         let held = pool.take(10, &abort).unwrap();
         abort.cancel();
-        assert_eq!(pool.take(10, &abort).unwrap_err().kind(), ErrorKind::Cancelled);
+        assert_eq!(
+            pool.take(10, &abort).unwrap_err().kind(),
+            ErrorKind::Cancelled
+        );
         drop(held);
         assert_eq!(pool.take(7, &abort).unwrap().as_ref().len(), 7);
     }

@@ -101,7 +101,11 @@ impl Scanner<'_> {
     /// # Errors
     /// The disk's or the sink's first error; `Cancelled` after an abort.
     pub fn run(&self, abort: &Abort, mut sink: impl FnMut(Scanned) -> Result<()>) -> Result<()> {
-        let walker = Mutex::new(Walker { next: BlockIndex(0), number: 0, extent: None });
+        let walker = Mutex::new(Walker {
+            next: BlockIndex(0),
+            number: 0,
+            extent: None,
+        });
         let stop = Abort::new();
         let (tx, rx) = bounded::<(u64, Scanned)>(self.threads);
         std::thread::scope(|scope| {
@@ -130,11 +134,18 @@ impl Scanner<'_> {
         loop {
             stop.check()?;
             let mut buffer = self.pool.take(self.geometry.block_size().len(), abort)?;
-            let next = walker.lock().unwrap_or_else(PoisonError::into_inner).advance(self)?;
-            let Some((number, job)) = next else { return Ok(()) };
+            let next = walker
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .advance(self)?;
+            let Some((number, job)) = next else {
+                return Ok(());
+            };
             let scanned = match job {
                 Job::Zeros { first, count } => {
-                    self.counts.skipped_blocks.fetch_add(count, Ordering::Relaxed);
+                    self.counts
+                        .skipped_blocks
+                        .fetch_add(count, Ordering::Relaxed);
                     Scanned::Zeros { first, count }
                 }
                 Job::Read { block } => {
@@ -154,13 +165,22 @@ impl Scanner<'_> {
             Some(reader) => reader(at, bytes.bytes_mut())?,
             None => self.disk.read(at, bytes.bytes_mut())?,
         }
-        self.counts.read_len.fetch_add(bytes.as_ref().len() as u64, Ordering::Relaxed);
+        self.counts
+            .read_len
+            .fetch_add(bytes.as_ref().len() as u64, Ordering::Relaxed);
         self.counts.hashed_blocks.fetch_add(1, Ordering::Relaxed);
         if is_zero(bytes.as_ref()) {
-            return Ok(Scanned::Zeros { first: block, count: 1 });
+            return Ok(Scanned::Zeros {
+                first: block,
+                count: 1,
+            });
         }
         let digest = self.hasher.map(|hasher| hasher.leaf(bytes.as_ref()));
-        Ok(Scanned::Data { block, digest, bytes })
+        Ok(Scanned::Data {
+            block,
+            digest,
+            bytes,
+        })
     }
 }
 
@@ -172,20 +192,29 @@ impl Walker {
         }
         let first = self.next;
         let at = geometry.start_of(first);
-        let count = geometry.whole_blocks(first, self.zeros_from(scan.disk, at, geometry)?).min(ZERO_RUN_MAX);
+        let count = geometry
+            .whole_blocks(first, self.zeros_from(scan.disk, at, geometry)?)
+            .min(ZERO_RUN_MAX);
         let (job, taken) = match count {
             0 => (Job::Read { block: first }, 1),
             _ => (Job::Zeros { first, count }, count),
         };
         self.next = BlockIndex(first.0 + taken);
-        scan.counts.position.store(geometry.start_of(self.next).0, Ordering::Relaxed);
+        scan.counts
+            .position
+            .store(geometry.start_of(self.next).0, Ordering::Relaxed);
         self.number += 1;
         Ok(Some((self.number - 1, job)))
     }
 
     /// Where the run of zeros that begins at `at` ends; `at` itself when there is none. Neighbouring extents are joined until
     /// the run is decided.
-    fn zeros_from(&mut self, disk: &dyn Source, at: ByteOffset, geometry: &Geometry) -> Result<ByteOffset> {
+    fn zeros_from(
+        &mut self,
+        disk: &dyn Source,
+        at: ByteOffset,
+        geometry: &Geometry,
+    ) -> Result<ByteOffset> {
         let limit = at.advanced(ZERO_RUN_MAX * geometry.block_size().len() as u64);
         let mut end = at;
         while end.0 < geometry.disk_len() && end < limit {
@@ -301,7 +330,8 @@ mod tests {
     #[test]
     fn an_error_of_the_sink_ends_the_scan() {
         let disk = MemoryDisk::new(striped());
-        let geometry = Geometry::new(disk.info().virtual_size, BlockSize::new(64 << 10).unwrap()).unwrap();
+        let geometry =
+            Geometry::new(disk.info().virtual_size, BlockSize::new(64 << 10).unwrap()).unwrap();
         let scanner = Scanner {
             disk: &disk,
             geometry,

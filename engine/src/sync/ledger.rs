@@ -49,13 +49,24 @@ pub(super) struct Ledger {
 impl Ledger {
     /// For a comparison: blocks come by [`Ledger::scanned`].
     pub(super) fn of_scan(tree: TreeBuilder, total: u64) -> Self {
-        Self { tree, old: VecDeque::new(), changed: BTreeMap::new(), scanned: 0, compared: 0, total }
+        Self {
+            tree,
+            old: VecDeque::new(),
+            changed: BTreeMap::new(),
+            scanned: 0,
+            compared: 0,
+            total,
+        }
     }
 
     /// For a full copy: every block has to be resolved by the source.
     pub(super) fn of_full_copy(tree: TreeBuilder, total: u64) -> Self {
         let mut ledger = Self::of_scan(tree, total);
-        ledger.old.push_back(Old { first: 0, count: total, leaf: None });
+        ledger.old.push_back(Old {
+            first: 0,
+            count: total,
+            leaf: None,
+        });
         ledger.scanned = total;
         ledger.compared = 0;
         ledger
@@ -63,7 +74,11 @@ impl Ledger {
 
     /// The next `count` blocks hold `leaf`.
     pub(super) fn scanned(&mut self, leaf: Leaf, count: u64) {
-        self.old.push_back(Old { first: self.scanned, count, leaf: Some(leaf) });
+        self.old.push_back(Old {
+            first: self.scanned,
+            count,
+            leaf: Some(leaf),
+        });
         self.scanned += count;
     }
 
@@ -88,7 +103,9 @@ impl Ledger {
     /// `Protocol` when it goes back or knows what it was not told.
     pub(super) fn compared(&mut self, up_to: u64) -> Result<()> {
         if up_to < self.compared || up_to > self.scanned {
-            return Err(protocol(format!("compared up to block {up_to} out of order")));
+            return Err(protocol(format!(
+                "compared up to block {up_to} out of order"
+            )));
         }
         self.compared = up_to;
         self.drain();
@@ -101,19 +118,32 @@ impl Ledger {
     /// `Protocol` for a block that is settled, unknown, or wanted twice.
     pub(super) fn want(&mut self, block: u64) -> Result<Option<Leaf>> {
         self.check_free(block, 1)?;
-        self.changed.insert(block, Change { count: 1, leaf: None });
+        self.changed.insert(
+            block,
+            Change {
+                count: 1,
+                leaf: None,
+            },
+        );
         Ok(self.old_leaf(block))
     }
 
     /// What a block that is not settled held when it was scanned.
     pub(super) fn old_leaf(&self, block: u64) -> Option<Leaf> {
-        let at = self.old.partition_point(|old| old.first + old.count <= block);
-        self.old.get(at).filter(|old| old.first <= block).and_then(|old| old.leaf)
+        let at = self
+            .old
+            .partition_point(|old| old.first + old.count <= block);
+        self.old
+            .get(at)
+            .filter(|old| old.first <= block)
+            .and_then(|old| old.leaf)
     }
 
     /// Whether the source asked for this block and has not yet sent it.
     pub(super) fn is_wanted(&self, block: u64) -> bool {
-        self.changed.get(&block).is_some_and(|change| change.leaf.is_none())
+        self.changed
+            .get(&block)
+            .is_some_and(|change| change.leaf.is_none())
     }
 
     /// A wanted block now holds `leaf`.
@@ -123,7 +153,11 @@ impl Ledger {
     pub(super) fn resolve_wanted(&mut self, block: u64, leaf: Leaf) -> Result<()> {
         match self.changed.get_mut(&block) {
             Some(change) if change.leaf.is_none() => change.leaf = Some(leaf),
-            _ => return Err(protocol(format!("data for block {block}, which was not announced"))),
+            _ => {
+                return Err(protocol(format!(
+                    "data for block {block}, which was not announced"
+                )));
+            }
         }
         self.drain();
         Ok(())
@@ -135,7 +169,13 @@ impl Ledger {
     /// `Protocol` for blocks that are settled, unknown, or changed twice.
     pub(super) fn resolve(&mut self, first: u64, count: u64, leaf: Leaf) -> Result<()> {
         self.check_free(first, count)?;
-        self.changed.insert(first, Change { count, leaf: Some(leaf) });
+        self.changed.insert(
+            first,
+            Change {
+                count,
+                leaf: Some(leaf),
+            },
+        );
         self.drain();
         Ok(())
     }
@@ -143,12 +183,17 @@ impl Ledger {
     /// Refuses what [`Ledger::resolve`] would refuse, before anything is written for it.
     pub(super) fn check_free(&self, first: u64, count: u64) -> Result<()> {
         let end = first.checked_add(count).filter(|end| *end <= self.scanned);
-        let Some(end) = end.filter(|_| first >= self.compared && first >= self.tree.next().0) else {
-            return Err(protocol(format!("{count} blocks from {first} are not open to change")));
+        let Some(end) = end.filter(|_| first >= self.compared && first >= self.tree.next().0)
+        else {
+            return Err(protocol(format!(
+                "{count} blocks from {first} are not open to change"
+            )));
         };
         let before = self.changed.range(..end).next_back();
         if before.is_some_and(|(at, change)| at + change.count > first) {
-            return Err(protocol(format!("{count} blocks from {first} are changed twice")));
+            return Err(protocol(format!(
+                "{count} blocks from {first} are changed twice"
+            )));
         }
         if self.changed.len() >= AHEAD_MAX {
             return Err(protocol("too many blocks out of order".into()));
@@ -169,7 +214,8 @@ impl Ledger {
                     None => return,
                 },
                 next_change => {
-                    let until = next_change.map_or(self.compared, |(&first, _)| first.min(self.compared));
+                    let until =
+                        next_change.map_or(self.compared, |(&first, _)| first.min(self.compared));
                     let equal = (old.first + old.count).min(until).saturating_sub(old.first);
                     match old.leaf {
                         Some(leaf) if equal > 0 => self.tree.push(leaf, equal),
@@ -185,7 +231,10 @@ impl Ledger {
     /// Drops the first `count` blocks of `old`; a change may cover several of its runs.
     fn skip(&mut self, mut count: u64) {
         while count > 0 {
-            let front = self.old.front_mut().expect("changes lie within scanned blocks");
+            let front = self
+                .old
+                .front_mut()
+                .expect("changes lie within scanned blocks");
             let taken = front.count.min(count);
             front.first += taken;
             front.count -= taken;
@@ -238,7 +287,17 @@ mod tests {
         assert!(late.is_complete());
 
         let mut plain = ledger(6, true);
-        for (block, leaf) in [leaf(1), leaf(9), Leaf::Zero, Leaf::Zero, Leaf::Zero, leaf(6)].into_iter().enumerate() {
+        for (block, leaf) in [
+            leaf(1),
+            leaf(9),
+            Leaf::Zero,
+            Leaf::Zero,
+            Leaf::Zero,
+            leaf(6),
+        ]
+        .into_iter()
+        .enumerate()
+        {
             plain.resolve(block as u64, 1, leaf).unwrap();
         }
         assert_eq!(late.root(), plain.root());

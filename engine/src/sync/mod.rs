@@ -25,8 +25,7 @@ mod source_role;
 mod target_role;
 mod their_stream;
 
+pub(crate) use pack::unpack;
 pub use session::{Phase, Session, SessionLink, SessionOptions, SessionProgress, Task};
 pub use source_role::run_source;
-pub(crate) use outbox::peer_error;
-pub(crate) use pack::unpack;
 pub use target_role::{Changes, run_target};

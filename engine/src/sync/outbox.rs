@@ -11,7 +11,7 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use failback_transport::{Message, MessageSender};
 
 use crate::abort::Abort;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, peer_error};
 
 /// A peer that hears nothing for a minute gives up; we speak up well before.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -56,7 +56,9 @@ impl Outgoing {
                     last_sent = Instant::now();
                 }
                 Err(RecvTimeoutError::Timeout) if last_sent.elapsed() >= KEEP_ALIVE => {
-                    link.send(&Message::KeepAlive).and_then(|()| link.flush()).map_err(peer_error)?;
+                    link.send(&Message::KeepAlive)
+                        .and_then(|()| link.flush())
+                        .map_err(peer_error)?;
                     last_sent = Instant::now();
                 }
                 Err(RecvTimeoutError::Timeout) => {}
@@ -83,19 +85,11 @@ fn tell_why(link: &mut MessageSender, abort: &Abort) -> Result<()> {
     let cancelled = || Error::new(ErrorKind::Cancelled, "cancelled by the other side").to_wire();
     let failure = abort.failure().unwrap_or_else(cancelled);
     // The link may be what failed; then there is nobody to tell.
-    drop(link.send(&Message::Failure(failure)).and_then(|()| link.flush()));
+    drop(
+        link.send(&Message::Failure(failure))
+            .and_then(|()| link.flush()),
+    );
     Ok(())
-}
-
-/// An error of the transport in the engine's words.
-pub(crate) fn peer_error(error: failback_transport::Error) -> Error {
-    use failback_transport::ErrorKind as From;
-    let kind = match error.kind() {
-        From::Protocol | From::Version => ErrorKind::Protocol,
-        From::Refused => ErrorKind::Refused,
-        _ => ErrorKind::PeerGone,
-    };
-    Error::new(kind, "link to the peer").caused_by(error)
 }
 
 /// Counts hashes that are under way in one direction.

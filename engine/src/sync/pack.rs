@@ -21,7 +21,10 @@ pub(super) struct Packed {
 
 /// Sums of all sub-blocks of a block.
 pub(super) fn sub_block_sums(block: &[u8], seed: u64) -> Bytes {
-    block.chunks(SUB_BLOCK_LEN).flat_map(|piece| sub_block_sum(piece, seed).to_le_bytes()).collect()
+    block
+        .chunks(SUB_BLOCK_LEN)
+        .flat_map(|piece| sub_block_sum(piece, seed).to_le_bytes())
+        .collect()
 }
 
 /// What turns a block with the sub-block sums `theirs` into `bytes`.
@@ -40,12 +43,18 @@ pub(super) fn pack_difference(
 ) -> Result<Packed> {
     let sums = theirs.chunks_exact(8);
     if sums.len() != bytes.as_ref().len().div_ceil(SUB_BLOCK_LEN) || !sums.remainder().is_empty() {
-        return Err(Error::new(ErrorKind::Protocol, "peer: wrong number of sub-block sums").at(block));
+        return Err(
+            Error::new(ErrorKind::Protocol, "peer: wrong number of sub-block sums").at(block),
+        );
     }
     let mut runs = Vec::new();
     for (index, (piece, sum)) in bytes.as_ref().chunks(SUB_BLOCK_LEN).zip(sums).enumerate() {
         if sub_block_sum(piece, seed).to_le_bytes() != *sum {
-            let kind = if is_zero(piece) { RunKind::Zero } else { RunKind::Data };
+            let kind = if is_zero(piece) {
+                RunKind::Zero
+            } else {
+                RunKind::Data
+            };
             push_run(&mut runs, index, kind);
         }
     }
@@ -56,7 +65,12 @@ pub(super) fn pack_difference(
 }
 
 /// The whole block, for a target that holds zeros there or whose content does not matter. Zero sub-blocks stay at home.
-pub(super) fn pack_whole(block: u64, new_hash: Digest, bytes: PooledBuffer, compress: Compress) -> Packed {
+pub(super) fn pack_whole(
+    block: u64,
+    new_hash: Digest,
+    bytes: PooledBuffer,
+    compress: Compress,
+) -> Packed {
     let mut runs = Vec::new();
     for (index, piece) in bytes.as_ref().chunks(SUB_BLOCK_LEN).enumerate() {
         if !is_zero(piece) {
@@ -70,7 +84,11 @@ fn push_run(runs: &mut Vec<SubRun>, index: usize, kind: RunKind) {
     let first = u16::try_from(index).expect("a block has at most 1024 sub-blocks");
     match runs.last_mut() {
         Some(last) if last.kind == kind && last.first + last.count == first => last.count += 1,
-        _ => runs.push(SubRun { first, count: 1, kind }),
+        _ => runs.push(SubRun {
+            first,
+            count: 1,
+            kind,
+        }),
     }
 }
 
@@ -100,31 +118,62 @@ fn pack(
         start..(start + usize::from(run.count) * SUB_BLOCK_LEN).min(block_len)
     };
     let changed_len = runs.iter().map(|run| span(run).len() as u64).sum();
-    let data_runs: Vec<_> = runs.iter().filter(|run| run.kind == RunKind::Data).map(span).collect();
+    let data_runs: Vec<_> = runs
+        .iter()
+        .filter(|run| run.kind == RunKind::Data)
+        .map(span)
+        .collect();
     let raw_len = data_runs.iter().map(std::ops::Range::len).sum::<usize>();
     let joined = match data_runs.as_slice() {
         [_one] => None,
-        several => Some(several.iter().flat_map(|run| &bytes.as_ref()[run.clone()]).copied().collect::<Vec<u8>>()),
+        several => Some(
+            several
+                .iter()
+                .flat_map(|run| &bytes.as_ref()[run.clone()])
+                .copied()
+                .collect::<Vec<u8>>(),
+        ),
     };
-    let raw = joined.as_deref().unwrap_or_else(|| &bytes.as_ref()[data_runs[0].clone()]);
+    let raw = joined
+        .as_deref()
+        .unwrap_or_else(|| &bytes.as_ref()[data_runs[0].clone()]);
     let (encoding, payload) = match compressed(raw, compress) {
         Some(shorter) => (Encoding::Zstd, held(shorter, bytes)),
-        None => (Encoding::Raw, match joined {
-            Some(joined) => held(joined, bytes),
-            // One run: the block's own buffer travels, not a copy.
-            None => Bytes::from_owner(bytes).slice(data_runs[0].clone()),
-        }),
+        None => (
+            Encoding::Raw,
+            match joined {
+                Some(joined) => held(joined, bytes),
+                // One run: the block's own buffer travels, not a copy.
+                None => Bytes::from_owner(bytes).slice(data_runs[0].clone()),
+            },
+        ),
     };
     let raw_len = u32::try_from(raw_len).expect("a block is at most 4 MiB");
-    Packed { data: BlockData { block, base, new_hash, encoding, raw_len, runs, payload }, changed_len }
+    Packed {
+        data: BlockData {
+            block,
+            base,
+            new_hash,
+            encoding,
+            raw_len,
+            runs,
+            payload,
+        },
+        changed_len,
+    }
 }
 
 fn held(bytes: Vec<u8>, buffer: PooledBuffer) -> Bytes {
-    Bytes::from_owner(HeldPayload { bytes, _buffer: buffer })
+    Bytes::from_owner(HeldPayload {
+        bytes,
+        _buffer: buffer,
+    })
 }
 
 fn compressed(raw: &[u8], compress: Compress) -> Option<Vec<u8>> {
-    let Compress::Zstd(level) = compress else { return None };
+    let Compress::Zstd(level) = compress else {
+        return None;
+    };
     if raw.len() < COMPRESS_LEN_MIN {
         return None;
     }
@@ -142,7 +191,11 @@ pub(crate) fn unpack(data: &BlockData) -> Result<Bytes> {
         Encoding::Raw => Ok(data.payload.clone()),
         Encoding::Zstd => match zstd::bulk::decompress(&data.payload, raw_len) {
             Ok(raw) if raw.len() == raw_len => Ok(Bytes::from(raw)),
-            _ => Err(Error::new(ErrorKind::Protocol, "peer: compressed data is not what it says").at(data.block)),
+            _ => Err(Error::new(
+                ErrorKind::Protocol,
+                "peer: compressed data is not what it says",
+            )
+            .at(data.block)),
         },
     }
 }
@@ -172,11 +225,23 @@ mod tests {
         new[SUB_BLOCK_LEN] = 8;
         new[3 * SUB_BLOCK_LEN..].fill(0);
         let sums = sub_block_sums(&old, 42);
-        let packed = pack_difference(9, leaf(&new), buffer(&new), &sums, 42, Compress::Off).unwrap();
-        assert_eq!(packed.data.runs, [
-            SubRun { first: 1, count: 1, kind: RunKind::Data },
-            SubRun { first: 3, count: 3, kind: RunKind::Zero },
-        ]);
+        let packed =
+            pack_difference(9, leaf(&new), buffer(&new), &sums, 42, Compress::Off).unwrap();
+        assert_eq!(
+            packed.data.runs,
+            [
+                SubRun {
+                    first: 1,
+                    count: 1,
+                    kind: RunKind::Data
+                },
+                SubRun {
+                    first: 3,
+                    count: 3,
+                    kind: RunKind::Zero
+                },
+            ]
+        );
         assert_eq!(packed.data.payload, new[SUB_BLOCK_LEN..2 * SUB_BLOCK_LEN]);
         assert_eq!(packed.changed_len, 3 * SUB_BLOCK_LEN as u64 + 100);
     }

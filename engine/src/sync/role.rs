@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, RecvTimeoutError};
 use failback_transport::{Message, MessageReceiver, MessageSender};
 
-use super::outbox::{Outgoing, peer_error};
+use super::outbox::Outgoing;
 use crate::abort::Abort;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, peer_error};
 
 /// How often somebody looks whether the job was aborted.
 const POLL: Duration = Duration::from_millis(100);
@@ -40,7 +40,11 @@ pub(super) fn watch(done: &Receiver<()>, abort: &Abort) {
 }
 
 /// The next message that is about the session; a failure of the peer is an error here.
-pub(super) fn receive(receiver: &mut MessageReceiver, peer: &str, abort: &Abort) -> Result<Message> {
+pub(super) fn receive(
+    receiver: &mut MessageReceiver,
+    peer: &str,
+    abort: &Abort,
+) -> Result<Message> {
     loop {
         // An error after the abort is only the link being closed.
         let message = receiver.recv().map_err(|e| match abort.check() {

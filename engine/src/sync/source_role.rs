@@ -8,9 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use crossbeam::channel::bounded;
-use failback_transport::{
-    Digest, Message, MessageReceiver, SourceEnd, TargetResult, Task,
-};
+use failback_transport::{Digest, Message, MessageReceiver, SourceEnd, TargetResult, Task};
 use rayon::ThreadPool;
 
 use super::outbox::Outbox;
@@ -42,7 +40,12 @@ pub fn run_source(
     link: SessionLink,
     abort: &Arc<Abort>,
 ) -> Result<(SourceEnd, TargetResult)> {
-    let SessionLink { mut sender, mut receiver, closer, peer } = link;
+    let SessionLink {
+        mut sender,
+        mut receiver,
+        closer,
+        peer,
+    } = link;
     abort.add_closer(closer);
     let (outbox, outgoing) = Outbox::new();
     let total = session.geometry.block_count().0;
@@ -66,14 +69,25 @@ pub fn run_source(
                 disk,
                 peer: &peer,
                 waiting: &waiting,
-                jobs: Jobs { pool, outbox: outbox.clone(), packing: packing.clone() },
+                jobs: Jobs {
+                    pool,
+                    outbox: outbox.clone(),
+                    packing: packing.clone(),
+                },
                 hashes,
             };
             let receiver = &mut receiver;
             let result = scope.spawn(move || abort.guard(|| incoming.run(receiver)));
-            let jobs = Jobs { pool, outbox, packing: packing.clone() };
-            let end = abort.guard(|| Comparison::new(session, &waiting, theirs, jobs).run(disk, abort));
-            let result = result.join().expect("the receiver turns its errors into values");
+            let jobs = Jobs {
+                pool,
+                outbox,
+                packing: packing.clone(),
+            };
+            let end =
+                abort.guard(|| Comparison::new(session, &waiting, theirs, jobs).run(disk, abort));
+            let result = result
+                .join()
+                .expect("the receiver turns its errors into values");
             drop(done);
             end.zip(result)
         })
@@ -168,8 +182,12 @@ impl Jobs<'_> {
 impl Packing {
     fn send(&self, Packed { data, changed_len }: Packed, outbox: &Outbox) {
         let sent = data.payload.len() as u64;
-        self.counts.changed.fetch_add(changed_len, Ordering::Relaxed);
-        self.counts.raw.fetch_add(u64::from(data.raw_len), Ordering::Relaxed);
+        self.counts
+            .changed
+            .fetch_add(changed_len, Ordering::Relaxed);
+        self.counts
+            .raw
+            .fetch_add(u64::from(data.raw_len), Ordering::Relaxed);
         self.counts.sent.fetch_add(sent, Ordering::Relaxed);
         self.progress.payload.fetch_add(sent, Ordering::Relaxed);
         outbox.send(Message::Data(data));
@@ -191,15 +209,27 @@ impl Incoming<'_> {
         let resends = BufferPool::new(1);
         loop {
             match receive(receiver, self.peer, &self.jobs.packing.abort)? {
-                Message::Hashes { first_block, hash_len, payload } => {
-                    self.hashes.hashes(first_block, usize::from(hash_len), payload)?;
+                Message::Hashes {
+                    first_block,
+                    hash_len,
+                    payload,
+                } => {
+                    self.hashes
+                        .hashes(first_block, usize::from(hash_len), payload)?;
                 }
-                Message::ZeroBlocks { first_block, count } => self.hashes.zeros(first_block, count)?,
+                Message::ZeroBlocks { first_block, count } => {
+                    self.hashes.zeros(first_block, count)?
+                }
                 Message::ScanEnd { .. } => {}
                 Message::SubHashes { block, payload } => self.answer(block, payload)?,
                 Message::Resend { block } => self.resend(block, &resends)?,
                 Message::Result(result) => return Ok(result),
-                _ => return Err(Error::new(ErrorKind::Protocol, "peer: a message out of place")),
+                _ => {
+                    return Err(Error::new(
+                        ErrorKind::Protocol,
+                        "peer: a message out of place",
+                    ));
+                }
             }
         }
     }
@@ -207,10 +237,20 @@ impl Incoming<'_> {
     fn answer(&self, block: u64, sums: Bytes) -> Result<()> {
         let waiting = locked(self.waiting).remove(&block);
         let Some((digest, bytes)) = waiting else {
-            return Err(Error::new(ErrorKind::Protocol, "peer: sub-block sums nobody asked for"));
+            return Err(Error::new(
+                ErrorKind::Protocol,
+                "peer: sub-block sums nobody asked for",
+            ));
         };
         self.jobs.spawn(move |options| {
-            pack_difference(block, digest, bytes, &sums, options.sub_hash_seed, options.compress)
+            pack_difference(
+                block,
+                digest,
+                bytes,
+                &sums,
+                options.sub_hash_seed,
+                options.compress,
+            )
         });
         Ok(())
     }
@@ -221,14 +261,19 @@ impl Incoming<'_> {
         let index = BlockIndex(block);
         let len = self.geometry.block_len(index);
         if len == 0 {
-            return Err(Error::new(ErrorKind::Protocol, "peer: asks for a block past the end"));
+            return Err(Error::new(
+                ErrorKind::Protocol,
+                "peer: asks for a block past the end",
+            ));
         }
         let mut bytes = buffers.take(len, &self.jobs.packing.abort)?;
-        self.disk.read(self.geometry.start_of(index), bytes.bytes_mut())?;
+        self.disk
+            .read(self.geometry.start_of(index), bytes.bytes_mut())?;
         let hasher = crate::hash::Hasher::new(self.jobs.packing.options.hash);
         let digest = hasher.leaf(bytes.as_ref());
         self.jobs.packing.outstanding.add();
-        self.jobs.spawn(move |options| Ok(pack_whole(block, digest, bytes, options.compress)));
+        self.jobs
+            .spawn(move |options| Ok(pack_whole(block, digest, bytes, options.compress)));
         Ok(())
     }
 }
@@ -249,9 +294,25 @@ struct Comparison<'a> {
 }
 
 impl<'a> Comparison<'a> {
-    fn new(session: &'a Session, waiting: &'a Waiting, theirs: TheirStream, jobs: Jobs<'a>) -> Self {
+    fn new(
+        session: &'a Session,
+        waiting: &'a Waiting,
+        theirs: TheirStream,
+        jobs: Jobs<'a>,
+    ) -> Self {
         let tree = TreeBuilder::new(&session.hasher, session.geometry);
-        Self { session, waiting, theirs, jobs, tree, zeros: 0..0, compared: 0, told: 0, differing: 0, zeroed: 0 }
+        Self {
+            session,
+            waiting,
+            theirs,
+            jobs,
+            tree,
+            zeros: 0..0,
+            compared: 0,
+            told: 0,
+            differing: 0,
+            zeroed: 0,
+        }
     }
 
     fn run(mut self, disk: &dyn Source, abort: &Abort) -> Result<SourceEnd> {
@@ -292,7 +353,11 @@ impl<'a> Comparison<'a> {
                     count -= run;
                 }
             }
-            Scanned::Data { block, digest, bytes } => {
+            Scanned::Data {
+                block,
+                digest,
+                bytes,
+            } => {
                 let digest = digest.expect("a comparison hashes");
                 self.tree.push(Leaf::Data(digest), 1);
                 let (theirs, _) = self.theirs.next(1, abort)?;
@@ -314,7 +379,8 @@ impl<'a> Comparison<'a> {
         match theirs {
             Leaf::Zero => {
                 self.jobs.outbox.send(Message::Want { block });
-                self.jobs.spawn(move |options| Ok(pack_whole(block, digest, bytes, options.compress)));
+                self.jobs
+                    .spawn(move |options| Ok(pack_whole(block, digest, bytes, options.compress)));
             }
             Leaf::Data(_) => {
                 locked(self.waiting).insert(block, (digest, bytes));
@@ -333,7 +399,11 @@ impl<'a> Comparison<'a> {
                 self.make_zero(count);
                 self.compared += count;
             }
-            Scanned::Data { block, digest, bytes } => {
+            Scanned::Data {
+                block,
+                digest,
+                bytes,
+            } => {
                 if let Some(digest) = digest {
                     self.tree.push(Leaf::Data(digest), 1);
                 }
@@ -341,7 +411,8 @@ impl<'a> Comparison<'a> {
                 self.compared += 1;
                 self.jobs.packing.outstanding.add();
                 let block = block.0;
-                self.jobs.spawn(move |options| Ok(pack_whole(block, digest, bytes, options.compress)));
+                self.jobs
+                    .spawn(move |options| Ok(pack_whole(block, digest, bytes, options.compress)));
             }
         }
         Ok(())
@@ -349,8 +420,15 @@ impl<'a> Comparison<'a> {
 
     fn make_zero(&mut self, count: u64) {
         if self.session.options.task != Task::Full {
-            let range = self.session.geometry.range_of(BlockIndex(self.compared), count);
-            self.jobs.packing.counts.changed.fetch_add(range_len(&range), Ordering::Relaxed);
+            let range = self
+                .session
+                .geometry
+                .range_of(BlockIndex(self.compared), count);
+            self.jobs
+                .packing
+                .counts
+                .changed
+                .fetch_add(range_len(&range), Ordering::Relaxed);
             self.differing += count;
             self.zeroed += count;
         }
@@ -367,7 +445,10 @@ impl<'a> Comparison<'a> {
     fn announce_zeros(&mut self) {
         let Range { start, end } = std::mem::take(&mut self.zeros);
         if start < end {
-            self.jobs.outbox.send(Message::Zero { first_block: start, count: end - start });
+            self.jobs.outbox.send(Message::Zero {
+                first_block: start,
+                count: end - start,
+            });
         }
     }
 
@@ -382,7 +463,9 @@ impl<'a> Comparison<'a> {
     fn tell_compared(&mut self) {
         if self.session.options.task != Task::Full {
             self.told = self.compared;
-            self.jobs.outbox.send(Message::Compared { up_to_block: self.compared });
+            self.jobs.outbox.send(Message::Compared {
+                up_to_block: self.compared,
+            });
         }
     }
 

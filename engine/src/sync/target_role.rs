@@ -48,7 +48,9 @@ pub struct Changes<'a> {
 
 impl std::fmt::Debug for Changes<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Changes").field("target", &self.target).finish_non_exhaustive()
+        f.debug_struct("Changes")
+            .field("target", &self.target)
+            .finish_non_exhaustive()
     }
 }
 
@@ -64,10 +66,17 @@ pub fn run_target(
     link: SessionLink,
     abort: &Arc<Abort>,
 ) -> Result<(SourceEnd, TargetResult)> {
-    let SessionLink { mut sender, mut receiver, closer, peer } = link;
+    let SessionLink {
+        mut sender,
+        mut receiver,
+        closer,
+        peer,
+    } = link;
     abort.add_closer(closer);
     let (outbox, outgoing) = Outbox::new();
-    let applier = changes.as_ref().map(|changes| Applier::new(changes.target, changes.is_new, session));
+    let applier = changes
+        .as_ref()
+        .map(|changes| Applier::new(changes.target, changes.is_new, session));
     let role = Role::new(session, disk, applier.as_ref(), outbox, abort);
     let finish = changes.map(|changes| (changes.target, changes.finish));
     let (done, is_done) = bounded::<()>(0);
@@ -167,7 +176,10 @@ impl<'a> Role<'a> {
     }
 
     fn close(&self) {
-        self.outbox.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.outbox
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
     }
 
     /// Hashes the disk from start to end and tells the source, as far ahead as the window allows.
@@ -195,7 +207,9 @@ impl<'a> Role<'a> {
             Ok(())
         })?;
         batch.flush();
-        outbox.send(Message::ScanEnd { block_count: session.geometry.block_count().0 });
+        outbox.send(Message::ScanEnd {
+            block_count: session.geometry.block_count().0,
+        });
         Ok(())
     }
 
@@ -212,7 +226,12 @@ impl<'a> Role<'a> {
     }
 
     /// The receiving thread: hands work on until the source has said END and every block is settled.
-    fn receive_all(&self, receiver: &mut MessageReceiver, work: Sender<Work>, peer: &str) -> Result<SourceEnd> {
+    fn receive_all(
+        &self,
+        receiver: &mut MessageReceiver,
+        work: Sender<Work>,
+        peer: &str,
+    ) -> Result<SourceEnd> {
         let end = loop {
             match receive(receiver, peer, self.abort)? {
                 Message::End(end) => break end,
@@ -245,12 +264,18 @@ impl<'a> Role<'a> {
             }
             Message::Data(data) => {
                 self.check_expected(&data)?;
-                self.session.progress.payload.fetch_add(data.payload.len() as u64, Ordering::Relaxed);
+                self.session
+                    .progress
+                    .payload
+                    .fetch_add(data.payload.len() as u64, Ordering::Relaxed);
                 Work::Data(data)
             }
             Message::Zero { first_block, count } => {
                 self.ledger().check_free(first_block, count)?;
-                Work::Zero { first: BlockIndex(first_block), count }
+                Work::Zero {
+                    first: BlockIndex(first_block),
+                    count,
+                }
             }
             _ => return Err(protocol("a message out of place")),
         };
@@ -258,7 +283,8 @@ impl<'a> Role<'a> {
             return Err(protocol("wants to change a disk in a comparison"));
         }
         self.busy.fetch_add(1, Ordering::SeqCst);
-        work.send(job).map_err(|_| Error::new(ErrorKind::Cancelled, "cancelled"))
+        work.send(job)
+            .map_err(|_| Error::new(ErrorKind::Cancelled, "cancelled"))
     }
 
     fn check_expected(&self, data: &BlockData) -> Result<()> {
@@ -339,7 +365,8 @@ impl<'a> Role<'a> {
 
     fn read_old(&self, block: u64, bytes: &mut [u8]) -> Result<()> {
         self.reread.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        self.disk.read(self.session.geometry.start_of(BlockIndex(block)), bytes)
+        self.disk
+            .read(self.session.geometry.start_of(BlockIndex(block)), bytes)
     }
 
     fn apply(&self, applier: &Applier<'_>, data: &BlockData) -> Result<()> {
@@ -396,7 +423,8 @@ impl<'a> Role<'a> {
         Ok(TargetResult {
             root,
             equal,
-            target_read: scan.read_len.load(Ordering::Relaxed) + self.reread.load(Ordering::Relaxed),
+            target_read: scan.read_len.load(Ordering::Relaxed)
+                + self.reread.load(Ordering::Relaxed),
             written: self.applier.map_or(0, Applier::written_len),
             verified: progress.verified.load(Ordering::Relaxed),
             zeroed_blocks: self.applier.map_or(0, Applier::zeroed_count),
@@ -414,10 +442,16 @@ impl<'a> Role<'a> {
         let counts = ScanCounts::default();
         let read = |at, bytes: &mut [u8]| {
             target.read_back(at, bytes)?;
-            session.progress.verified.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            session
+                .progress
+                .verified
+                .fetch_add(bytes.len() as u64, Ordering::Relaxed);
             Ok(())
         };
-        session.progress.verify_total.fetch_add(session.geometry.disk_len(), Ordering::Relaxed);
+        session
+            .progress
+            .verify_total
+            .fetch_add(session.geometry.disk_len(), Ordering::Relaxed);
         let scanner = Scanner {
             disk: target,
             geometry: session.geometry,
@@ -431,7 +465,9 @@ impl<'a> Role<'a> {
         scanner.run(self.abort, |scanned| {
             match scanned {
                 Scanned::Zeros { count, .. } => tree.push(Leaf::Zero, count),
-                Scanned::Data { digest, .. } => tree.push(Leaf::Data(digest.expect("a scan hashes")), 1),
+                Scanned::Data { digest, .. } => {
+                    tree.push(Leaf::Data(digest.expect("a scan hashes")), 1)
+                }
             }
             Ok(())
         })?;
@@ -450,14 +486,23 @@ struct HashBatch<'a> {
 
 impl<'a> HashBatch<'a> {
     fn new(outbox: &'a Outbox, digest_len: usize) -> Self {
-        Self { outbox, digest_len, first: 0, next: 0, hashes: BytesMut::new() }
+        Self {
+            outbox,
+            digest_len,
+            first: 0,
+            next: 0,
+            hashes: BytesMut::new(),
+        }
     }
 
     fn push(&mut self, leaf: Leaf, count: u64) {
         match leaf {
             Leaf::Zero => {
                 self.flush();
-                self.outbox.send(Message::ZeroBlocks { first_block: self.next, count });
+                self.outbox.send(Message::ZeroBlocks {
+                    first_block: self.next,
+                    count,
+                });
                 self.first += count;
             }
             Leaf::Data(digest) => self.hashes.extend_from_slice(digest.as_bytes()),

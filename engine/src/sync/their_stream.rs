@@ -46,8 +46,19 @@ pub(super) fn their_stream(total: u64, digest_len: usize) -> (TheirHashes, Their
     let (tx, rx) = unbounded();
     let in_flight = InFlight::default();
     (
-        TheirHashes { queue: tx, in_flight: in_flight.clone(), next: 0, total, digest_len },
-        TheirStream { queue: rx, in_flight, digest_len, front: None },
+        TheirHashes {
+            queue: tx,
+            in_flight: in_flight.clone(),
+            next: 0,
+            total,
+            digest_len,
+        },
+        TheirStream {
+            queue: rx,
+            in_flight,
+            digest_len,
+            front: None,
+        },
     )
 }
 
@@ -68,7 +79,10 @@ impl TheirHashes {
     /// As [`TheirHashes::zeros`], and for hashes of another kind.
     pub(super) fn hashes(&mut self, first: u64, digest_len: usize, hashes: Bytes) -> Result<()> {
         if digest_len != self.digest_len || hashes.len() % digest_len != 0 {
-            return Err(Error::new(ErrorKind::Protocol, "peer: hashes of another kind than agreed"));
+            return Err(Error::new(
+                ErrorKind::Protocol,
+                "peer: hashes of another kind than agreed",
+            ));
         }
         let count = (hashes.len() / digest_len) as u64;
         self.advance(first, count, count)?;
@@ -77,15 +91,21 @@ impl TheirHashes {
     }
 
     fn advance(&mut self, first: u64, count: u64, entries: u64) -> Result<()> {
-        let end = first.checked_add(count).filter(|end| *end <= self.total && first == self.next);
+        let end = first
+            .checked_add(count)
+            .filter(|end| *end <= self.total && first == self.next);
         let Some(end) = end else {
-            let message = format!("peer: hashes of {count} blocks from {first} leave a gap or the disk");
+            let message =
+                format!("peer: hashes of {count} blocks from {first} leave a gap or the disk");
             return Err(Error::new(ErrorKind::Protocol, message));
         };
         self.next = end;
         match self.in_flight.add(entries) <= IN_FLIGHT_MAX {
             true => Ok(()),
-            false => Err(Error::new(ErrorKind::Protocol, "peer: more hashes than the window allows")),
+            false => Err(Error::new(
+                ErrorKind::Protocol,
+                "peer: more hashes than the window allows",
+            )),
         }
     }
 }
@@ -108,7 +128,11 @@ impl TheirStream {
             }
             Piece::Hashes(left) => {
                 let digest = Digest::from_slice(&left.split_to(self.digest_len));
-                (Leaf::Data(digest.expect("the length was checked")), 1, left.is_empty())
+                (
+                    Leaf::Data(digest.expect("the length was checked")),
+                    1,
+                    left.is_empty(),
+                )
             }
         };
         if is_empty || leaf != Leaf::Zero {
@@ -127,7 +151,10 @@ impl TheirStream {
                 Err(RecvTimeoutError::Timeout) => abort.check()?,
                 Err(RecvTimeoutError::Disconnected) => {
                     abort.check()?;
-                    return Err(Error::new(ErrorKind::PeerGone, "the peer's hashes ended early"));
+                    return Err(Error::new(
+                        ErrorKind::PeerGone,
+                        "the peer's hashes ended early",
+                    ));
                 }
             }
         }

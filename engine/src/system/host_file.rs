@@ -69,7 +69,9 @@ impl HostFile {
     }
 
     fn checked(file: File, path: &Path, access: Access) -> Result<Self> {
-        let metadata = file.metadata().map_err(|e| Error::io(e, "read metadata").path(path))?;
+        let metadata = file
+            .metadata()
+            .map_err(|e| Error::io(e, "read metadata").path(path))?;
         let is_device = platform::is_block_device(&metadata);
         if !metadata.is_file() && !is_device {
             let message = "is neither a regular file nor a block device";
@@ -89,7 +91,12 @@ impl HostFile {
             Ok(false) => return Err(in_use(path)),
             Err(source) => return Err(Error::io(source, "lock").path(path)),
         }
-        Ok(Self { file, path: path.to_owned(), is_device, direct: OnceLock::new() })
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            is_device,
+            direct: OnceLock::new(),
+        })
     }
 
     /// The path it was opened by.
@@ -108,7 +115,9 @@ impl HostFile {
     #[must_use]
     pub fn is_same_file(&self, other: &Self) -> bool {
         match (self.file.metadata(), other.file.metadata()) {
-            (Ok(a), Ok(b)) => platform::file_id(&a).is_some_and(|id| Some(id) == platform::file_id(&b)),
+            (Ok(a), Ok(b)) => {
+                platform::file_id(&a).is_some_and(|id| Some(id) == platform::file_id(&b))
+            }
             _ => false,
         }
     }
@@ -159,7 +168,9 @@ impl HostFile {
         while done < buf.len() {
             let position = at + done as u64;
             let lead = usize::try_from(position % DIRECT_ALIGN as u64).expect("below 4096");
-            let wanted = (lead + buf.len() - done).next_multiple_of(DIRECT_ALIGN).min(aligned.len());
+            let wanted = (lead + buf.len() - done)
+                .next_multiple_of(DIRECT_ALIGN)
+                .min(aligned.len());
             let got = platform::read_some(direct, position - lead as u64, &mut aligned[..wanted])?;
             if got <= lead {
                 return Err(io::ErrorKind::UnexpectedEof.into());
@@ -172,7 +183,9 @@ impl HostFile {
     }
 
     fn direct(&self) -> Option<&File> {
-        self.direct.get_or_init(|| platform::open_direct(&self.file, &self.path).ok()).as_ref()
+        self.direct
+            .get_or_init(|| platform::open_direct(&self.file, &self.path).ok())
+            .as_ref()
     }
 }
 
@@ -207,7 +220,10 @@ impl FileAt for HostFile {
     fn extent_at(&self, at: u64) -> io::Result<FileExtent> {
         match self.is_device {
             // A device answers SEEK_HOLE with nothing useful: all of it is data.
-            true => Ok(FileExtent { is_hole: false, end: self.len()? }),
+            true => Ok(FileExtent {
+                is_hole: false,
+                end: self.len()?,
+            }),
             false => self.file.extent_at(at),
         }
     }
@@ -225,9 +241,9 @@ fn open_error(source: io::Error, path: &Path, access: Access) -> Error {
     let is_denied = source.kind() == io::ErrorKind::PermissionDenied;
     let error = Error::io(source, "open").path(path);
     match (access, is_denied) {
-        (Access::Write, true) => {
-            Error::new(ErrorKind::ReadOnly, "must not be written").path(path).caused_by(error)
-        }
+        (Access::Write, true) => Error::new(ErrorKind::ReadOnly, "must not be written")
+            .path(path)
+            .caused_by(error),
         _ => error,
     }
 }

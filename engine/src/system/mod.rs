@@ -13,8 +13,8 @@ use unix as platform;
 #[cfg(windows)]
 use windows as platform;
 
-pub(crate) use own_file::map_own_file;
 pub use host_file::{Access, HostFile, MediumAccess};
+pub(crate) use own_file::map_own_file;
 
 /// Flushes the directory that holds `path`, so that a new or renamed entry survives a power cut.
 ///

@@ -9,7 +9,10 @@ use memmap2::Mmap;
 ///
 /// # Errors
 /// The system's error.
-#[allow(unsafe_code, reason = "mapping a file is unsafe by nature; this is the only place that does it")]
+#[allow(
+    unsafe_code,
+    reason = "mapping a file is unsafe by nature; this is the only place that does it"
+)]
 pub(crate) fn map_own_file(file: &File) -> io::Result<Mmap> {
     // SAFETY: the bytes stay as they are as long as nobody writes to or truncates the file. Map files are written under another
     // name, flushed and renamed, never changed afterwards. What can still go wrong: somebody truncates the file by hand while it

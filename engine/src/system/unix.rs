@@ -34,7 +34,10 @@ pub(super) fn file_id(metadata: &Metadata) -> Option<(u64, u64)> {
 pub(super) fn identity(metadata: &Metadata) -> String {
     let (device, inode) = (metadata.dev(), metadata.ino());
     let (seconds, nanoseconds) = (metadata.ctime(), metadata.ctime_nsec());
-    format!("{device:x}:{inode:x}:{:x}:{seconds}.{nanoseconds:09}", metadata.len())
+    format!(
+        "{device:x}:{inode:x}:{:x}:{seconds}.{nanoseconds:09}",
+        metadata.len()
+    )
 }
 
 pub(super) fn allocated_len(metadata: &Metadata) -> u64 {
@@ -50,7 +53,11 @@ const QEMU_RESIZE: i64 = 3;
 
 /// Read locks on the bytes by which QEMU says "I read, and nobody may write or resize", refused when somebody does.
 pub(super) fn lock_shared(file: &File) -> io::Result<bool> {
-    let held = [QEMU_PERMISSION, QEMU_UNSHARED + QEMU_WRITE, QEMU_UNSHARED + QEMU_RESIZE];
+    let held = [
+        QEMU_PERMISSION,
+        QEMU_UNSHARED + QEMU_WRITE,
+        QEMU_UNSHARED + QEMU_RESIZE,
+    ];
     for at in held {
         if !set_lock(file, libc::F_RDLCK, at, 1)? {
             return Ok(false);
@@ -138,6 +145,8 @@ pub(super) fn is_sharing_violation(error: &io::Error) -> bool {
 }
 
 pub(super) fn sync_directory_of(path: &Path) -> io::Result<()> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
     File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }

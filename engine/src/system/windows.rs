@@ -16,8 +16,16 @@ const ERROR_LOCK_VIOLATION: i32 = 33;
 /// The share mode is the lock: taken by the open itself, gone with the last handle. A writer shares reading, as the engine
 /// itself opens a second, unbuffered handle for the proof; a second writer, or a program that may write, is refused.
 pub(super) fn open(path: &Path, writable: bool, inspect: bool) -> io::Result<File> {
-    let share = if inspect { FILE_SHARE_ALL } else { FILE_SHARE_READ };
-    OpenOptions::new().read(true).write(writable).share_mode(share).open(path)
+    let share = if inspect {
+        FILE_SHARE_ALL
+    } else {
+        FILE_SHARE_READ
+    };
+    OpenOptions::new()
+        .read(true)
+        .write(writable)
+        .share_mode(share)
+        .open(path)
 }
 
 pub(super) fn is_block_device(_metadata: &Metadata) -> bool {
@@ -67,7 +75,10 @@ pub(super) fn medium_access(_file: &File) -> MediumAccess {
 }
 
 pub(super) fn is_sharing_violation(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(ERROR_SHARING_VIOLATION | ERROR_LOCK_VIOLATION))
+    matches!(
+        error.raw_os_error(),
+        Some(ERROR_SHARING_VIOLATION | ERROR_LOCK_VIOLATION)
+    )
 }
 
 pub(super) fn sync_directory_of(_path: &Path) -> io::Result<()> {

@@ -1,0 +1,362 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind as ClapKind;
+use clap::{Parser, Subcommand, ValueEnum};
+use failback_engine::disk::Format;
+use failback_engine::endpoint::Endpoint;
+use failback_engine::hash::HashKind;
+use failback_engine::operation::{CompressChoice, Strategy};
+use failback_engine::transport::VerifyLevel;
+use failback_engine::units::BlockSize;
+
+use crate::size;
+
+const AFTER_HELP: &str = "\
+Endpoints:
+  PATH                        image file or block device; VHDX and raw are told apart by magic
+  unix:///PATH/SOCKET#NAME    a grant of an agent (failback serve) behind a Unix socket
+  tcp://127.0.0.1:PORT/NAME   a grant of an agent on a loopback address
+
+Exit codes:
+  0 done   1 different   2 usage   3 refused for safety   4 image damaged or unsupported
+  5 peer or network   6 local I/O, no space   7 cancelled   8 final verification failed
+
+Sizes: K, M, G, T (KiB ...) are powers of 1024.";
+
+/// Brings virtual disks home: makes one virtual disk equal to another, sends only what differs, and proves the result.
+#[derive(Debug, Parser)]
+#[command(name = "failback", version, after_help = AFTER_HELP, disable_help_subcommand = true)]
+pub(crate) struct Args {
+    /// Print diagnostics of the engine on stderr
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "LEVEL",
+        hide_short_help = true
+    )]
+    pub(crate) log: Option<LogLevel>,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum LogLevel {
+    Warn,
+    Info,
+    Debug,
+}
+
+impl LogLevel {
+    pub(crate) fn filter(self) -> tracing_subscriber::filter::LevelFilter {
+        use tracing_subscriber::filter::LevelFilter;
+        match self {
+            Self::Warn => LevelFilter::WARN,
+            Self::Info => LevelFilter::INFO,
+            Self::Debug => LevelFilter::DEBUG,
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Say what an image is: format, sizes, identity, allocation, log state
+    Info(InfoArgs),
+    /// Make a new, empty image
+    Create(CreateArgs),
+    /// Build the checksum map of a disk; print its root and counts, and save it if asked to
+    Map(MapArgs),
+    /// Make TARGET's content equal to SOURCE's, sending only what differs; a missing TARGET is made
+    Sync(SyncArgs),
+    /// Compare the contents of two endpoints by reading both; exit 0 equal, 1 different
+    Verify(VerifyArgs),
+    /// Run the agent: serve granted images to peers until interrupted
+    Serve(ServeArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct InfoArgs {
+    /// Image file or block device
+    pub(crate) image: PathBuf,
+    /// Take the image for this format instead of going by its magic
+    #[arg(long, value_name = "raw|vhdx", value_parser = parse_engine::<Format>)]
+    pub(crate) format: Option<Format>,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct CreateArgs {
+    /// The file to make; never replaces one
+    pub(crate) image: PathBuf,
+    /// Size of the virtual disk
+    #[arg(long, value_parser = size::parse)]
+    pub(crate) size: u64,
+    /// Format; default: by suffix (.vhdx, .raw, .img)
+    #[arg(long, value_name = "raw|vhdx|vhd", value_parser = parse_engine::<Format>)]
+    pub(crate) format: Option<Format>,
+    /// Kind of VHDX: space taken when written, or all at once
+    #[arg(long, value_enum, default_value_t = Kind::Dynamic)]
+    pub(crate) kind: Kind,
+    /// Block of the image, 1M to 256M; default 32M dynamic, 2M fixed
+    #[arg(long, value_parser = size::parse)]
+    pub(crate) block_size: Option<u64>,
+    /// Logical sector
+    #[arg(long, value_name = "512|4096", default_value = "512", value_parser = size::parse)]
+    pub(crate) sector_size: u64,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kind {
+    Dynamic,
+    Fixed,
+    /// Not in this release
+    Differencing,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct MapArgs {
+    /// Image file or block device
+    pub(crate) image: PathBuf,
+    /// Save the map to this file
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Take the image for this format instead of going by its magic
+    #[arg(long, value_name = "raw|vhdx", value_parser = parse_engine::<Format>)]
+    pub(crate) format: Option<Format>,
+    #[command(flatten)]
+    pub(crate) hashing: HashArgs,
+    #[command(flatten)]
+    pub(crate) output_args: OutputArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct SyncArgs {
+    /// The disk that is read
+    #[arg(value_parser = parse_engine::<Endpoint>)]
+    pub(crate) source: Endpoint,
+    /// The disk that is made equal
+    #[arg(value_parser = parse_engine::<Endpoint>)]
+    pub(crate) target: Endpoint,
+    /// Delta compares and sends what differs; full sends all data and compares nothing
+    #[arg(long, value_enum, default_value_t = StrategyArg::Auto)]
+    pub(crate) strategy: StrategyArg,
+    /// What is read back at the end: all of the target, what was written, or nothing
+    #[arg(long, value_enum, default_value_t = VerifyArg::Changed)]
+    pub(crate) verify: VerifyArg,
+    /// Compress payload where that makes it shorter; auto: level 1 on sockets
+    #[arg(long, value_name = "auto|off|zstd:LEVEL", default_value = "auto", value_parser = parse_compress)]
+    pub(crate) compress: CompressChoice,
+    /// How blocks reach the target. In this release always in place: an interrupted sync leaves a target that is partly
+    /// new until the same command has run to its end
+    #[arg(long, value_enum, default_value_t = ApplyArg::InPlace)]
+    pub(crate) apply: ApplyArg,
+    #[command(flatten)]
+    pub(crate) formats: FormatArgs,
+    #[command(flatten)]
+    pub(crate) hashing: HashArgs,
+    #[command(flatten)]
+    pub(crate) output_args: OutputArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct VerifyArgs {
+    /// One disk
+    #[arg(value_parser = parse_engine::<Endpoint>)]
+    pub(crate) a: Endpoint,
+    /// The other disk
+    #[arg(value_parser = parse_engine::<Endpoint>)]
+    pub(crate) b: Endpoint,
+    #[command(flatten)]
+    pub(crate) formats: FormatArgs,
+    #[command(flatten)]
+    pub(crate) hashing: HashArgs,
+    #[command(flatten)]
+    pub(crate) output_args: OutputArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ServeArgs {
+    /// Where to listen: unix:///PATH, or tcp://127.0.0.1:PORT (port 0: any free one)
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: String,
+    /// A disk that peers may use, and how; repeatable. Read-only unless :rw; max=SIZE lets a first sync make the file
+    #[arg(
+        long = "grant",
+        value_name = "NAME=PATH[:ro|:rw[,max=SIZE]]",
+        required = true
+    )]
+    pub(crate) grants: Vec<String>,
+    /// Print what is printed as JSON lines
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Write events as JSON lines to this file (- for stderr)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) events: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct HashArgs {
+    /// Hash of blocks: blake3 proves equality; xxh3 is faster and only for guests that are trusted
+    #[arg(long, value_enum, default_value_t = HashArg::Blake3)]
+    hash: HashArg,
+    /// Unit of comparison, a power of two from 64K to 4M; roots depend on it
+    #[arg(long, default_value = "1M", value_parser = parse_block_size)]
+    pub(crate) block_size: BlockSize,
+}
+
+impl HashArgs {
+    pub(crate) fn hash(&self) -> HashKind {
+        match self.hash {
+            HashArg::Blake3 => HashKind::Blake3,
+            HashArg::Xxh3 => HashKind::Xxh3,
+        }
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct FormatArgs {
+    /// Take the first disk for this format instead of going by its magic
+    #[arg(long, value_name = "raw|vhdx", value_parser = parse_engine::<Format>)]
+    pub(crate) source_format: Option<Format>,
+    /// Take the second disk for this format, or make it so
+    #[arg(long, value_name = "raw|vhdx", value_parser = parse_engine::<Format>)]
+    pub(crate) target_format: Option<Format>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct OutputArgs {
+    /// Print the report as one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Write events as JSON lines to this file (- for stderr)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) events: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum HashArg {
+    Blake3,
+    Xxh3,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum StrategyArg {
+    Auto,
+    Delta,
+    Full,
+}
+
+impl StrategyArg {
+    pub(crate) fn strategy(self) -> Strategy {
+        match self {
+            Self::Auto => Strategy::Auto,
+            Self::Delta => Strategy::Delta,
+            Self::Full => Strategy::Full,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum VerifyArg {
+    Full,
+    Changed,
+    Off,
+}
+
+impl VerifyArg {
+    pub(crate) fn level(self) -> VerifyLevel {
+        match self {
+            Self::Full => VerifyLevel::Full,
+            Self::Changed => VerifyLevel::Changed,
+            Self::Off => VerifyLevel::Off,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ApplyArg {
+    InPlace,
+}
+
+fn parse_engine<T: std::str::FromStr<Err = failback_engine::Error>>(
+    text: &str,
+) -> Result<T, String> {
+    text.parse()
+        .map_err(|error: failback_engine::Error| error.chain())
+}
+
+fn parse_block_size(text: &str) -> Result<BlockSize, String> {
+    BlockSize::new(size::parse(text)?).map_err(|error| error.chain())
+}
+
+fn parse_compress(text: &str) -> Result<CompressChoice, String> {
+    match text {
+        "auto" => Ok(CompressChoice::Auto),
+        "off" => Ok(CompressChoice::Off),
+        _ => {
+            let level = text
+                .strip_prefix("zstd:")
+                .and_then(|level| level.parse().ok());
+            let level = level.filter(|level| (1..=19).contains(level));
+            level
+                .map(CompressChoice::Zstd)
+                .ok_or_else(|| "known: auto, off, zstd:1 ... zstd:19".to_owned())
+        }
+    }
+}
+
+/// Prints help where it was asked for; an error becomes one line, as all errors are.
+pub(crate) fn explain(error: &clap::Error) -> ExitCode {
+    match error.kind() {
+        ClapKind::DisplayHelp | ClapKind::DisplayVersion => {
+            // Nobody is there to hear of a closed stdout.
+            drop(error.print());
+            ExitCode::SUCCESS
+        }
+        ClapKind::DisplayHelpOnMissingArgumentOrSubcommand | ClapKind::MissingSubcommand => {
+            crate::output::complain(
+                "a command is missing: info, create, map, sync, verify or serve; see failback --help",
+            );
+            ExitCode::from(crate::output::EXIT_USAGE)
+        }
+        _ => {
+            let text = error.render().to_string();
+            let usage = text.split("\n\n").next().unwrap_or_default();
+            let line = usage.split_whitespace().collect::<Vec<_>>().join(" ");
+            let line = line.strip_prefix("error: ").unwrap_or(&line);
+            crate::output::complain(&format!("{line}; see failback --help"));
+            ExitCode::from(crate::output::EXIT_USAGE)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    // Goal: the definition is consistent. Method: clap's own check.
+    #[test]
+    fn command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    // Goal: what has no meaning is refused. Method: values at and past the edges.
+    #[test]
+    fn compression_levels() {
+        assert_eq!(parse_compress("zstd:19"), Ok(CompressChoice::Zstd(19)));
+        for text in ["zstd", "zstd:0", "zstd:20", "gzip", "zstd:-1"] {
+            assert!(parse_compress(text).is_err(), "{text}");
+        }
+    }
+}

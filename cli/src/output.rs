@@ -1,0 +1,242 @@
+//! Results on stdout, errors as one line on stderr, exit codes.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "this is where a command prints"
+)]
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use failback_engine::operation::{ImageInfo, MapReport};
+use failback_engine::report::{Outcome, Report};
+use failback_engine::{Error, ErrorKind, one_line};
+use serde::Serialize;
+
+use crate::size::show;
+
+/// Exit code of a wrong command line.
+pub(crate) const EXIT_USAGE: u8 = 2;
+const EXIT_DIFFERENT: u8 = 1;
+const EXIT_IO: u8 = 6;
+
+/// The exit code of a failure: whose fault it was.
+fn code_of(kind: ErrorKind) -> u8 {
+    match kind {
+        ErrorKind::Usage => EXIT_USAGE,
+        ErrorKind::GeometryMismatch
+        | ErrorKind::InUse
+        | ErrorKind::ReadOnly
+        | ErrorKind::NotGranted
+        | ErrorKind::Refused => 3,
+        ErrorKind::Damaged | ErrorKind::Unsupported => 4,
+        ErrorKind::PeerGone | ErrorKind::Protocol => 5,
+        ErrorKind::Cancelled => 7,
+        ErrorKind::VerifyFailed => 8,
+        _ => EXIT_IO,
+    }
+}
+
+/// Prints an error that nobody has printed yet, and turns the result into an exit code.
+pub(crate) fn exit_of(result: anyhow::Result<u8>) -> ExitCode {
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            let kind = error.downcast_ref::<Error>().map(Error::kind);
+            let line = match error.downcast_ref::<Error>() {
+                Some(error) => error.chain(),
+                None => format!("{error:#}"),
+            };
+            complain(&line);
+            ExitCode::from(kind.map_or(EXIT_IO, code_of))
+        }
+    }
+}
+
+/// One line on stderr.
+pub(crate) fn complain(line: &str) {
+    eprintln!("error: {}", one_line(line));
+}
+
+/// One document on stdout. A closed pipe is an error of writing like any other.
+pub(crate) fn document(value: &impl Serialize) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, value)?;
+    writeln!(out)?;
+    Ok(out.flush()?)
+}
+
+/// One JSON object on a line of stdout.
+pub(crate) fn line(value: &impl Serialize) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    serde_json::to_writer(&mut out, value)?;
+    writeln!(out)?;
+    Ok(out.flush()?)
+}
+
+/// Prints a report, and its error if it has one, and says how to exit.
+pub(crate) fn report(report: &Report, json: bool) -> anyhow::Result<u8> {
+    if json {
+        document(report)?;
+    } else if report.error.is_none() {
+        print_report(report)?;
+    }
+    if let Some(error) = &report.error {
+        complain(&error.message);
+    }
+    Ok(match (report.error_kind(), report.outcome) {
+        (Some(kind), _) => code_of(kind),
+        (None, Outcome::Different) => EXIT_DIFFERENT,
+        (None, _) => 0,
+    })
+}
+
+fn print_report(report: &Report) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    let (bytes, blocks, seconds) = (&report.bytes, &report.blocks, &report.seconds);
+    writeln!(
+        out,
+        "{}: {} -> {}",
+        report.outcome.name(),
+        report.source.endpoint,
+        report.target.endpoint
+    )?;
+    if let Some(strategy) = report.strategy {
+        writeln!(
+            out,
+            "  strategy   {strategy} ({})",
+            report.reasons.join(", ")
+        )?;
+    } else if !report.reasons.is_empty() {
+        writeln!(out, "  reasons    {}", report.reasons.join(", "))?;
+    }
+    writeln!(
+        out,
+        "  blocks     {} of {} KiB: {} hashed, {} unallocated, {} differ, {} made zero",
+        blocks.total,
+        report.root_block_size >> 10,
+        blocks.hashed,
+        blocks.skipped_unallocated,
+        blocks.differing,
+        blocks.zeroed
+    )?;
+    writeln!(
+        out,
+        "  bytes      read {} + {}, changed {}, sent {}, link {} out {} in, written {}",
+        show(bytes.source_read),
+        show(bytes.target_read),
+        show(bytes.changed),
+        show(bytes.sent),
+        show(bytes.wire_out),
+        show(bytes.wire_in),
+        show(bytes.written)
+    )?;
+    match report.verified_from {
+        Some(from) => writeln!(
+            out,
+            "  verified   {} read back from {from}",
+            show(bytes.verified)
+        )?,
+        None if report.outcome == Outcome::Unverified => {
+            writeln!(out, "  verified   no (--verify off)")?
+        }
+        None => {}
+    }
+    if let Some(root) = &report.root.source {
+        let remark = if report.non_cryptographic {
+            " (non_cryptographic)"
+        } else {
+            ""
+        };
+        writeln!(out, "  root       {} {root}{remark}", report.hash.name())?;
+    }
+    writeln!(
+        out,
+        "  seconds    {:.2} (plan {:.2}, copy {:.2}, verify {:.2})",
+        seconds.total, seconds.plan, seconds.copy, seconds.verify
+    )
+}
+
+/// Prints what an image is.
+pub(crate) fn info(info: &ImageInfo) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{}", info.path)?;
+    writeln!(out, "  format        {}", info.format)?;
+    writeln!(
+        out,
+        "  virtual size  {} ({} bytes)",
+        show(info.virtual_size),
+        info.virtual_size
+    )?;
+    writeln!(
+        out,
+        "  file          {}, {} allocated",
+        show(info.file_size),
+        show(info.file_allocated)
+    )?;
+    if let Some(sector) = info.logical_sector_size {
+        writeln!(out, "  sector        {sector} bytes")?;
+    }
+    writeln!(out, "  identity      {}", info.identity)?;
+    if let Some(vhdx) = &info.vhdx {
+        let block = info.block_size.unwrap_or(0).into();
+        writeln!(out, "  kind          {}, {} blocks", vhdx.kind, show(block))?;
+        writeln!(
+            out,
+            "  blocks        {} of {} allocated",
+            vhdx.blocks_allocated, vhdx.blocks_total
+        )?;
+        match vhdx.log_entries {
+            0 => writeln!(out, "  log           {}", vhdx.log)?,
+            count => writeln!(
+                out,
+                "  log           {} in memory ({count} entries)",
+                vhdx.log
+            )?,
+        }
+        writeln!(out, "  creator       {}", vhdx.creator)?;
+        for warning in &vhdx.warnings {
+            writeln!(out, "  warning       {}", one_line(warning))?;
+        }
+    }
+    Ok(())
+}
+
+/// Prints a map.
+pub(crate) fn map(map: &MapReport) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    let remark = if map.non_cryptographic {
+        " (non_cryptographic)"
+    } else {
+        ""
+    };
+    writeln!(out, "{}  {}{remark}", map.root, map.path)?;
+    writeln!(
+        out,
+        "  {} {} blocks of {} KiB: {} hashed, {} unallocated, {} zero; {} read in {:.2} s",
+        map.blocks_total,
+        map.hash.name(),
+        map.root_block_size >> 10,
+        map.blocks_hashed,
+        map.blocks_skipped_unallocated,
+        map.blocks_zero,
+        show(map.bytes_read),
+        map.seconds
+    )?;
+    if let Some(path) = &map.saved_as {
+        writeln!(out, "  saved as {path}")?;
+    }
+    Ok(())
+}
+
+/// One line on stdout, at once: somebody may wait for it.
+pub(crate) fn say(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{text}")?;
+    Ok(out.flush()?)
+}
+
+/// One line on stderr that is no error.
+pub(crate) fn note(text: &str) {
+    eprintln!("{}", one_line(text));
+}

@@ -1,0 +1,74 @@
+//! Who watches a job: the progress bar, the event file, the operator's Ctrl-C.
+
+use std::fs::File;
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::sync::Mutex;
+
+use anyhow::Context;
+use failback_engine::{CancelToken, Event, Observer};
+
+use crate::progress::Bar;
+
+/// Passes events on to whatever was asked for.
+pub(crate) struct Watchers {
+    bar: Option<Bar>,
+    events: Option<Mutex<Box<dyn Write + Send>>>,
+}
+
+impl Watchers {
+    /// A bar if stderr is a terminal that is not used for events, and the event file.
+    ///
+    /// # Errors
+    /// The event file cannot be made.
+    pub(crate) fn new(events: Option<&Path>) -> anyhow::Result<Self> {
+        let is_on_stderr = events == Some(Path::new("-"));
+        let events: Option<Box<dyn Write + Send>> = match events {
+            None => None,
+            Some(_) if is_on_stderr => Some(Box::new(std::io::stderr())),
+            Some(path) => {
+                let file = File::create(path)
+                    .with_context(|| format!("{}: create event file", path.display()))?;
+                Some(Box::new(file))
+            }
+        };
+        let bar = (!is_on_stderr && std::io::stderr().is_terminal()).then(Bar::new);
+        Ok(Self {
+            bar,
+            events: events.map(Mutex::new),
+        })
+    }
+}
+
+impl Observer for Watchers {
+    fn event(&self, event: &Event) {
+        if let Some(bar) = &self.bar {
+            bar.event(event);
+        }
+        if let Some(events) = &self.events {
+            let mut events = events
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            // An event that cannot be written must not end the job that it is about.
+            if let Ok(mut line) = serde_json::to_vec(event) {
+                line.push(b'\n');
+                drop(events.write_all(&line).and_then(|()| events.flush()));
+            }
+        }
+    }
+}
+
+/// A token that Ctrl-C and SIGTERM cancel; the second one ends the process at once, which nothing here depends on.
+///
+/// # Errors
+/// The system refuses a handler.
+pub(crate) fn cancel_on_signals() -> anyhow::Result<CancelToken> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    const EXIT_CANCELLED: i32 = 7;
+    let token = CancelToken::new();
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register_conditional_shutdown(signal, EXIT_CANCELLED, token.flag())?;
+        signal_hook::flag::register(signal, token.flag())?;
+    }
+    Ok(token)
+}
