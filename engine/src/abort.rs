@@ -1,5 +1,6 @@
 //! How a job ends early: the caller cancels, or the first error wins. Everybody else stops at the next look.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -100,9 +101,15 @@ impl Abort {
         }
     }
 
-    /// Runs `step`; its failure ends the job.
+    /// Runs `step`; its failure ends the job. So does a panic: the other threads would wait for this one for ever.
     pub fn guard<T>(&self, step: impl FnOnce() -> Result<T>) -> Option<T> {
-        match step() {
+        let caught = catch_unwind(AssertUnwindSafe(step)).unwrap_or_else(|_| {
+            Err(Error::new(
+                ErrorKind::Internal,
+                "a thread panicked; this is a defect of failback",
+            ))
+        });
+        match caught {
             Ok(value) => Some(value),
             Err(error) => {
                 self.fail(error);

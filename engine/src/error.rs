@@ -41,11 +41,13 @@ pub enum ErrorKind {
     Cancelled,
     /// What was read back is not what was sent, or the roots differ.
     VerifyFailed,
+    /// A defect of this program.
+    Internal,
 }
 
 impl ErrorKind {
     /// Every kind; the position is its number on the wire, so new ones go to the end.
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
         Self::Usage,
         Self::GeometryMismatch,
         Self::InUse,
@@ -60,6 +62,7 @@ impl ErrorKind {
         Self::NoSpace,
         Self::Cancelled,
         Self::VerifyFailed,
+        Self::Internal,
     ];
 
     /// The name used in reports, events and scripts.
@@ -80,6 +83,7 @@ impl ErrorKind {
             Self::NoSpace => "no_space",
             Self::Cancelled => "cancelled",
             Self::VerifyFailed => "verify_failed",
+            Self::Internal => "internal",
         }
     }
 

@@ -42,6 +42,15 @@ impl HashKind {
         }
     }
 
+    /// A digest of zero bytes: stands where a digest has its place and nobody computed one.
+    #[must_use]
+    pub fn zero_digest(self) -> Digest {
+        match self {
+            Self::Blake3 => Digest::from([0; 32]),
+            Self::Xxh3 => Digest::from([0; 16]),
+        }
+    }
+
     /// The name used in reports and on the command line.
     #[must_use]
     pub fn name(self) -> &'static str {

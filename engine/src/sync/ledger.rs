@@ -4,9 +4,9 @@
 //!  0 ........ drained ........ compared ............ scanned ......... end
 //!    in the tree   | equal unless in `changed` | hash sent, no verdict |
 //! ```
-//! A block below `compared` is equal unless the source asked for its sub-blocks (`want`) or said what becomes of it
-//! (`resolve`). Leaves go to the tree in order; a block that is wanted and not yet resolved holds the later ones back, and
-//! through the window in the end the scan. That bounds the ledger.
+//! A block below `compared` is equal unless the source announced a change of it before. Leaves go to the tree in order; a
+//! block that is announced and not yet settled holds the later ones back, and through the window in the end the scan. That
+//! bounds the ledger.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -59,7 +59,7 @@ impl Ledger {
         }
     }
 
-    /// For a full copy: every block has to be resolved by the source.
+    /// For a full copy: every block has to be settled by the source.
     pub(super) fn of_full_copy(tree: TreeBuilder, total: u64) -> Self {
         let mut ledger = Self::of_scan(tree, total);
         ledger.old.push_back(Old {
@@ -112,20 +112,16 @@ impl Ledger {
         Ok(())
     }
 
-    /// The source will change `block`. What it holds now, `None` in a full copy.
+    /// The source will change `count` blocks from `first` on. What the first holds now, `None` in a full copy.
+    ///
+    /// Called when the message is *received*: the comparison may be told to have passed these blocks before they are applied.
     ///
     /// # Errors
-    /// `Protocol` for a block that is settled, unknown, or wanted twice.
-    pub(super) fn want(&mut self, block: u64) -> Result<Option<Leaf>> {
-        self.check_free(block, 1)?;
-        self.changed.insert(
-            block,
-            Change {
-                count: 1,
-                leaf: None,
-            },
-        );
-        Ok(self.old_leaf(block))
+    /// `Protocol` for blocks that are settled, unknown, or announced twice.
+    pub(super) fn announce(&mut self, first: u64, count: u64) -> Result<Option<Leaf>> {
+        self.check_free(first, count)?;
+        self.changed.insert(first, Change { count, leaf: None });
+        Ok(self.old_leaf(first))
     }
 
     /// What a block that is not settled held when it was scanned.
@@ -139,23 +135,23 @@ impl Ledger {
             .and_then(|old| old.leaf)
     }
 
-    /// Whether the source asked for this block and has not yet sent it.
-    pub(super) fn is_wanted(&self, block: u64) -> bool {
+    /// Whether the source announced this very block and has not yet sent it.
+    pub(super) fn is_announced(&self, block: u64) -> bool {
         self.changed
             .get(&block)
-            .is_some_and(|change| change.leaf.is_none())
+            .is_some_and(|change| change.leaf.is_none() && change.count == 1)
     }
 
-    /// A wanted block now holds `leaf`.
+    /// All blocks that were announced with `first` now hold `leaf`.
     ///
     /// # Errors
-    /// `Protocol` when it was not wanted.
-    pub(super) fn resolve_wanted(&mut self, block: u64, leaf: Leaf) -> Result<()> {
-        match self.changed.get_mut(&block) {
+    /// `Protocol` when they were not announced.
+    pub(super) fn settle(&mut self, first: u64, leaf: Leaf) -> Result<()> {
+        match self.changed.get_mut(&first) {
             Some(change) if change.leaf.is_none() => change.leaf = Some(leaf),
             _ => {
                 return Err(protocol(format!(
-                    "data for block {block}, which was not announced"
+                    "data for block {first}, which was not announced"
                 )));
             }
         }
@@ -163,25 +159,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Blocks that nobody asked about now hold `leaf`.
-    ///
-    /// # Errors
-    /// `Protocol` for blocks that are settled, unknown, or changed twice.
-    pub(super) fn resolve(&mut self, first: u64, count: u64, leaf: Leaf) -> Result<()> {
-        self.check_free(first, count)?;
-        self.changed.insert(
-            first,
-            Change {
-                count,
-                leaf: Some(leaf),
-            },
-        );
-        self.drain();
-        Ok(())
-    }
-
-    /// Refuses what [`Ledger::resolve`] would refuse, before anything is written for it.
-    pub(super) fn check_free(&self, first: u64, count: u64) -> Result<()> {
+    fn check_free(&self, first: u64, count: u64) -> Result<()> {
         let end = first.checked_add(count).filter(|end| *end <= self.scanned);
         let Some(end) = end.filter(|_| first >= self.compared && first >= self.tree.next().0)
         else {
@@ -279,26 +257,26 @@ mod tests {
         late.scanned(leaf(4), 1);
         late.scanned(leaf(5), 1);
         late.scanned(leaf(6), 1);
-        assert_eq!(late.want(1).unwrap(), Some(Leaf::Zero));
-        late.resolve(3, 2, Leaf::Zero).unwrap();
+        assert_eq!(late.announce(1, 1).unwrap(), Some(Leaf::Zero));
+        late.announce(3, 2).unwrap();
         late.compared(6).unwrap();
+        late.settle(3, Leaf::Zero).unwrap();
         assert!(!late.is_complete());
-        late.resolve_wanted(1, leaf(9)).unwrap();
+        late.settle(1, leaf(9)).unwrap();
         assert!(late.is_complete());
 
         let mut plain = ledger(6, true);
-        for (block, leaf) in [
+        let result = [
             leaf(1),
             leaf(9),
             Leaf::Zero,
             Leaf::Zero,
             Leaf::Zero,
             leaf(6),
-        ]
-        .into_iter()
-        .enumerate()
-        {
-            plain.resolve(block as u64, 1, leaf).unwrap();
+        ];
+        for (block, leaf) in result.into_iter().enumerate() {
+            plain.announce(block as u64, 1).unwrap();
+            plain.settle(block as u64, leaf).unwrap();
         }
         assert_eq!(late.root(), plain.root());
     }
@@ -309,17 +287,17 @@ mod tests {
         let mut ledger = ledger(4, false);
         ledger.scanned(leaf(1), 1);
         ledger.scanned(leaf(2), 1);
-        assert!(ledger.want(2).is_err());
+        assert!(ledger.announce(2, 1).is_err());
         assert!(ledger.compared(3).is_err());
-        assert!(ledger.resolve_wanted(0, leaf(7)).is_err());
-        ledger.want(1).unwrap();
-        assert!(ledger.want(1).is_err());
-        assert!(ledger.resolve(0, 2, Leaf::Zero).is_err());
-        assert!(ledger.resolve(0, u64::MAX, Leaf::Zero).is_err());
+        assert!(ledger.settle(0, leaf(7)).is_err());
+        ledger.announce(1, 1).unwrap();
+        assert!(ledger.announce(1, 1).is_err());
+        assert!(ledger.announce(0, 2).is_err());
+        assert!(ledger.announce(0, u64::MAX).is_err());
         ledger.compared(2).unwrap();
         assert!(ledger.compared(1).is_err());
-        assert!(ledger.want(0).is_err());
-        ledger.resolve_wanted(1, leaf(7)).unwrap();
-        assert!(ledger.resolve_wanted(1, leaf(7)).is_err());
+        assert!(ledger.announce(0, 1).is_err());
+        ledger.settle(1, leaf(7)).unwrap();
+        assert!(ledger.settle(1, leaf(7)).is_err());
     }
 }

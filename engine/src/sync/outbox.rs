@@ -62,6 +62,9 @@ impl Outgoing {
                     last_sent = Instant::now();
                 }
                 Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) if abort.is_set() => {
+                    return tell_why(link, abort);
+                }
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
         }

@@ -23,8 +23,6 @@ use crate::pipeline::{BufferPool, PooledBuffer, Scanned, Scanner};
 use crate::tree::{Leaf, TreeBuilder};
 use crate::units::{BlockIndex, Geometry, range_len};
 
-/// Stands for the digest of a block that nobody hashes.
-const NO_DIGEST: [u8; 16] = [0; 16];
 /// How often a wait looks whether the job was aborted.
 const POLL: Duration = Duration::from_millis(100);
 /// Blocks of data after which the target learns how far the comparison is: often enough to keep its window open.
@@ -64,7 +62,7 @@ pub fn run_source(
         std::thread::scope(|scope| {
             scope.spawn(|| pump(outgoing, &mut sender, abort));
             scope.spawn(move || watch(&is_done, abort));
-            let incoming = Incoming {
+            let mut incoming = Incoming {
                 geometry: session.geometry,
                 disk,
                 peer: &peer,
@@ -77,7 +75,10 @@ pub fn run_source(
                 hashes,
             };
             let receiver = &mut receiver;
-            let result = scope.spawn(move || abort.guard(|| incoming.run(receiver)));
+            let result = scope.spawn(move || {
+                // The queue of hashes closes after the error is known, or its end would be taken for the cause.
+                abort.guard(|| incoming.run(receiver))
+            });
             let jobs = Jobs {
                 pool,
                 outbox,
@@ -205,7 +206,7 @@ struct Incoming<'a> {
 }
 
 impl Incoming<'_> {
-    fn run(mut self, receiver: &mut MessageReceiver) -> Result<TargetResult> {
+    fn run(&mut self, receiver: &mut MessageReceiver) -> Result<TargetResult> {
         let resends = BufferPool::new(1);
         loop {
             match receive(receiver, self.peer, &self.jobs.packing.abort)? {
@@ -407,7 +408,8 @@ impl<'a> Comparison<'a> {
                 if let Some(digest) = digest {
                     self.tree.push(Leaf::Data(digest), 1);
                 }
-                let digest = digest.unwrap_or_else(|| NO_DIGEST.into());
+                // Nobody looks at it in a session without hashes; the message has a place for one all the same.
+                let digest = digest.unwrap_or_else(|| self.session.options.hash.zero_digest());
                 self.compared += 1;
                 self.jobs.packing.outstanding.add();
                 let block = block.0;

@@ -1,6 +1,6 @@
 //! The side that is made equal: hashes its disk ahead of the comparison, applies what comes, proves the result.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -85,7 +85,12 @@ pub fn run_target(
         scope.spawn(|| pump(outgoing, &mut sender, abort));
         scope.spawn(move || watch(&is_done, abort));
         if session.options.task != Task::Full {
-            scope.spawn(|| abort.guard(|| role.scan()));
+            // Counted as work: the result must not overtake the scan's last words.
+            role.busy.fetch_add(1, Ordering::SeqCst);
+            scope.spawn(|| {
+                abort.guard(|| role.scan());
+                role.finished_one();
+            });
         }
         for _ in 0..session.threads + 2 {
             let queue = work_queue.clone();
@@ -129,7 +134,8 @@ struct Role<'a> {
     kept: Mutex<HashMap<u64, PooledBuffer>>,
     kept_pool: BufferPool,
     wanted: AtomicU64,
-    resending: AtomicU64,
+    /// Blocks whose patch did not give the right hash; the source sends them whole.
+    resending: Mutex<HashSet<u64>>,
     busy: AtomicU64,
     reread: AtomicU64,
 }
@@ -159,7 +165,7 @@ impl<'a> Role<'a> {
             kept: Mutex::default(),
             kept_pool: BufferPool::new(KEPT_BUDGET / session.options.block_size.len()),
             wanted: AtomicU64::new(0),
-            resending: AtomicU64::new(0),
+            resending: Mutex::default(),
             busy: AtomicU64::new(0),
             reread: AtomicU64::new(0),
         }
@@ -253,7 +259,7 @@ impl<'a> Role<'a> {
                 return Ok(());
             }
             Message::Want { block } => {
-                let old = self.ledger().want(block)?;
+                let old = self.ledger().announce(block, 1)?;
                 if self.wanted.fetch_add(1, Ordering::SeqCst) >= WANTED_MAX {
                     return Err(protocol("asks for more blocks than it has buffers for"));
                 }
@@ -271,7 +277,7 @@ impl<'a> Role<'a> {
                 Work::Data(data)
             }
             Message::Zero { first_block, count } => {
-                self.ledger().check_free(first_block, count)?;
+                self.ledger().announce(first_block, count)?;
                 Work::Zero {
                     first: BlockIndex(first_block),
                     count,
@@ -288,10 +294,13 @@ impl<'a> Role<'a> {
     }
 
     fn check_expected(&self, data: &BlockData) -> Result<()> {
-        let ledger = self.ledger();
+        if data.new_hash.as_bytes().len() != self.session.options.hash.digest_len() {
+            return Err(protocol("a hash of another kind than agreed"));
+        }
+        let mut ledger = self.ledger();
         match self.session.options.task {
-            Task::Full => ledger.check_free(data.block, 1),
-            _ if ledger.is_wanted(data.block) => Ok(()),
+            Task::Full => ledger.announce(data.block, 1).map(drop),
+            _ if ledger.is_announced(data.block) => Ok(()),
             _ => Err(protocol("data for a block that was not announced")),
         }
     }
@@ -305,7 +314,7 @@ impl<'a> Role<'a> {
             if ledger.is_complete() && !is_busy {
                 return Ok(true);
             }
-            if !is_busy && self.resending.load(Ordering::SeqCst) > 0 {
+            if !is_busy && !self.resending().is_empty() {
                 return Ok(false);
             }
             if !is_busy {
@@ -327,16 +336,20 @@ impl<'a> Role<'a> {
                 Work::Data(data) => self.apply(applier, &data)?,
                 Work::Zero { first, count } => {
                     applier.zeros(first, count, self.abort)?;
-                    self.ledger().resolve(first.0, count, Leaf::Zero)?;
+                    self.ledger().settle(first.0, Leaf::Zero)?;
                 }
             }
-            // Under the ledger's lock, or a waiter could miss it between its look and its sleep.
-            let ledger = self.ledger();
-            self.busy.fetch_sub(1, Ordering::SeqCst);
-            drop(ledger);
-            self.moved.notify_all();
+            self.finished_one();
         }
         Ok(())
+    }
+
+    fn finished_one(&self) {
+        // Under the ledger's lock, or a waiter could miss it between its look and its sleep.
+        let ledger = self.ledger();
+        self.busy.fetch_sub(1, Ordering::SeqCst);
+        drop(ledger);
+        self.moved.notify_all();
     }
 
     fn answer(&self, block: u64) -> Result<()> {
@@ -363,6 +376,12 @@ impl<'a> Role<'a> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn resending(&self) -> MutexGuard<'_, HashSet<u64>> {
+        self.resending
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn read_old(&self, block: u64, bytes: &mut [u8]) -> Result<()> {
         self.reread.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.disk
@@ -381,18 +400,17 @@ impl<'a> Role<'a> {
             None => self.read_old(block, bytes),
         })?;
         if applied == Applied::NeedsWhole {
-            self.resending.fetch_add(1, Ordering::SeqCst);
+            if !self.resending().insert(block) {
+                return Err(protocol("a block does not have the hash it was sent with"));
+            }
             self.outbox().send(Message::Resend { block });
             return Ok(());
         }
-        let leaf = Leaf::Data(data.new_hash);
-        match self.session.options.task {
-            Task::Full => self.ledger().resolve(block, 1, leaf),
-            _ => {
-                self.wanted.fetch_sub(1, Ordering::SeqCst);
-                self.ledger().resolve_wanted(block, leaf)
-            }
+        self.resending().remove(&block);
+        if self.session.options.task != Task::Full {
+            self.wanted.fetch_sub(1, Ordering::SeqCst);
         }
+        self.ledger().settle(block, Leaf::Data(data.new_hash))
     }
 
     /// Flush, read back, close, name: then the verdict.

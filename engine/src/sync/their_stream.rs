@@ -114,7 +114,7 @@ impl TheirStream {
     /// What the target holds from the next block on: one block of data, or up to `limit` of zeros. Waits for it.
     ///
     /// # Errors
-    /// `PeerGone` when the stream ends early, `Cancelled`.
+    /// `Protocol` when the stream ends early, `Cancelled`.
     pub(super) fn next(&mut self, limit: u64, abort: &Abort) -> Result<(Leaf, u64)> {
         let mut piece = match self.front.take() {
             Some(piece) => piece,
@@ -151,10 +151,9 @@ impl TheirStream {
                 Err(RecvTimeoutError::Timeout) => abort.check()?,
                 Err(RecvTimeoutError::Disconnected) => {
                     abort.check()?;
-                    return Err(Error::new(
-                        ErrorKind::PeerGone,
-                        "the peer's hashes ended early",
-                    ));
+                    // The receiving thread has ended well: it was given the result, which cannot be one yet.
+                    let message = "peer: a result before the end of the comparison";
+                    return Err(Error::new(ErrorKind::Protocol, message));
                 }
             }
         }

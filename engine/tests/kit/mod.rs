@@ -1,0 +1,200 @@
+//! A session of two disks in this process, and disks that misbehave.
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use failback_engine::disk::{DiskInfo, Extent, MemoryDisk, Source, Target};
+use failback_engine::hash::HashKind;
+use failback_engine::sync::{
+    Changes, Session, SessionLink, SessionOptions, Task, run_source, run_target,
+};
+use failback_engine::system::MediumAccess;
+use failback_engine::transport::link::{Link, loopback};
+use failback_engine::transport::{Compress, SourceEnd, TargetResult, VerifyLevel, split};
+use failback_engine::units::{BlockSize, ByteOffset};
+use failback_engine::{Abort, Error, ErrorKind, Result};
+
+/// The smallest blocks, so that small disks have many.
+pub const BLOCK: usize = 64 << 10;
+/// A sub-block.
+pub const PAGE: usize = 4096;
+
+/// Options of a delta in the smallest blocks.
+pub fn delta() -> SessionOptions {
+    SessionOptions {
+        task: Task::Delta,
+        hash: HashKind::Blake3,
+        block_size: BlockSize::new(BLOCK as u64).unwrap(),
+        verify: VerifyLevel::Changed,
+        compress: Compress::Off,
+        sub_hash_seed: 7,
+    }
+}
+
+/// A session's end of a link.
+pub fn session_link(link: Link) -> SessionLink {
+    let peer = link.peer.clone();
+    let (sender, receiver, closer, _) = split(link);
+    SessionLink {
+        sender,
+        receiver,
+        closer,
+        peer,
+    }
+}
+
+/// What both roles came to.
+pub struct Ended {
+    pub source: Result<(SourceEnd, TargetResult)>,
+    pub target: Result<(SourceEnd, TargetResult)>,
+}
+
+/// Runs both roles over the loopback.
+pub fn run_session(
+    source: &dyn Source,
+    target: &dyn Target,
+    options: SessionOptions,
+    is_new: bool,
+) -> Ended {
+    run_aborting(source, target, options, is_new, &Arc::new(Abort::new()))
+}
+
+/// The same with the source's abort in the caller's hand.
+pub fn run_aborting(
+    source: &dyn Source,
+    target: &dyn Target,
+    options: SessionOptions,
+    is_new: bool,
+    abort: &Arc<Abort>,
+) -> Ended {
+    let (near, far) = loopback::pair();
+    let (near, far) = (session_link(near), session_link(far));
+    let new_session = || Session::new(options, source.info().virtual_size).unwrap();
+    let (source_session, target_session) = (new_session(), new_session());
+    std::thread::scope(|scope| {
+        let sending = scope.spawn(|| run_source(&source_session, source, near, abort));
+        let changes = (options.task != Task::Compare).then(|| Changes {
+            target,
+            is_new,
+            finish: Box::new(|| Ok(())),
+        });
+        let target = run_target(
+            &target_session,
+            target,
+            changes,
+            far,
+            &Arc::new(Abort::new()),
+        );
+        Ended {
+            source: sending.join().unwrap(),
+            target,
+        }
+    })
+}
+
+/// A disk in memory with one fault.
+#[derive(Debug)]
+pub struct Faulty {
+    pub disk: MemoryDisk,
+    pub fault: Fault,
+    pub reads: AtomicU64,
+}
+
+/// What is wrong with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Reads from this position on fail.
+    ReadError(u64),
+    /// Writes from this position on find no space.
+    WriteFull(u64),
+    /// Flushing fails.
+    FlushError,
+    /// What is read back has one bit flipped at this position.
+    ReadBackLies(u64),
+    /// The byte at this position changes behind our back once it has been read.
+    ChangesAfterRead(u64),
+}
+
+impl Faulty {
+    pub fn new(bytes: Vec<u8>, fault: Fault) -> Self {
+        Self {
+            disk: MemoryDisk::new(bytes),
+            fault,
+            reads: AtomicU64::new(0),
+        }
+    }
+}
+
+fn covers(at: ByteOffset, len: usize, position: u64) -> bool {
+    (at.0..at.0 + len as u64).contains(&position)
+}
+
+impl Source for Faulty {
+    fn info(&self) -> DiskInfo {
+        self.disk.info()
+    }
+
+    fn read(&self, at: ByteOffset, buf: &mut [u8]) -> Result<()> {
+        match self.fault {
+            Fault::ReadError(from) if at.0 + buf.len() as u64 > from => {
+                Err(Error::new(ErrorKind::Io, "bad sector").at(from))
+            }
+            Fault::ChangesAfterRead(position) if covers(at, buf.len(), position) => {
+                self.disk.read(at, buf)?;
+                if self.reads.fetch_add(1, Ordering::SeqCst) == 0 {
+                    self.disk.write(ByteOffset(position), &[0xee])?;
+                }
+                Ok(())
+            }
+            _ => self.disk.read(at, buf),
+        }
+    }
+
+    fn extent_at(&self, at: ByteOffset) -> Result<Extent> {
+        self.disk.extent_at(at)
+    }
+}
+
+impl Target for Faulty {
+    fn write(&self, at: ByteOffset, data: &[u8]) -> Result<()> {
+        match self.fault {
+            Fault::WriteFull(from) if at.0 + data.len() as u64 > from => {
+                Err(Error::new(ErrorKind::NoSpace, "no space left").at(at.0))
+            }
+            _ => self.disk.write(at, data),
+        }
+    }
+
+    fn zero(&self, range: Range<ByteOffset>) -> Result<()> {
+        self.disk.zero(range)
+    }
+
+    fn flush(&self) -> Result<()> {
+        match self.fault {
+            Fault::FlushError => Err(Error::new(ErrorKind::Io, "flush failed")),
+            _ => Ok(()),
+        }
+    }
+
+    fn read_back(&self, at: ByteOffset, buf: &mut [u8]) -> Result<()> {
+        self.disk.read(at, buf)?;
+        match self.fault {
+            Fault::ReadBackLies(position) if covers(at, buf.len(), position) => {
+                let index = usize::try_from(position - at.0).unwrap();
+                buf[index] ^= 1;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn medium(&self) -> MediumAccess {
+        MediumAccess::Cache
+    }
+
+    fn close(&self) -> Result<()> {
+        Ok(())
+    }
+}
