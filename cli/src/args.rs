@@ -26,7 +26,8 @@ Exit codes:
 
 Sizes: K, M, G, T (KiB ...) are powers of 1024.";
 
-/// Brings virtual disks home: makes one virtual disk equal to another, sends only what differs, and proves the result.
+/// Brings virtual disks home: makes one virtual disk equal to another, sends only what differs, and
+/// proves the result.
 #[derive(Debug, Parser)]
 #[command(name = "failback", version, after_help = AFTER_HELP, disable_help_subcommand = true)]
 pub(crate) struct Args {
@@ -153,10 +154,11 @@ pub(crate) struct SyncArgs {
     #[arg(long, value_enum, default_value_t = VerifyArg::Changed)]
     pub(crate) verify: VerifyArg,
     /// Compress payload where that makes it shorter; auto: level 1 on sockets
-    #[arg(long, value_name = "auto|off|zstd:LEVEL", default_value = "auto", value_parser = parse_compress)]
+    #[arg(long, value_name = "auto|off|zstd:LEVEL", default_value = "auto")]
+    #[arg(value_parser = parse_compress)]
     pub(crate) compress: CompressChoice,
-    /// How blocks reach the target. In this release always in place: an interrupted sync leaves a target that is partly
-    /// new until the same command has run to its end
+    /// How blocks reach the target. In this release always in place: an interrupted sync leaves a
+    /// target that is partly new until the same command has run to its end
     #[arg(long, value_enum, default_value_t = ApplyArg::InPlace)]
     pub(crate) apply: ApplyArg,
     #[command(flatten)]
@@ -188,7 +190,8 @@ pub(crate) struct ServeArgs {
     /// Where to listen: unix:///PATH, or tcp://127.0.0.1:PORT (port 0: any free one)
     #[arg(long, value_name = "ADDR")]
     pub(crate) listen: String,
-    /// A disk that peers may use, and how; repeatable. Read-only unless :rw; max=SIZE lets a first sync make the file
+    /// A disk that peers may use, and how; repeatable. Read-only unless :rw; max=SIZE lets a first
+    /// sync make the file
     #[arg(
         long = "grant",
         value_name = "NAME=PATH[:ro|:rw[,max=SIZE]]",
@@ -324,7 +327,7 @@ pub(crate) fn explain(error: &clap::Error) -> ExitCode {
         }
         ClapKind::DisplayHelpOnMissingArgumentOrSubcommand | ClapKind::MissingSubcommand => {
             crate::output::complain(
-                "a command is missing: info, create, map, sync, verify or serve; see failback --help",
+                "a command is missing: info, create, map, sync, verify, serve; see --help",
             );
             ExitCode::from(crate::output::EXIT_USAGE)
         }

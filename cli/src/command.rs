@@ -145,7 +145,7 @@ fn serve(args: &ServeArgs) -> anyhow::Result<u8> {
         watchers.event(event);
         match event {
             Event::SessionStarted { peer, grant, role } => {
-                output::note(&format!("{peer}: {grant} as {role}"))
+                output::note(&format!("{peer}: {grant} as {role}"));
             }
             Event::SessionEnded { peer, outcome } => output::note(&format!("{peer}: {outcome}")),
             Event::Warning { message } => output::note(message),

@@ -1,6 +1,7 @@
 //! The `failback` command: makes one virtual disk equal to another, sending only what differs.
 //!
-//! Thin by intent: arguments in, one call of the engine, results out. Results go to stdout, everything else to stderr.
+//! Thin by intent: arguments in, one call of the engine, results out. Results go to stdout,
+//! everything else to stderr.
 #![forbid(unsafe_code)]
 
 mod args;

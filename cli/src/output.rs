@@ -138,7 +138,7 @@ fn print_report(report: &Report) -> std::io::Result<()> {
             show(bytes.verified)
         )?,
         None if report.outcome == Outcome::Unverified => {
-            writeln!(out, "  verified   no (--verify off)")?
+            writeln!(out, "  verified   no (--verify off)")?;
         }
         None => {}
     }

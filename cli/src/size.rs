@@ -1,6 +1,7 @@
 //! Sizes as operators write them.
 
-/// Bytes of `text`: a whole number, then nothing, `K`, `M`, `G`, `T` or `KiB` ... `TiB`, all powers of 1024.
+/// Bytes of `text`: a whole number, then nothing, `K`, `M`, `G`, `T` or `KiB` ... `TiB`, all powers
+/// of 1024.
 ///
 /// # Errors
 /// A sentence for the operator. `kB`, `MB`, `GB` are refused: half the world means 1000 by them.

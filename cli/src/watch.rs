@@ -58,7 +58,8 @@ impl Observer for Watchers {
     }
 }
 
-/// A token that Ctrl-C and SIGTERM cancel; the second one ends the process at once, which nothing here depends on.
+/// A token that Ctrl-C and SIGTERM cancel; the second one ends the process at once, which nothing
+/// here depends on.
 ///
 /// # Errors
 /// The system refuses a handler.

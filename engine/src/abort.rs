@@ -1,4 +1,5 @@
-//! How a job ends early: the caller cancels, or the first error wins. Everybody else stops at the next look.
+//! How a job ends early: the caller cancels, or the first error wins. Everybody else stops at the
+//! next look.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -90,7 +91,8 @@ impl Abort {
         self.is_set.load(Ordering::Relaxed) || self.cancel.is_cancelled()
     }
 
-    /// `Cancelled` once the job is over, whatever the reason: the reason itself is told once, by [`Abort::verdict`].
+    /// `Cancelled` once the job is over, whatever the reason: the reason itself is told once, by
+    /// [`Abort::verdict`].
     ///
     /// # Errors
     /// As said.
@@ -101,7 +103,8 @@ impl Abort {
         }
     }
 
-    /// Runs `step`; its failure ends the job. So does a panic: the other threads would wait for this one for ever.
+    /// Runs `step`; its failure ends the job. So does a panic: the other threads would wait for
+    /// this one for ever.
     pub fn guard<T>(&self, step: impl FnOnce() -> Result<T>) -> Option<T> {
         let caught = catch_unwind(AssertUnwindSafe(step)).unwrap_or_else(|_| {
             Err(Error::new(

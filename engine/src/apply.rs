@@ -1,8 +1,8 @@
 //! Where blocks are applied to the target: the only module that changes one.
 //!
-//! This release applies in place: a block is written as soon as its content is proven by its hash, so an interrupted sync
-//! leaves a target that is partly new. What was written is kept in mind until it has been flushed, read back past the page
-//! cache, and found to be what was sent.
+//! This release applies in place: a block is written as soon as its content is proven by its hash,
+//! so an interrupted sync leaves a target that is partly new. What was written is kept in mind
+//! until it has been flushed, read back past the page cache, and found to be what was sent.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -19,7 +19,8 @@ use crate::sync::{Session, SessionProgress, unpack};
 use crate::system::MediumAccess;
 use crate::units::{BlockIndex, ByteOffset, Geometry, SUB_BLOCK_LEN, range_len};
 
-/// Changes that wait for their proof; more are proven before the job goes on. 64 Ki records are some 10 MiB.
+/// Changes that wait for their proof; more are proven before the job goes on. 64 Ki records are
+/// some 10 MiB.
 const UNPROVEN_MAX: usize = 64 << 10;
 /// Reading back is waiting for a device, one read at a time for each thread.
 const PROOF_THREADS: usize = 8;
@@ -88,7 +89,8 @@ impl<'a> Applier<'a> {
         self.zeroed_blocks.load(Ordering::Relaxed)
     }
 
-    /// Makes a block what the source says it is. `old` reads its present content, `was_zero` when that is known to be zeros.
+    /// Makes a block what the source says it is. `old` reads its present content, `was_zero` when
+    /// that is known to be zeros.
     ///
     /// # Errors
     /// `Protocol` when the data does not fit the block or its hash, `NoSpace`, `Io`.
@@ -154,7 +156,8 @@ impl<'a> Applier<'a> {
         Ok(())
     }
 
-    /// Flushes, and reads back everything that was changed and not yet proven. Returns the bytes that were read.
+    /// Flushes, and reads back everything that was changed and not yet proven. Returns the bytes
+    /// that were read.
     ///
     /// # Errors
     /// `VerifyFailed` with the offset when the target does not hold what was sent, `Io`.
@@ -201,7 +204,8 @@ impl<'a> Applier<'a> {
         }
     }
 
-    /// The ranges of the disk that the runs name, each with whether it carries data; checked against the block.
+    /// The ranges of the disk that the runs name, each with whether it carries data; checked
+    /// against the block.
     fn parts_of(&self, data: &BlockData) -> Result<Vec<(Range<ByteOffset>, bool)>> {
         let block = self.geometry.range_of(BlockIndex(data.block), 1);
         let mut parts = Vec::with_capacity(data.runs.len());
@@ -291,7 +295,7 @@ impl<'a> Applier<'a> {
         let mut unproven = self.unproven.lock().unwrap_or_else(PoisonError::into_inner);
         match (unproven.last_mut(), change) {
             (Some(Unproven::Zeros(last)), Unproven::Zeros(next)) if last.end == next.start => {
-                last.end = next.end
+                last.end = next.end;
             }
             (_, change) => unproven.push(change),
         }

@@ -94,7 +94,8 @@ impl fmt::Display for Endpoint {
 mod tests {
     use super::*;
 
-    // Goal: endpoints mean what the operator wrote. Method: each form there and back, and its near misses.
+    // Goal: endpoints mean what the operator wrote. Method: each form there and back, and its near
+    // misses.
     #[test]
     fn forms_round_trip_and_near_misses_are_usage_errors() {
         for text in [

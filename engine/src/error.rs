@@ -208,8 +208,9 @@ impl Error {
         self.is_from_peer
     }
 
-    /// Of the errors of both sides of a session, the one that began it: a side that failed by itself knows more than one that
-    /// was told, and one that was told more than one whose link broke.
+    /// Of the errors of both sides of a session, the one that began it: a side that failed by
+    /// itself knows more than one that was told, and one that was told more than one whose link
+    /// broke.
     #[must_use]
     pub(crate) fn first_cause(a: Self, b: Self) -> Self {
         let rank = |error: &Self| match error.kind {
@@ -294,7 +295,8 @@ fn cut(text: &str, max: usize) -> String {
     text[..end].to_owned()
 }
 
-/// Foreign text (peer, image, path) must not move the cursor of a terminal or forge a line of a log.
+/// Foreign text (peer, image, path) must not move the cursor of a terminal or forge a line of a
+/// log.
 #[must_use]
 pub fn one_line(text: &str) -> String {
     text.chars()
@@ -332,7 +334,8 @@ impl std::error::Error for Error {
 mod tests {
     use super::*;
 
-    // Goal: one line with file, offset and cause. Method: an error with all parts and a hostile path.
+    // Goal: one line with file, offset and cause. Method: an error with all parts and a hostile
+    // path.
     #[test]
     fn chain_is_one_line_and_names_everything() {
         let error = Error::io(io::Error::other("input/output error"), "read block")

@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-/// Something that happened. Serialised as one JSON object with `event` as its tag; published in docs/report.md.
+/// Something that happened. Serialised as one JSON object with `event` as its tag; published in
+/// docs/report.md.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]

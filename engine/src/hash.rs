@@ -1,17 +1,18 @@
 //! Hashes of blocks and of the tree above them.
 //!
-//! Two kinds. BLAKE3-256 is collision resistant; each use has its own `derive_key` context, so that a leaf can never be
-//! taken for a node. XXH3-128 is fast and *not* collision resistant: whoever writes inside the guest can make two blocks
-//! with the same sum at will, so it is only for trusted guests and reports say `non_cryptographic`.
+//! Two kinds. BLAKE3-256 is collision resistant; each use has its own `derive_key` context, so that
+//! a leaf can never be taken for a node. XXH3-128 is fast and *not* collision resistant: whoever
+//! writes inside the guest can make two blocks with the same sum at will, so it is only for trusted
+//! guests and reports say `non_cryptographic`.
 //!
 //! ```text
 //! leaf = H("failback leaf 1", bytes of the block, the last one short)
 //! node = H("failback node 1", left, right)           an odd one moves up unchanged
 //! root = H("failback root 1", u64 disk length, u64 block size, top)     little-endian
 //! ```
-//! For XXH3-128 the contexts become seeds (the first 8 bytes of the BLAKE3 hash of the context, little-endian) and sums are
-//! written in their canonical big-endian form. A disk of length 0 has no blocks; its root is taken over the empty `top`.
-//! Vectors: docs/formats.md.
+//! For XXH3-128 the contexts become seeds (the first 8 bytes of the BLAKE3 hash of the context,
+//! little-endian) and sums are written in their canonical big-endian form. A disk of length 0 has
+//! no blocks; its root is taken over the empty `top`. Vectors: docs/formats.md.
 
 use std::fmt;
 
@@ -149,8 +150,8 @@ fn context_seed(context: &str) -> u64 {
 
 /// 64-bit sum of one sub-block, seeded anew for every session.
 ///
-/// It only decides which 4 KiB pieces of a *differing* block travel. The whole patched block is checked against its own
-/// digest, so a collision costs a resend and is never missed.
+/// It only decides which 4 KiB pieces of a *differing* block travel. The whole patched block is
+/// checked against its own digest, so a collision costs a resend and is never missed.
 #[must_use]
 pub fn sub_block_sum(sub_block: &[u8], seed: u64) -> u64 {
     xxh3_64_with_seed(sub_block, seed)
@@ -158,8 +159,8 @@ pub fn sub_block_sum(sub_block: &[u8], seed: u64) -> u64 {
 
 /// Whether every byte is zero.
 ///
-/// Sub-blocks are folded without a branch, which the compiler turns into vector code, and the first that is not zero ends
-/// the scan: on data the cost is one sub-block at most.
+/// Sub-blocks are folded without a branch, which the compiler turns into vector code, and the first
+/// that is not zero ends the scan: on data the cost is one sub-block at most.
 #[must_use]
 pub fn is_zero(bytes: &[u8]) -> bool {
     bytes
@@ -172,7 +173,8 @@ mod tests {
     use super::*;
     use crate::units::BlockSize;
 
-    // Goal: no byte is overlooked (bdsync #39). Method: one non-zero byte at each position around every chunk edge.
+    // Goal: no byte is overlooked (bdsync #39). Method: one non-zero byte at each position around
+    // every chunk edge.
     #[test]
     fn one_byte_anywhere_is_not_zero() {
         let mut bytes = vec![0; 3 * SUB_BLOCK_LEN + 17];
@@ -196,7 +198,8 @@ mod tests {
         }
     }
 
-    // Goal: the definition in the module's head is what is computed. Method: BLAKE3's own interface, step by step.
+    // Goal: the definition in the module's head is what is computed. Method: BLAKE3's own
+    // interface, step by step.
     #[test]
     fn blake3_root_follows_its_definition() {
         let hasher = Hasher::new(HashKind::Blake3);

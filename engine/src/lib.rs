@@ -1,17 +1,19 @@
-//! Makes one virtual disk equal to another across a network: sends only what differs, and proves the result.
+//! Makes one virtual disk equal to another across a network: sends only what differs, and proves
+//! the result.
 //!
 //! ```text
-//!   operation   whole jobs on endpoints: sync, verify, map, info        agent   serves granted disks to peers
-//!       |                                                                 |
-//!       +----> sync: the source's and the target's role over a link <-----+
-//!                |            |                     |
-//!             pipeline      tree                  apply     the only module that changes a target
-//!        read, zero?, hash  root over all        write, flush, read back
-//!                |
-//!              disk: raw file, block device, VHDX, memory ----> system: locks, reads past the page cache
+//!   operation   jobs on endpoints: sync, verify, map, info    agent   serves granted disks
+//!       |                                                        |
+//!       +--> sync: the source's and the target's role over a link <--+
+//!              |            |                 |
+//!           pipeline      tree              apply    the only module that changes a target
+//!       read, zero?, hash  root over all    write, flush, read back
+//!              |
+//!            disk: raw file, block device, VHDX, memory --> system: locks, direct reads
 //! ```
-//! The library prints nothing, installs no signal handler or logger, and leaves no thread behind. A job is started by one
-//! call, watched through an [`Observer`], and ended early by a [`CancelToken`].
+//! The library prints nothing, installs no signal handler or logger, and leaves no thread behind. A
+//! job is started by one call, watched through an [`Observer`], and ended early by a
+//! [`CancelToken`].
 
 mod abort;
 pub mod agent;

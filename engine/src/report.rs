@@ -1,4 +1,5 @@
-//! What a job did: the document that `--json` prints. Fields are published in docs/report.md and keep their names.
+//! What a job did: the document that `--json` prints. Fields are published in docs/report.md and
+//! keep their names.
 
 use serde::Serialize;
 

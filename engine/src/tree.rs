@@ -1,16 +1,18 @@
 //! The Merkle tree over the leaves of a disk, built in one pass with a few digests of memory.
 //!
-//! Source: the tree of RFC 6962 without its prefixes (domains come from the hash, see [`crate::hash`]): neighbours are joined
-//! level by level, an odd one moves up. That shape equals a binary counter of perfect subtrees:
+//! Source: the tree of RFC 6962 without its prefixes (domains come from the hash, see
+//! [`crate::hash`]): neighbours are joined level by level, an odd one moves up. That shape equals a
+//! binary counter of perfect subtrees:
 //!
 //! ```text
 //! push(leaf):      put it on a stack; while the top two are of equal height: join them
 //! push_zeros(n):   append the largest perfect zero subtree that fits and is aligned; repeat
 //! finish():        join the stack from the right
 //! ```
-//! Departure: a run of zero blocks is appended as perfect zero subtrees from a table of one digest a level, so that 2^26
-//! absent blocks cost some dozens of hashes. The short last block of a disk is never part of such a run unless its own leaf
-//! is given, because a short zero block has another digest than a full one.
+//! Departure: a run of zero blocks is appended as perfect zero subtrees from a table of one digest
+//! a level, so that 2^26 absent blocks cost some dozens of hashes. The short last block of a disk
+//! is never part of such a run unless its own leaf is given, because a short zero block has another
+//! digest than a full one.
 
 use crate::hash::{Digest, Hasher};
 use crate::units::{BlockIndex, Geometry};
@@ -191,10 +193,13 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
-        // Goal: the one-pass tree is the tree of the definition. Method: random patterns of zero and data blocks, a
-        // short tail, both kinds.
+        // Goal: the one-pass tree is the tree of the definition. Method: random patterns of zero
+        // and data blocks, a short tail, both kinds.
         #[test]
-        fn matches_naive(pattern in prop::collection::vec(any::<Option<u8>>(), 0..24), tail in 0usize..3) {
+        fn matches_naive(
+            pattern in prop::collection::vec(any::<Option<u8>>(), 0..24),
+            tail in 0usize..3,
+        ) {
             let block = BlockSize::new(64 << 10).unwrap();
             let mut disk: Vec<u8> = Vec::new();
             for fill in pattern {
@@ -211,7 +216,8 @@ mod tests {
         }
     }
 
-    // Goal: an empty 64 TiB disk costs hashes per level, not per block. Method: build it in one push.
+    // Goal: an empty 64 TiB disk costs hashes per level, not per block. Method: build it in one
+    // push.
     #[test]
     fn a_huge_zero_disk_is_one_push() {
         let geometry = Geometry::new(64 << 40, BlockSize::DEFAULT).unwrap();

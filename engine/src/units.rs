@@ -10,7 +10,8 @@ use crate::error::{Error, ErrorKind, Result};
 pub struct ByteOffset(pub u64);
 
 impl ByteOffset {
-    /// The position `len` bytes further on. Saturates: a position past the end is refused by whoever uses it.
+    /// The position `len` bytes further on. Saturates: a position past the end is refused by
+    /// whoever uses it.
     #[must_use]
     pub fn advanced(self, len: u64) -> Self {
         Self(self.0.saturating_add(len))
@@ -49,7 +50,8 @@ pub struct BlockCount(pub u64);
 pub struct BlockSize(u32);
 
 impl BlockSize {
-    /// 64 KiB: below it the hashes of an unchanged disk cost more than 0.05 % of its size on the wire.
+    /// 64 KiB: below it the hashes of an unchanged disk cost more than 0.05 % of its size on the
+    /// wire.
     pub const MIN: u32 = 64 << 10;
     /// 4 MiB: the largest piece that is held, framed and hashed as one.
     pub const MAX: u32 = 4 << 20;
@@ -167,8 +169,8 @@ impl Geometry {
         usize::try_from(range_len(&range)).expect("a block is at most 4 MiB")
     }
 
-    /// How many whole blocks `[at, end)` covers from the block boundary `at` on; the short last block counts when `end`
-    /// is the end of the disk.
+    /// How many whole blocks `[at, end)` covers from the block boundary `at` on; the short last
+    /// block counts when `end` is the end of the disk.
     #[must_use]
     pub fn whole_blocks(&self, at: BlockIndex, end: ByteOffset) -> u64 {
         let stop = if end.0 >= self.len {

@@ -1,5 +1,6 @@
-//! Goal: every disk keeps the contract of `Source` and `Target`. Method: one suite, run by memory, raw files and VHDX of both
-//! kinds and sector sizes; the model is a vector of bytes.
+//! Goal: every disk keeps the contract of `Source` and `Target`. Method: one suite, run by memory,
+//! raw files and VHDX of both kinds and sector sizes; the model is a vector of bytes.
+#![allow(clippy::unwrap_used, reason = "a test states its expectations by it")]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -182,7 +183,8 @@ fn vhdx_fixed_4096() {
     vhdx(4096, true);
 }
 
-// Goal: one writer, many readers, and the same rules for all formats. Method: each pair of opens on one file.
+// Goal: one writer, many readers, and the same rules for all formats. Method: each pair of opens on
+// one file.
 #[test]
 #[cfg(unix)]
 fn a_disk_has_one_writer_or_many_readers() {

@@ -1,5 +1,7 @@
-//! Goal: a peer that breaks the rules ends the session with a protocol error, quickly, and changes nothing it may not. Method: a
-//! scripted peer on one end of the loopback, a real role on the other; each rule broken once.
+//! Goal: a peer that breaks the rules ends the session with a protocol error, quickly, and changes
+//! nothing it may not. Method: a scripted peer on one end of the loopback, a real role on the
+//! other; each rule broken once.
+#![allow(clippy::unwrap_used, reason = "a test states its expectations by it")]
 
 mod kit;
 

@@ -1,6 +1,8 @@
-//! Goal: after a session the target is the source, only what differs has travelled, and every fault ends both roles with the
-//! error that began it. Method: both roles in this process over the loopback, disks in memory, random contents and single
-//! faults; the model is `target = source.clone()`.
+//! Goal: after a session the target is the source, only what differs has travelled, and every fault
+//! ends both roles with the error that began it. Method: both roles in this process over the
+//! loopback, disks in memory, random contents and single faults; the model is `target =
+//! source.clone()`.
+#![allow(clippy::unwrap_used, reason = "a test states its expectations by it")]
 
 mod kit;
 
@@ -76,7 +78,8 @@ fn options() -> impl Strategy<Value = SessionOptions> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
-    // apply(diff(a, b), b) == a, with the root of the definition, and again without a byte of payload.
+    // apply(diff(a, b), b) == a, with the root of the definition, and again without a byte of
+    // payload.
     #[test]
     fn the_target_becomes_the_source(pairs in fills(), tail in 0usize..9000, options in options()) {
         let mut source: Vec<u8> = pairs.iter().flat_map(|(a, _)| block_of(*a)).collect();
@@ -224,7 +227,8 @@ fn a_medium_that_holds_something_else_is_found() {
     );
 }
 
-// The block differs from its hash by the time it is patched: the patch gives a third block, which must not be written.
+// The block differs from its hash by the time it is patched: the patch gives a third block, which
+// must not be written.
 #[test]
 fn a_block_that_changed_behind_our_back_is_sent_whole() {
     let mut source = disk(8);
@@ -233,7 +237,8 @@ fn a_block_that_changed_behind_our_back_is_sent_whole() {
         Fault::ChangesAfterRead(3 * BLOCK as u64 + 5 * PAGE as u64),
     );
     source[3 * BLOCK] ^= 0x40;
-    // The second read (for the sums) sees the change; hide it by changing after the first read only, and patch from old.
+    // The second read (for the sums) sees the change; hide it by changing after the first read
+    // only, and patch from old.
     let ended = run_session(&MemoryDisk::new(source.clone()), &target, delta(), false);
     assert!(ended.source.unwrap().1.equal);
     assert_eq!(target.disk.content(), source);

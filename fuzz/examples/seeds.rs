@@ -1,4 +1,5 @@
-//! Makes the first inputs of the corpora: `cargo run -p failback-fuzz --example seeds`, at the root.
+//! Makes the first inputs of the corpora: `cargo run -p failback-fuzz --example seeds`, at the
+//! root.
 //!
 //! Images are written by the crate itself, so their GUIDs differ from run to run: run it when a
 //! format changes, not before each commit. What fuzzing finds is added by hand beside them.

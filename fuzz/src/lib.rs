@@ -10,8 +10,8 @@
 //!   wire_frames       a byte stream    decoded at once == decoded in pieces; encodes to itself
 //! ```
 //!
-//! A checksum stops nearly every mutated input at the door, so a flag at the start of the input asks
-//! to repair the sums first.
+//! A checksum stops nearly every mutated input at the door, so a flag at the start of the input
+//! asks to repair the sums first.
 #![forbid(unsafe_code)]
 
 mod image;

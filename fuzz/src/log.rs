@@ -15,8 +15,8 @@ const DISK_LEN: u64 = 4 << 20;
 const FILE_LEN: u64 = 128 << 20;
 const RECORD_LEN: usize = 4;
 
-/// Input: records of a sector number (u16), a length (u16) and so many bytes, laid over the log of a
-/// sound image. Entries get the right GUID and sums.
+/// Input: records of a sector number (u16), a length (u16) and so many bytes, laid over the log of
+/// a sound image. Entries get the right GUID and sums.
 ///
 /// # Panics
 ///

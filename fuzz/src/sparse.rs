@@ -71,7 +71,8 @@ pub fn pack(file: &[u8]) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    // Goal: a seed is the file it was made from. Method: pages full, empty, short, and a cut record.
+    // Goal: a seed is the file it was made from. Method: pages full, empty, short, and a cut
+    // record.
     #[test]
     fn packed_files_come_back() {
         let mut file = vec![0; 5 * PAGE_LEN];

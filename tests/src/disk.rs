@@ -1,7 +1,7 @@
 //! Contents of disks, made from a seed, and changes to them.
 //!
-//! A disk is written as a sparse raw file. Its data stands in runs of 64 KiB pieces: text-like, random,
-//! padded pages, and zeros that are written down. Equal seeds give equal bytes.
+//! A disk is written as a sparse raw file. Its data stands in runs of 64 KiB pieces: text-like,
+//! random, padded pages, and zeros that are written down. Equal seeds give equal bytes.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -131,7 +131,8 @@ fn fill(buf: &mut [u8], rng: &mut StdRng) {
 mod tests {
     use super::*;
 
-    // Goal: the generator can stand behind expected sums. Method: same seed twice, another seed once.
+    // Goal: the generator can stand behind expected sums. Method: same seed twice, another seed
+    // once.
     #[test]
     fn same_seed_gives_the_same_disk() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,7 +1,7 @@
 //! The test kit: what a scenario needs to play an operator of `failback`.
 //!
-//! Scenarios (`tests/*.rs`) start the command as a user would and let foreign programs (qemu-img, 7-Zip)
-//! judge what it wrote. They hold no branches: each decision is made here.
+//! Scenarios (`tests/*.rs`) start the command as a user would and let foreign programs (qemu-img,
+//! 7-Zip) judge what it wrote. They hold no branches: each decision is made here.
 //!
 //! ```text
 //!   tools     is the foreign program there? CI fails without it, a developer is told
@@ -14,8 +14,8 @@
 //!   report    every field that product reports promise
 //! ```
 //!
-//! The kit runs the release build (`cargo build --release -p failback-cli`; `tests/run.sh` does it): what is
-//! tested is what ships.
+//! The kit runs the release build (`cargo build --release -p failback-cli`; `tests/run.sh` does
+//! it): what is tested is what ships.
 #![cfg(unix)]
 #![forbid(unsafe_code)]
 

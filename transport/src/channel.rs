@@ -67,12 +67,14 @@ pub struct MessageSender {
 
 impl MessageSender {
     /// Sends a message, now or together with later ones: at once when [`COALESCE_LEN`] bytes wait,
-    /// else by [`Self::flush`]. Blocks while the peer takes nothing. A payload is shared, not copied.
+    /// else by [`Self::flush`]. Blocks while the peer takes nothing. A payload is shared, not
+    /// copied.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Invalid`]: the message breaks a limit, nothing was sent. Of the link:
-    /// [`ErrorKind::Closed`], [`ErrorKind::TimedOut`], [`ErrorKind::Io`]; it is of no more use then.
+    /// [`ErrorKind::Closed`], [`ErrorKind::TimedOut`], [`ErrorKind::Io`]; it is of no more use
+    /// then.
     pub fn send(&mut self, message: &Message) -> Result<()> {
         let known = self.parts.len();
         self.encoder.encode(message, &mut self.parts)?;
@@ -122,7 +124,8 @@ impl MessageReceiver {
     ///
     /// [`ErrorKind::Closed`]: the peer or this side closed the link. [`ErrorKind::TimedOut`]:
     /// nothing came for the idle limit, or a frame came slower than [`FRAME_RATE_MIN`].
-    /// [`ErrorKind::Protocol`]: the peer broke a rule. [`ErrorKind::Io`]: the system refused a read.
+    /// [`ErrorKind::Protocol`]: the peer broke a rule. [`ErrorKind::Io`]: the system refused a
+    /// read.
     pub fn recv(&mut self) -> Result<Message> {
         loop {
             if let Some(message) = self.decoder.next()? {

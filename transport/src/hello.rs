@@ -30,8 +30,8 @@ pub struct Negotiated {
 }
 
 /// Says hello and hears it: both sides call this at once, before anything else is sent. Within
-/// [`HANDSHAKE_LIMIT`]; afterwards the idle limit is [`IDLE_LIMIT`]. `software`: name and version of
-/// the calling program, at most [`NAME_LEN_MAX`](crate::NAME_LEN_MAX) bytes.
+/// [`HANDSHAKE_LIMIT`]; afterwards the idle limit is [`IDLE_LIMIT`]. `software`: name and version
+/// of the calling program, at most [`NAME_LEN_MAX`](crate::NAME_LEN_MAX) bytes.
 ///
 /// # Errors
 ///

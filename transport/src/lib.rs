@@ -3,15 +3,16 @@
 //! ```text
 //!            engine                                   engine
 //!              |  Message                               ^  Message
-//!        MessageSender                           MessageReceiver      counters, coalescing, deadlines
+//!        MessageSender                           MessageReceiver      counters, deadlines
 //!              |                                        ^
-//!           Encoder    frames with sums and numbers  Decoder          sans-IO: bytes in, messages out
+//!           Encoder    frames with sums and numbers  Decoder          sans-IO codec
 //!              |                                        ^
 //!          LinkSender ------- loopback | unix | tcp --- LinkReceiver  two ordered byte streams
 //! ```
 //!
-//! A [`Link`](link::Link) carries bytes, [`split`] puts messages on it, [`handshake`] agrees on a version.
-//! The bytes are described in `docs/wire.md`; which message comes when is the engine's business.
+//! A [`Link`](link::Link) carries bytes, [`split`] puts messages on it, [`handshake`] agrees on a
+//! version. The bytes are described in `docs/wire.md`; which message comes when is the engine's
+//! business.
 //!
 //! The peer is hostile: every length meets a named limit before memory is asked for, each frame is
 //! summed and numbered, and a frame that breaks a rule ends the session with

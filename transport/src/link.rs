@@ -43,7 +43,8 @@ pub trait LinkSender: Send {
     /// # Errors
     ///
     /// `BrokenPipe` or `ConnectionReset` when either side closed the link, `TimedOut` when the peer
-    /// took nothing for [`STALL_LIMIT`]. Some of the bytes may have gone; the link is of no more use.
+    /// took nothing for [`STALL_LIMIT`]. Some of the bytes may have gone; the link is of no more
+    /// use.
     fn send(&mut self, parts: &[Bytes]) -> io::Result<()>;
 }
 

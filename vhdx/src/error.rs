@@ -61,7 +61,8 @@ impl Error {
         self.0.structure
     }
 
-    /// Byte offset in the file (in the virtual disk for [`ErrorKind::InvalidArgument`]), when known.
+    /// Byte offset in the file (in the virtual disk for [`ErrorKind::InvalidArgument`]), when
+    /// known.
     pub fn at(&self) -> Option<u64> {
         self.0.at
     }

@@ -76,7 +76,8 @@ impl Grants {
                         .ok_or_else(|| usage("has unknown rights"))?,
                 ),
             ),
-            // A colon may be part of a path; what looks like rights and is none must not be taken for one.
+            // A colon may be part of a path; what looks like rights and is none must not be taken
+            // for one.
             Some((_, rights)) if !rights.contains('/') && rights.len() <= 3 => {
                 return Err(usage("has unknown rights"));
             }

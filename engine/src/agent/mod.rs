@@ -1,8 +1,8 @@
 //! The agent: serves granted disks to peers.
 //!
-//! A peer names a grant, never a path. What is not granted does not exist for it, and a grant is read-only unless it says
-//! otherwise. The disk is opened and locked when a peer names it, and closed when the session or the link ends. Nothing that a
-//! peer sends ends the agent.
+//! A peer names a grant, never a path. What is not granted does not exist for it, and a grant is
+//! read-only unless it says otherwise. The disk is opened and locked when a peer names it, and
+//! closed when the session or the link ends. Nothing that a peer sends ends the agent.
 
 mod grant;
 mod visit;
@@ -19,7 +19,8 @@ use crate::abort::CancelToken;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer};
 
-/// Peers at a time, those that have not yet said hello included: each has threads and buffers of its own.
+/// Peers at a time, those that have not yet said hello included: each has threads and buffers of
+/// its own.
 const PEERS_MAX: usize = 16;
 
 /// How often it looks for `cancel`.

@@ -83,9 +83,8 @@ fn converse(
 }
 
 fn prepare(link: &mut SessionLink, grants: &Grants) -> Result<(OpenDisk, SessionParams, String)> {
-    let request = match hear(link)? {
-        Message::Open(request) => request,
-        _ => return Err(out_of_place()),
+    let Message::Open(request) = hear(link)? else {
+        return Err(out_of_place());
     };
     let disk = open(grants.find(&request.name)?, &request)?;
     let info = disk.info();

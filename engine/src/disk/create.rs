@@ -1,4 +1,5 @@
-//! Making a new disk: under a temporary name first, so that a failed first sync leaves no file under the real one.
+//! Making a new disk: under a temporary name first, so that a failed first sync leaves no file
+//! under the real one.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

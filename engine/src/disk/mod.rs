@@ -64,18 +64,21 @@ pub struct DiskInfo {
 
 /// A readable disk. Methods take `&self` and run on many threads at once.
 ///
-/// The content does not change while it is open for reading: the implementation holds a lock or a snapshot.
+/// The content does not change while it is open for reading: the implementation holds a lock or a
+/// snapshot.
 pub trait Source: Send + Sync + Debug {
     /// What it is.
     fn info(&self) -> DiskInfo;
 
-    /// Fills `buf` with the bytes from `at` on. The implementation checks the range; absent space gives zeros.
+    /// Fills `buf` with the bytes from `at` on. The implementation checks the range; absent space
+    /// gives zeros.
     ///
     /// # Errors
     /// `Io` with the offset, `Damaged` when the image turns out to be broken there.
     fn read(&self, at: ByteOffset, buf: &mut [u8]) -> Result<()>;
 
-    /// The run that holds `at`, which lies below the end of the disk. May be cut short, never says zero of data.
+    /// The run that holds `at`, which lies below the end of the disk. May be cut short, never says
+    /// zero of data.
     ///
     /// # Errors
     /// As [`Source::read`].
@@ -84,11 +87,12 @@ pub trait Source: Send + Sync + Debug {
 
 /// A disk that can be changed.
 ///
-/// Methods take `&self` and run on many threads at once. The implementation checks every range, since a caller's check can be
-/// stale by now. A write that `read` sees is not yet durable.
+/// Methods take `&self` and run on many threads at once. The implementation checks every range,
+/// since a caller's check can be stale by now. A write that `read` sees is not yet durable.
 pub trait Target: Source {
-    /// Replaces the bytes from `at` on. Same bytes, same place: doing it twice is doing it once. Position and length are
-    /// multiples of the sector, but for the end of a disk whose format has no sectors.
+    /// Replaces the bytes from `at` on. Same bytes, same place: doing it twice is doing it once.
+    /// Position and length are multiples of the sector, but for the end of a disk whose format has
+    /// no sectors.
     ///
     /// # Errors
     /// `NoSpace`, `Io` with the offset.
@@ -100,15 +104,15 @@ pub trait Target: Source {
     /// As [`Target::write`].
     fn zero(&self, range: Range<ByteOffset>) -> Result<()>;
 
-    /// Returns once all earlier writes survive a power cut. After an error the disk is poisoned: each later call fails,
-    /// because a second try would hide what the first one lost.
+    /// Returns once all earlier writes survive a power cut. After an error the disk is poisoned:
+    /// each later call fails, because a second try would hide what the first one lost.
     ///
     /// # Errors
     /// As [`Target::write`].
     fn flush(&self) -> Result<()>;
 
-    /// Like [`Source::read`], but from the medium and not from a cache, as far as [`Target::medium`] says. Only bytes that
-    /// were flushed are there.
+    /// Like [`Source::read`], but from the medium and not from a cache, as far as
+    /// [`Target::medium`] says. Only bytes that were flushed are there.
     ///
     /// # Errors
     /// As [`Source::read`].
@@ -117,7 +121,8 @@ pub trait Target: Source {
     /// Where [`Target::read_back`] reads from.
     fn medium(&self) -> MediumAccess;
 
-    /// Flushes and leaves the image in order (a VHDX: log empty, space trimmed). Nothing may be written afterwards.
+    /// Flushes and leaves the image in order (a VHDX: log empty, space trimmed). Nothing may be
+    /// written afterwards.
     ///
     /// # Errors
     /// As [`Target::write`].

@@ -40,7 +40,8 @@ pub fn open_target(path: &Path, format: Option<Format>) -> Result<OpenTarget> {
     Ok(OpenTarget { disk })
 }
 
-/// Refuses two names of one file: the lock would say "in use", which sends an operator looking for another program.
+/// Refuses two names of one file: the lock would say "in use", which sends an operator looking for
+/// another program.
 ///
 /// # Errors
 /// `Refused`.

@@ -1,4 +1,5 @@
-//! What format a file is in, by its magic at both ends. A name decides nothing; it only makes a missing magic suspicious.
+//! What format a file is in, by its magic at both ends. A name decides nothing; it only makes a
+//! missing magic suspicious.
 
 use std::fmt;
 use std::path::Path;
@@ -115,7 +116,8 @@ fn has_vhd_footer(file: &HostFile, len: u64) -> std::io::Result<bool> {
 /// The format to read `file` in: `wanted` when it was named, else by magic.
 ///
 /// # Errors
-/// `Refused` for another product's image, `Damaged` for a name that promises an image which is not there, `Unsupported` for VHD.
+/// `Refused` for another product's image, `Damaged` for a name that promises an image which is not
+/// there, `Unsupported` for VHD.
 pub(crate) fn decide(file: &HostFile, wanted: Option<Format>) -> Result<Format> {
     let found = match wanted {
         Some(format) => format,

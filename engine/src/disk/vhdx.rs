@@ -19,12 +19,13 @@ pub struct VhdxDisk {
 }
 
 impl VhdxDisk {
-    /// Opens for reading. A log that waits to be replayed is replayed in memory; the file is not touched.
+    /// Opens for reading. A log that waits to be replayed is replayed in memory; the file is not
+    /// touched.
     ///
     /// # Errors
     /// `Damaged`, `Unsupported`, `Io`.
     pub fn open(file: Arc<HostFile>) -> Result<Self> {
-        let image = Image::open(file.clone()).map_err(|e| convert(e, &file))?;
+        let image = Image::open(file.clone()).map_err(|e| convert(&e, &file))?;
         Ok(Self { image, file })
     }
 
@@ -33,7 +34,7 @@ impl VhdxDisk {
     /// # Errors
     /// As [`VhdxDisk::open`].
     pub fn open_rw(file: Arc<HostFile>) -> Result<Self> {
-        let image = Image::open_rw(file.clone()).map_err(|e| convert(e, &file))?;
+        let image = Image::open_rw(file.clone()).map_err(|e| convert(&e, &file))?;
         Ok(Self { image, file })
     }
 
@@ -42,7 +43,7 @@ impl VhdxDisk {
     /// # Errors
     /// `Usage` for sizes that VHDX does not have, `NoSpace`, `Io`.
     pub fn create(file: Arc<HostFile>, options: &format::CreateOptions) -> Result<Self> {
-        let image = Image::create(file.clone(), options).map_err(|e| convert(e, &file))?;
+        let image = Image::create(file.clone(), options).map_err(|e| convert(&e, &file))?;
         Ok(Self { image, file })
     }
 
@@ -53,12 +54,12 @@ impl VhdxDisk {
     }
 
     fn converted<T>(&self, result: format::Result<T>) -> Result<T> {
-        result.map_err(|e| convert(e, &self.file))
+        result.map_err(|e| convert(&e, &self.file))
     }
 }
 
 /// The format's error as the engine's: the same text, with the file named.
-pub(crate) fn convert(error: format::Error, file: &HostFile) -> Error {
+pub(crate) fn convert(error: &format::Error, file: &HostFile) -> Error {
     use format::ErrorKind as From;
     let kind = match error.kind() {
         From::NotVhdx | From::Damaged | From::Truncated => ErrorKind::Damaged,
@@ -67,14 +68,14 @@ pub(crate) fn convert(error: format::Error, file: &HostFile) -> Error {
         From::ReadOnly => ErrorKind::ReadOnly,
         _ => ErrorKind::Io,
     };
-    let source = std::error::Error::source(&error).and_then(|s| s.downcast_ref::<std::io::Error>());
+    let source = std::error::Error::source(error).and_then(|s| s.downcast_ref::<std::io::Error>());
     let kind = match source.map(std::io::Error::kind) {
         Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded) => {
             ErrorKind::NoSpace
         }
         _ => kind,
     };
-    let text = match std::error::Error::source(&error) {
+    let text = match std::error::Error::source(error) {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),
     };

@@ -1,11 +1,13 @@
 //! The map as a file, version 1. Drawn in docs/formats.md.
 //!
 //! ```text
-//! 0      header, 4096 bytes: magic, hash, block size, disk length, block count, root, identity, sum
+//! 0      header, 4096 bytes: magic, hash, block size, disk length, block count, root,
+//!        identity, sum
 //! 4096   leaf of block 0, 32 (BLAKE3) or 16 (XXH3-128) bytes; then block 1 ...
 //! ```
-//! A leaf of zero bytes stands for a block of zeros, so the map of an empty disk is a hole: the 2 GiB of leaves of a 64 TiB
-//! disk occupy what its data needs. In this release a saved map is a record; it is never trusted in place of a read.
+//! A leaf of zero bytes stands for a block of zeros, so the map of an empty disk is a hole: the 2
+//! GiB of leaves of a 64 TiB disk occupy what its data needs. In this release a saved map is a
+//! record; it is never trusted in place of a read.
 
 use std::fs::File;
 use std::path::Path;
@@ -113,7 +115,8 @@ impl MapWriter {
         }
     }
 
-    /// Completes the map and gives it its name, durably. Replaces an older map of that name, and nothing else.
+    /// Completes the map and gives it its name, durably. Replaces an older map of that name, and
+    /// nothing else.
     ///
     /// # Errors
     /// `Refused` when a file that is no map has that name, `NoSpace`, `Io`.
@@ -330,7 +333,8 @@ mod tests {
         assert_eq!(map.identity(), "raw:1");
     }
 
-    // Goal: damage is found. Method: flip each byte of the header, cut the file, and replace a foreign file.
+    // Goal: damage is found. Method: flip each byte of the header, cut the file, and replace a
+    // foreign file.
     #[test]
     fn a_damaged_map_is_refused() {
         let dir = tempfile::tempdir().unwrap();

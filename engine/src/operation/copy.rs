@@ -93,7 +93,8 @@ pub struct VerifyRequest {
     pub block_size: BlockSize,
 }
 
-/// Makes the target's content equal to the source's. Never panics and never prints; how it ended is in the report.
+/// Makes the target's content equal to the source's. Never panics and never prints; how it ended is
+/// in the report.
 #[must_use]
 pub fn sync(request: &SyncRequest, observer: &dyn Observer, cancel: &CancelToken) -> Report {
     let mut report = new_report(
@@ -246,7 +247,7 @@ fn open_source_side(endpoint: &Endpoint, format: Option<Format>) -> Result<Sourc
         remote => {
             let mut connection = Connection::to(remote)?;
             let (info, _) = connection.open(wire::Access::Read, None)?;
-            Ok(SourceSide::Remote(connection, info))
+            Ok(SourceSide::Remote(Box::new(connection), info))
         }
     }
 }
@@ -292,7 +293,7 @@ fn open_target_side(request: &SyncRequest, source: &DiskInfo) -> Result<(TargetS
                 block_size_hint: source.image_block_size.unwrap_or(0),
             };
             let (info, is_new) = connection.open(wire::Access::Write, Some(create))?;
-            Ok((TargetSide::Remote(connection, info), is_new))
+            Ok((TargetSide::Remote(Box::new(connection), info), is_new))
         }
     }
 }
@@ -305,7 +306,7 @@ pub(crate) fn new_disk(path: &Path, format: Option<Format>, source: &DiskInfo) -
         Error::new(ErrorKind::Usage, message).path(path)
     })?;
     let sector_size = source.logical_sector_size.unwrap_or(SECTOR_SIZE_DEFAULT);
-    if format == Format::Vhdx && source.virtual_size % u64::from(sector_size) != 0 {
+    if format == Format::Vhdx && !source.virtual_size.is_multiple_of(u64::from(sector_size)) {
         let message = format!(
             "a disk of {} bytes does not fit a VHDX: not a multiple of {sector_size}",
             source.virtual_size
@@ -385,13 +386,19 @@ fn tell(report: &mut Report, outcome: &SessionOutcome, started: Instant) {
         hashed: end.hashed_blocks,
         skipped_unallocated: end.skipped_blocks,
         differing: end.differing_blocks,
-        zeroed: result.zeroed_blocks,
+        // A delta knows which blocks held data; a full copy knows only what the target gave up.
+        zeroed: if end.zeroed_blocks > 0 {
+            end.zeroed_blocks
+        } else {
+            result.zeroed_blocks
+        },
     };
     report.root = Roots {
         source: end.root.map(|root| root.to_string()),
         target: result.root.map(|root| root.to_string()),
     };
     report.verified_from = match result.verified_from {
+        _ if result.verified == 0 => None,
         wire::VerifiedFrom::None => None,
         wire::VerifiedFrom::Medium => Some("medium"),
         wire::VerifiedFrom::Cache => Some("cache"),

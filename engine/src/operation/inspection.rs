@@ -86,7 +86,7 @@ pub fn info(path: &Path, format: Option<Format>) -> Result<ImageInfo> {
     let (disk, vhdx) = match decide_format(&file, format)? {
         Format::Vhdx => {
             let disk = VhdxDisk::open(file.clone())?;
-            let vhdx = vhdx_info(disk.image()).map_err(|e| crate::disk::vhdx_error(e, &file))?;
+            let vhdx = vhdx_info(disk.image()).map_err(|e| crate::disk::vhdx_error(&e, &file))?;
             (disk.info(), Some(vhdx))
         }
         _ => (RawDisk::open(file)?.info(), None),

@@ -24,13 +24,13 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 /// The side that is read.
 pub(super) enum SourceSide {
     Local(Arc<dyn Source>),
-    Remote(Connection, DiskInfo),
+    Remote(Box<Connection>, DiskInfo),
 }
 
 /// The side that is made equal, or only compared.
 pub(super) enum TargetSide {
     Local(LocalTarget),
-    Remote(Connection, DiskInfo),
+    Remote(Box<Connection>, DiskInfo),
 }
 
 /// A target of this host.
@@ -96,10 +96,11 @@ pub(super) fn run(
 ) -> Result<SessionOutcome> {
     let session = Session::new(options, source.info().virtual_size)?;
     let total = session.geometry.disk_len();
-    // Of two sides in one process the target's progress holds the proof; the source's the scan. One is enough for a bar.
+    // Of two sides in one process the target's progress holds the proof; the source's the scan. One
+    // is enough for a bar.
     let shown = session.progress.clone();
     with_progress(&shown, total, observer, started, || {
-        run_sides(source, target, session, cancel)
+        run_sides(source, target, &session, cancel)
     })
 }
 
@@ -123,7 +124,7 @@ pub(super) fn with_progress<T>(
 fn run_sides(
     source: SourceSide,
     target: TargetSide,
-    session: Session,
+    session: &Session,
     cancel: &CancelToken,
 ) -> Result<SessionOutcome> {
     let abort = || Arc::new(Abort::with_cancel(cancel));
@@ -133,7 +134,7 @@ fn run_sides(
         }
         (SourceSide::Local(source), TargetSide::Remote(connection, _)) => {
             let (link, counters) = connection.start(&session.options, Role::Target)?;
-            let (end, result) = run_source(&session, source.as_ref(), link, &abort())?;
+            let (end, result) = run_source(session, source.as_ref(), link, &abort())?;
             Ok(SessionOutcome {
                 end,
                 result,
@@ -143,7 +144,7 @@ fn run_sides(
         }
         (SourceSide::Remote(connection, _), TargetSide::Local(target)) => {
             let (link, counters) = connection.start(&session.options, Role::Source)?;
-            let (end, result, info) = play_target(&session, target, link, &abort())?;
+            let (end, result, info) = play_target(session, target, link, &abort())?;
             Ok(SessionOutcome {
                 end,
                 result,
@@ -170,7 +171,7 @@ fn run_sides(
 fn run_local(
     source: &dyn Source,
     target: LocalTarget,
-    session: Session,
+    session: &Session,
     abort: &dyn Fn() -> Arc<Abort>,
 ) -> Result<SessionOutcome> {
     let (near, far) = loopback::pair();
@@ -180,7 +181,7 @@ fn run_local(
     let (source_abort, target_abort) = (abort(), abort());
     let (sent, received) = std::thread::scope(|scope| {
         let sending = scope.spawn(|| run_source(&source_session, source, near, &source_abort));
-        let received = play_target(&session, target, far, &target_abort);
+        let received = play_target(session, target, far, &target_abort);
         (
             sending.join().expect("a role turns its errors into values"),
             received,

@@ -1,4 +1,5 @@
-//! Both disks are behind agents: their messages pass through here, and the closing words are kept for the report.
+//! Both disks are behind agents: their messages pass through here, and the closing words are kept
+//! for the report.
 
 use std::sync::Arc;
 
@@ -55,7 +56,8 @@ pub(super) fn relay(
         .ok_or_else(|| Error::new(ErrorKind::Protocol, "peer: ended without a result"))
 }
 
-/// Carries one direction until its side closes, says goodbye, or fails; then the other direction ends by itself.
+/// Carries one direction until its side closes, says goodbye, or fails; then the other direction
+/// ends by itself.
 fn carry<T: Send>(
     from: &mut MessageReceiver,
     to: &mut MessageSender,

@@ -37,7 +37,8 @@ impl BufferPool {
         }
     }
 
-    /// A buffer of `len` bytes with unspecified (but initialised) content. Waits for one to come back.
+    /// A buffer of `len` bytes with unspecified (but initialised) content. Waits for one to come
+    /// back.
     ///
     /// # Errors
     /// `Cancelled` when the job was aborted meanwhile.
@@ -111,7 +112,8 @@ mod tests {
     use super::*;
     use crate::error::ErrorKind;
 
-    // Goal: memory is bounded by the pool. Method: a second take of a pool of one waits until the abort.
+    // Goal: memory is bounded by the pool. Method: a second take of a pool of one waits until the
+    // abort.
     #[test]
     fn an_empty_pool_waits_until_aborted() {
         let abort = Abort::new();

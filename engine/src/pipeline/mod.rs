@@ -1,4 +1,5 @@
-//! From a disk to a stream of hashed blocks: reading and hashing on all cores, in order, in bounded memory.
+//! From a disk to a stream of hashed blocks: reading and hashing on all cores, in order, in bounded
+//! memory.
 
 mod buffer;
 mod scan;

@@ -5,11 +5,11 @@
 //!   worker 1..n: read, zero?, hash                             in parallel, one buffer each
 //!     reorder by number -> sink(Scanned)                       in order, on the calling thread
 //! ```
-//! A worker takes its buffer *before* it takes a number. So the lowest number under way always has a buffer, and a sink that
-//! keeps buffers slows the scan down but cannot lock it up.
+//! A worker takes its buffer *before* it takes a number. So the lowest number under way always has
+//! a buffer, and a sink that keeps buffers slows the scan down but cannot lock it up.
 //!
-//! Departure from "rayon only computes": a block is hashed by the thread that read it, while it is still in that core's
-//! cache. Handing it to another pool reads it from the shared cache again.
+//! Departure from "rayon only computes": a block is hashed by the thread that read it, while it is
+//! still in that core's cache. Handing it to another pool reads it from the shared cache again.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -69,7 +69,8 @@ pub struct Scanner<'a> {
     pub geometry: Geometry,
     /// What to hash with; `None` reads only.
     pub hasher: Option<&'a Hasher>,
-    /// Where buffers come from. More than [`Scanner::threads`], or the sink's share starves the workers.
+    /// Where buffers come from. More than [`Scanner::threads`], or the sink's share starves the
+    /// workers.
     pub pool: &'a BufferPool,
     /// Worker threads.
     pub threads: usize,
@@ -118,7 +119,8 @@ impl Scanner<'_> {
             }
             drop(tx);
             stop.guard(|| deliver(&rx, abort, &stop, &mut sink));
-            // Workers that wait for room in the channel must see that nobody takes from it any more.
+            // Workers that wait for room in the channel must see that nobody takes from it any
+            // more.
             drop(rx);
         });
         stop.verdict()
@@ -207,8 +209,8 @@ impl Walker {
         Ok(Some((self.number - 1, job)))
     }
 
-    /// Where the run of zeros that begins at `at` ends; `at` itself when there is none. Neighbouring extents are joined until
-    /// the run is decided.
+    /// Where the run of zeros that begins at `at` ends; `at` itself when there is none.
+    /// Neighbouring extents are joined until the run is decided.
     fn zeros_from(
         &mut self,
         disk: &dyn Source,
@@ -310,7 +312,8 @@ mod tests {
         bytes
     }
 
-    // Goal: the stream is gapless and in order whatever the threads do. Method: one and four threads, same result.
+    // Goal: the stream is gapless and in order whatever the threads do. Method: one and four
+    // threads, same result.
     #[test]
     fn every_block_once_and_in_order() {
         let disk = MemoryDisk::new(striped());

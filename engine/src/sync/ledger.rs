@@ -1,12 +1,13 @@
-//! The target's account of every block between "hash sent" and "known for good", and the tree that grows behind it.
+//! The target's account of every block between "hash sent" and "known for good", and the tree that
+//! grows behind it.
 //!
 //! ```text
 //!  0 ........ drained ........ compared ............ scanned ......... end
 //!    in the tree   | equal unless in `changed` | hash sent, no verdict |
 //! ```
-//! A block below `compared` is equal unless the source announced a change of it before. Leaves go to the tree in order; a
-//! block that is announced and not yet settled holds the later ones back, and through the window in the end the scan. That
-//! bounds the ledger.
+//! A block below `compared` is equal unless the source announced a change of it before. Leaves go
+//! to the tree in order; a block that is announced and not yet settled holds the later ones back,
+//! and through the window in the end the scan. That bounds the ledger.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -14,9 +15,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Digest;
 use crate::tree::{Leaf, TreeBuilder};
 
-/// Entries (hashes or zero runs) that the target may be ahead of what is known for good: 512 KiB of BLAKE3, 16 GiB of disk.
+/// Entries (hashes or zero runs) that the target may be ahead of what is known for good: 512 KiB of
+/// BLAKE3, 16 GiB of disk.
 pub(super) const WINDOW: usize = 16 << 10;
-/// Blocks that arrive before earlier ones in a full copy. The source's buffers bound an honest one to far less.
+/// Blocks that arrive before earlier ones in a full copy. The source's buffers bound an honest one
+/// to far less.
 const AHEAD_MAX: usize = 64 << 10;
 
 /// A run of blocks as it was scanned.
@@ -103,7 +106,7 @@ impl Ledger {
     /// `Protocol` when it goes back or knows what it was not told.
     pub(super) fn compared(&mut self, up_to: u64) -> Result<()> {
         if up_to < self.compared || up_to > self.scanned {
-            return Err(protocol(format!(
+            return Err(protocol(&format!(
                 "compared up to block {up_to} out of order"
             )));
         }
@@ -112,9 +115,11 @@ impl Ledger {
         Ok(())
     }
 
-    /// The source will change `count` blocks from `first` on. What the first holds now, `None` in a full copy.
+    /// The source will change `count` blocks from `first` on. What the first holds now, `None` in a
+    /// full copy.
     ///
-    /// Called when the message is *received*: the comparison may be told to have passed these blocks before they are applied.
+    /// Called when the message is *received*: the comparison may be told to have passed these
+    /// blocks before they are applied.
     ///
     /// # Errors
     /// `Protocol` for blocks that are settled, unknown, or announced twice.
@@ -150,7 +155,7 @@ impl Ledger {
         match self.changed.get_mut(&first) {
             Some(change) if change.leaf.is_none() => change.leaf = Some(leaf),
             _ => {
-                return Err(protocol(format!(
+                return Err(protocol(&format!(
                     "data for block {first}, which was not announced"
                 )));
             }
@@ -163,18 +168,18 @@ impl Ledger {
         let end = first.checked_add(count).filter(|end| *end <= self.scanned);
         let Some(end) = end.filter(|_| first >= self.compared && first >= self.tree.next().0)
         else {
-            return Err(protocol(format!(
+            return Err(protocol(&format!(
                 "{count} blocks from {first} are not open to change"
             )));
         };
         let before = self.changed.range(..end).next_back();
         if before.is_some_and(|(at, change)| at + change.count > first) {
-            return Err(protocol(format!(
+            return Err(protocol(&format!(
                 "{count} blocks from {first} are changed twice"
             )));
         }
         if self.changed.len() >= AHEAD_MAX {
-            return Err(protocol("too many blocks out of order".into()));
+            return Err(protocol("too many blocks out of order"));
         }
         Ok(())
     }
@@ -224,7 +229,7 @@ impl Ledger {
     }
 }
 
-fn protocol(message: String) -> Error {
+fn protocol(message: &str) -> Error {
     Error::new(ErrorKind::Protocol, format!("peer: {message}"))
 }
 
@@ -247,8 +252,9 @@ mod tests {
         Leaf::Data(Digest::from([byte; 16]))
     }
 
-    // Goal: the root is over the changed disk, whatever order the answers come in. Method: one block late, one zero run over
-    // several scanned runs, against a ledger that is told everything in order.
+    // Goal: the root is over the changed disk, whatever order the answers come in. Method: one
+    // block late, one zero run over several scanned runs, against a ledger that is told everything
+    // in order.
     #[test]
     fn changes_out_of_order_give_the_root_of_the_result() {
         let mut late = ledger(6, false);
@@ -281,7 +287,8 @@ mod tests {
         assert_eq!(late.root(), plain.root());
     }
 
-    // Goal: a hostile source cannot have blocks changed that were not compared, or twice. Method: each misuse once.
+    // Goal: a hostile source cannot have blocks changed that were not compared, or twice. Method:
+    // each misuse once.
     #[test]
     fn misuse_by_the_peer_is_refused() {
         let mut ledger = ledger(4, false);

@@ -12,10 +12,11 @@
 //!   END with root ---------------------------------->  flush, read back, close
 //!                              RESULT with root <------'
 //! ```
-//! Neither side waits for a reply while it has blocks to compare; what is under way is bounded by the window of hashes and by
-//! the source's buffers. No receiving thread ever waits for the sending one of its own side, so the two streams cannot block
-//! each other.
+//! Neither side waits for a reply while it has blocks to compare; what is under way is bounded by
+//! the window of hashes and by the source's buffers. No receiving thread ever waits for the sending
+//! one of its own side, so the two streams cannot block each other.
 
+mod hash_batch;
 mod ledger;
 mod outbox;
 mod pack;
@@ -28,4 +29,4 @@ mod their_stream;
 pub(crate) use pack::unpack;
 pub use session::{Phase, Session, SessionLink, SessionOptions, SessionProgress, Task};
 pub use source_role::run_source;
-pub use target_role::{Changes, run_target};
+pub use target_role::{Changes, Finish, run_target};

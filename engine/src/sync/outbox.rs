@@ -1,7 +1,8 @@
 //! The sending half of a session: one queue, one thread that owns the link's sender.
 //!
-//! The queue itself has no bound. What may wait in it has: data holds buffers of a bounded pool, answers are owed to a bounded
-//! number of questions, hashes run ahead by a bounded window. So no thread that receives ever blocks on sending.
+//! The queue itself has no bound. What may wait in it has: data holds buffers of a bounded pool,
+//! answers are owed to a bounded number of questions, hashes run ahead by a bounded window. So no
+//! thread that receives ever blocks on sending.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -43,7 +44,8 @@ impl Outbox {
 }
 
 impl Outgoing {
-    /// Sends until all outboxes are gone, or until the job is aborted: then tells the peer why, and ends.
+    /// Sends until all outboxes are gone, or until the job is aborted: then tells the peer why, and
+    /// ends.
     pub(crate) fn pump(self, link: &mut MessageSender, abort: &Abort) -> Result<()> {
         let mut last_sent = Instant::now();
         loop {

@@ -1,4 +1,5 @@
-//! What of a differing block travels: dirty 4 KiB runs, zero runs, compressed where that is shorter.
+//! What of a differing block travels: dirty 4 KiB runs, zero runs, compressed where that is
+//! shorter.
 
 use bytes::Bytes;
 use failback_transport::{Base, BlockData, Compress, Encoding, RunKind, SubRun};
@@ -64,7 +65,8 @@ pub(super) fn pack_difference(
     }
 }
 
-/// The whole block, for a target that holds zeros there or whose content does not matter. Zero sub-blocks stay at home.
+/// The whole block, for a target that holds zeros there or whose content does not matter. Zero
+/// sub-blocks stay at home.
 pub(super) fn pack_whole(
     block: u64,
     new_hash: Digest,
@@ -92,7 +94,8 @@ fn push_run(runs: &mut Vec<SubRun>, index: usize, kind: RunKind) {
     }
 }
 
-/// Keeps the block's buffer lent for as long as its payload waits to be sent: the pool bounds what is under way.
+/// Keeps the block's buffer lent for as long as its payload waits to be sent: the pool bounds what
+/// is under way.
 struct HeldPayload {
     bytes: Vec<u8>,
     _buffer: PooledBuffer,
@@ -184,7 +187,8 @@ fn compressed(raw: &[u8], compress: Compress) -> Option<Vec<u8>> {
 /// The payload as it was before compression, exactly as long as the sender said.
 ///
 /// # Errors
-/// `Protocol` when it is not: the length met its limit when the message was decoded, and no more than it is ever unpacked.
+/// `Protocol` when it is not: the length met its limit when the message was decoded, and no more
+/// than it is ever unpacked.
 pub(crate) fn unpack(data: &BlockData) -> Result<Bytes> {
     let raw_len = data.raw_len as usize;
     match data.encoding {
@@ -217,7 +221,8 @@ mod tests {
         Hasher::new(HashKind::Blake3).leaf(bytes)
     }
 
-    // Goal: only dirty pages travel, zeros as runs. Method: one page changed, one zeroed, in a short last block.
+    // Goal: only dirty pages travel, zeros as runs. Method: one page changed, one zeroed, in a
+    // short last block.
     #[test]
     fn dirty_pages_and_zero_runs() {
         let old = vec![7; 5 * SUB_BLOCK_LEN + 100];
@@ -246,7 +251,8 @@ mod tests {
         assert_eq!(packed.changed_len, 3 * SUB_BLOCK_LEN as u64 + 100);
     }
 
-    // Goal: a collision of sub-block sums loses nothing. Method: claim the new block's own sums for the old one.
+    // Goal: a collision of sub-block sums loses nothing. Method: claim the new block's own sums for
+    // the old one.
     #[test]
     fn equal_sums_of_a_differing_block_send_all_of_it() {
         let new = vec![3; 2 * SUB_BLOCK_LEN];
@@ -256,7 +262,8 @@ mod tests {
         assert_eq!(packed.data.payload.len(), new.len());
     }
 
-    // Goal: compression is used where it helps and a lie about its length is found. Method: a compressible page.
+    // Goal: compression is used where it helps and a lie about its length is found. Method: a
+    // compressible page.
     #[test]
     fn compressed_payload_unpacks_to_its_stated_length_only() {
         let new = vec![9; 4 * SUB_BLOCK_LEN];

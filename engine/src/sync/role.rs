@@ -1,4 +1,5 @@
-//! What both roles do around their own work: a thread that sends, and an end to all waiting when the job is over.
+//! What both roles do around their own work: a thread that sends, and an end to all waiting when
+//! the job is over.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,8 @@ const POLL: Duration = Duration::from_millis(100);
 /// How long an aborted job tries to tell its peer why, before the link is cut.
 const FAREWELL: Duration = Duration::from_secs(3);
 
-/// Sends what the role queues. Whatever ends it early ends the job, and a job that was aborted ends the link.
+/// Sends what the role queues. Whatever ends it early ends the job, and a job that was aborted ends
+/// the link.
 pub(super) fn pump(outgoing: Outgoing, sender: &mut MessageSender, abort: &Abort) {
     abort.guard(|| outgoing.pump(sender, abort));
     if abort.is_set() {

@@ -25,7 +25,8 @@ use crate::units::{BlockIndex, Geometry, range_len};
 
 /// How often a wait looks whether the job was aborted.
 const POLL: Duration = Duration::from_millis(100);
-/// Blocks of data after which the target learns how far the comparison is: often enough to keep its window open.
+/// Blocks of data after which the target learns how far the comparison is: often enough to keep its
+/// window open.
 const COMPARED_EVERY: u64 = 1024;
 
 /// Runs the source's role to its end: what this side did, and what the target says it holds.
@@ -76,7 +77,8 @@ pub fn run_source(
             };
             let receiver = &mut receiver;
             let result = scope.spawn(move || {
-                // The queue of hashes closes after the error is known, or its end would be taken for the cause.
+                // The queue of hashes closes after the error is known, or its end would be taken
+                // for the cause.
                 abort.guard(|| incoming.run(receiver))
             });
             let jobs = Jobs {
@@ -98,7 +100,8 @@ pub fn run_source(
         .map_err(|e| Error::new(ErrorKind::Io, "start threads").caused_by(e))?;
     abort.verdict()?;
     let (end, result) = outcome.expect("without a verdict both have ended well");
-    // The peer has said all it had to say; that it may close now is a courtesy, and lost with the link.
+    // The peer has said all it had to say; that it may close now is a courtesy, and lost with the
+    // link.
     drop(sender.send(&Message::Bye).and_then(|()| sender.flush()));
     Ok((end, result))
 }
@@ -219,7 +222,7 @@ impl Incoming<'_> {
                         .hashes(first_block, usize::from(hash_len), payload)?;
                 }
                 Message::ZeroBlocks { first_block, count } => {
-                    self.hashes.zeros(first_block, count)?
+                    self.hashes.zeros(first_block, count)?;
                 }
                 Message::ScanEnd { .. } => {}
                 Message::SubHashes { block, payload } => self.answer(block, payload)?,
@@ -256,8 +259,9 @@ impl Incoming<'_> {
         Ok(())
     }
 
-    /// Reads the block again: its buffer is long gone, and a second read is cheaper than keeping all of them. A buffer of the
-    /// pool would not do, since those may all wait for this very thread.
+    /// Reads the block again: its buffer is long gone, and a second read is cheaper than keeping
+    /// all of them. A buffer of the pool would not do, since those may all wait for this very
+    /// thread.
     fn resend(&self, block: u64, buffers: &BufferPool) -> Result<()> {
         let index = BlockIndex(block);
         let len = self.geometry.block_len(index);
@@ -333,7 +337,8 @@ impl<'a> Comparison<'a> {
         })?;
         self.announce_zeros();
         self.tell_compared();
-        // Every block that was announced is on its way then: the counts are final, and END comes after all data.
+        // Every block that was announced is on its way then: the counts are final, and END comes
+        // after all data.
         self.jobs.packing.outstanding.wait_until_none(abort)?;
         let end = self.end();
         let Self { jobs, .. } = self;
@@ -408,7 +413,8 @@ impl<'a> Comparison<'a> {
                 if let Some(digest) = digest {
                     self.tree.push(Leaf::Data(digest), 1);
                 }
-                // Nobody looks at it in a session without hashes; the message has a place for one all the same.
+                // Nobody looks at it in a session without hashes; the message has a place for one
+                // all the same.
                 let digest = digest.unwrap_or_else(|| self.session.options.hash.zero_digest());
                 self.compared += 1;
                 self.jobs.packing.outstanding.add();

@@ -1,16 +1,17 @@
-//! The side that is made equal: hashes its disk ahead of the comparison, applies what comes, proves the result.
+//! The side that is made equal: hashes its disk ahead of the comparison, applies what comes, proves
+//! the result.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use failback_transport::{
     BlockData, Message, MessageReceiver, SourceEnd, TargetResult, Task, VerifyLevel,
 };
 
+use super::hash_batch::HashBatch;
 use super::ledger::Ledger;
 use super::outbox::Outbox;
 use super::pack::sub_block_sums;
@@ -25,8 +26,6 @@ use crate::pipeline::{BufferPool, PooledBuffer, ScanCounts, Scanned, Scanner};
 use crate::tree::{Leaf, TreeBuilder};
 use crate::units::BlockIndex;
 
-/// Hashes that travel as one message: enough to make the frame's head cheap, few enough not to keep the source waiting.
-const HASHES_PER_MESSAGE: usize = 64;
 /// Blocks that may be announced and not yet sent: more than any honest source has buffers for.
 const WANTED_MAX: u64 = 1024;
 /// Bytes of old blocks kept between the question for their sums and their patch.
@@ -36,14 +35,18 @@ const WORK_QUEUE: usize = 16;
 /// How often a wait looks whether the job was aborted.
 const POLL: Duration = Duration::from_millis(100);
 
+/// The last step of a session that ended equal.
+pub type Finish<'a> = Box<dyn FnOnce() -> Result<()> + Send + 'a>;
+
 /// What a target that may be changed needs.
 pub struct Changes<'a> {
     /// The disk that is made equal.
     pub target: &'a dyn Target,
     /// It was just made: all of it reads zero.
     pub is_new: bool,
-    /// Runs once the disk is proven and closed, before the source hears of it: gives a new disk its name.
-    pub finish: Box<dyn FnOnce() -> Result<()> + Send + 'a>,
+    /// Runs once the disk is proven and closed, before the source hears of it: gives a new disk its
+    /// name.
+    pub finish: Finish<'a>,
 }
 
 impl std::fmt::Debug for Changes<'_> {
@@ -54,8 +57,9 @@ impl std::fmt::Debug for Changes<'_> {
     }
 }
 
-/// Runs the target's role to its end: what the source says it did, and what this side holds now. `changes` is `None` for a
-/// comparison that changes nothing. Whether the roots are equal is in the result, not in the error.
+/// Runs the target's role to its end: what the source says it did, and what this side holds now.
+/// `changes` is `None` for a comparison that changes nothing. Whether the roots are equal is in the
+/// result, not in the error.
 ///
 /// # Errors
 /// The first error of either side. The link is closed then.
@@ -99,7 +103,8 @@ pub fn run_target(
         }
         drop(work_queue);
         let outcome = abort.guard(|| {
-            let end = role.receive_all(&mut receiver, work, &peer)?;
+            let end = role.receive_all(&mut receiver, &work, &peer)?;
+            drop(work);
             let result = role.conclude(&end, finish)?;
             role.outbox().send(Message::Result(result.clone()));
             Ok((end, result))
@@ -231,22 +236,23 @@ impl<'a> Role<'a> {
         Ok(())
     }
 
-    /// The receiving thread: hands work on until the source has said END and every block is settled.
+    /// The receiving thread: hands work on until the source has said END and every block is
+    /// settled.
     fn receive_all(
         &self,
         receiver: &mut MessageReceiver,
-        work: Sender<Work>,
+        work: &Sender<Work>,
         peer: &str,
     ) -> Result<SourceEnd> {
         let end = loop {
             match receive(receiver, peer, self.abort)? {
                 Message::End(end) => break end,
-                message => self.take_in(message, &work)?,
+                message => self.take_in(message, work)?,
             }
         };
         while !self.wait_settled()? {
             let message = receive(receiver, peer, self.abort)?;
-            self.take_in(message, &work)?;
+            self.take_in(message, work)?;
         }
         Ok(end)
     }
@@ -417,7 +423,7 @@ impl<'a> Role<'a> {
     fn conclude(
         &self,
         end: &SourceEnd,
-        finish: Option<(&dyn Target, Box<dyn FnOnce() -> Result<()> + Send + '_>)>,
+        finish: Option<(&dyn Target, Finish<'_>)>,
     ) -> Result<TargetResult> {
         let started = Instant::now();
         let progress = &self.session.progress;
@@ -484,62 +490,12 @@ impl<'a> Role<'a> {
             match scanned {
                 Scanned::Zeros { count, .. } => tree.push(Leaf::Zero, count),
                 Scanned::Data { digest, .. } => {
-                    tree.push(Leaf::Data(digest.expect("a scan hashes")), 1)
+                    tree.push(Leaf::Data(digest.expect("a scan hashes")), 1);
                 }
             }
             Ok(())
         })?;
         Ok(tree.finish())
-    }
-}
-
-/// Collects neighbouring hashes into one message.
-struct HashBatch<'a> {
-    outbox: &'a Outbox,
-    digest_len: usize,
-    first: u64,
-    next: u64,
-    hashes: BytesMut,
-}
-
-impl<'a> HashBatch<'a> {
-    fn new(outbox: &'a Outbox, digest_len: usize) -> Self {
-        Self {
-            outbox,
-            digest_len,
-            first: 0,
-            next: 0,
-            hashes: BytesMut::new(),
-        }
-    }
-
-    fn push(&mut self, leaf: Leaf, count: u64) {
-        match leaf {
-            Leaf::Zero => {
-                self.flush();
-                self.outbox.send(Message::ZeroBlocks {
-                    first_block: self.next,
-                    count,
-                });
-                self.first += count;
-            }
-            Leaf::Data(digest) => self.hashes.extend_from_slice(digest.as_bytes()),
-        }
-        self.next += count;
-        if self.hashes.len() >= HASHES_PER_MESSAGE * self.digest_len {
-            self.flush();
-        }
-    }
-
-    fn flush(&mut self) {
-        if !self.hashes.is_empty() {
-            self.outbox.send(Message::Hashes {
-                first_block: self.first,
-                hash_len: u8::try_from(self.digest_len).expect("16 or 32"),
-                payload: self.hashes.split().freeze(),
-            });
-        }
-        self.first = self.next;
     }
 }
 

@@ -1,4 +1,5 @@
-//! The target's hashes as the source sees them: a queue that the receiving thread fills and the comparison empties in order.
+//! The target's hashes as the source sees them: a queue that the receiving thread fills and the
+//! comparison empties in order.
 
 use std::time::Duration;
 
@@ -78,7 +79,7 @@ impl TheirHashes {
     /// # Errors
     /// As [`TheirHashes::zeros`], and for hashes of another kind.
     pub(super) fn hashes(&mut self, first: u64, digest_len: usize, hashes: Bytes) -> Result<()> {
-        if digest_len != self.digest_len || hashes.len() % digest_len != 0 {
+        if digest_len != self.digest_len || !hashes.len().is_multiple_of(digest_len) {
             return Err(Error::new(
                 ErrorKind::Protocol,
                 "peer: hashes of another kind than agreed",
@@ -111,7 +112,8 @@ impl TheirHashes {
 }
 
 impl TheirStream {
-    /// What the target holds from the next block on: one block of data, or up to `limit` of zeros. Waits for it.
+    /// What the target holds from the next block on: one block of data, or up to `limit` of zeros.
+    /// Waits for it.
     ///
     /// # Errors
     /// `Protocol` when the stream ends early, `Cancelled`.
@@ -151,7 +153,8 @@ impl TheirStream {
                 Err(RecvTimeoutError::Timeout) => abort.check()?,
                 Err(RecvTimeoutError::Disconnected) => {
                     abort.check()?;
-                    // The receiving thread has ended well: it was given the result, which cannot be one yet.
+                    // The receiving thread has ended well: it was given the result, which cannot be
+                    // one yet.
                     let message = "peer: a result before the end of the comparison";
                     return Err(Error::new(ErrorKind::Protocol, message));
                 }

@@ -39,7 +39,8 @@ pub struct HostFile {
     file: File,
     path: PathBuf,
     is_device: bool,
-    /// A second descriptor of the same file that bypasses the page cache; `None` where that is not to be had.
+    /// A second descriptor of the same file that bypasses the page cache; `None` where that is not
+    /// to be had.
     direct: OnceLock<Option<File>>,
 }
 
@@ -52,8 +53,9 @@ impl HostFile {
     /// Opens `path` and takes the lock that `access` implies.
     ///
     /// # Errors
-    /// `InUse` when another program holds it, `ReadOnly` when it must not be written (also for root: a file without any
-    /// write permission bit was made so on purpose), `Refused` when it is neither a file nor a block device, `Io`.
+    /// `InUse` when another program holds it, `ReadOnly` when it must not be written (also for
+    /// root: a file without any write permission bit was made so on purpose), `Refused` when it is
+    /// neither a file nor a block device, `Io`.
     pub fn open(path: &Path, access: Access) -> Result<Self> {
         let opened = platform::open(path, access == Access::Write, access == Access::Inspect);
         let file = opened.map_err(|source| open_error(source, path, access))?;
@@ -122,7 +124,8 @@ impl HostFile {
         }
     }
 
-    /// A text that names this very file and its present state: file id, length, time of last change.
+    /// A text that names this very file and its present state: file id, length, time of last
+    /// change.
     ///
     /// # Errors
     /// The system's error.
@@ -150,8 +153,8 @@ impl HostFile {
         }
     }
 
-    /// Fills `buf` from the medium, not from the page cache, where the system can do that. Flush first: dirty pages are not
-    /// on the medium yet.
+    /// Fills `buf` from the medium, not from the page cache, where the system can do that. Flush
+    /// first: dirty pages are not on the medium yet.
     ///
     /// # Errors
     /// The system's error; `UnexpectedEof` past the end.

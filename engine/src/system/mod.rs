@@ -1,5 +1,5 @@
-//! What only one operating system has: locks, reads past the page cache, devices. Each system has a twin file with the same
-//! functions; nothing outside this folder asks which system it is.
+//! What only one operating system has: locks, reads past the page cache, devices. Each system has a
+//! twin file with the same functions; nothing outside this folder asks which system it is.
 
 mod host_file;
 mod own_file;

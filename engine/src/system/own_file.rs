@@ -5,7 +5,8 @@ use std::io;
 
 use memmap2::Mmap;
 
-/// Maps a file that this program wrote itself and that nobody changes in place: maps are replaced by renaming.
+/// Maps a file that this program wrote itself and that nobody changes in place: maps are replaced
+/// by renaming.
 ///
 /// # Errors
 /// The system's error.
@@ -14,9 +15,10 @@ use memmap2::Mmap;
     reason = "mapping a file is unsafe by nature; this is the only place that does it"
 )]
 pub(crate) fn map_own_file(file: &File) -> io::Result<Mmap> {
-    // SAFETY: the bytes stay as they are as long as nobody writes to or truncates the file. Map files are written under another
-    // name, flushed and renamed, never changed afterwards. What can still go wrong: somebody truncates the file by hand while it
-    // is mapped, and reading it ends the process with SIGBUS; memory is not corrupted. Contents are checked by sums, not
-    // trusted to be valid in any other way.
+    // SAFETY: the bytes stay as they are as long as nobody writes to or truncates the file. Map
+    // files are written under another name, flushed and renamed, never changed afterwards. What can
+    // still go wrong: somebody truncates the file by hand while it is mapped, and reading it ends
+    // the process with SIGBUS; memory is not corrupted. Contents are checked by sums, not trusted
+    // to be valid in any other way.
     unsafe { Mmap::map(file) }
 }

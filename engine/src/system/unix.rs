@@ -12,7 +12,8 @@ use nix::libc;
 use super::MediumAccess;
 
 pub(super) fn open(path: &Path, writable: bool, _inspect: bool) -> io::Result<File> {
-    // Non-blocking: a FIFO must be refused, not waited on. It means nothing for files and block devices.
+    // Non-blocking: a FIFO must be refused, not waited on. It means nothing for files and block
+    // devices.
     OpenOptions::new()
         .read(true)
         .write(writable)
@@ -51,7 +52,8 @@ const QEMU_UNSHARED: i64 = 200;
 const QEMU_WRITE: i64 = 1;
 const QEMU_RESIZE: i64 = 3;
 
-/// Read locks on the bytes by which QEMU says "I read, and nobody may write or resize", refused when somebody does.
+/// Read locks on the bytes by which QEMU says "I read, and nobody may write or resize", refused
+/// when somebody does.
 pub(super) fn lock_shared(file: &File) -> io::Result<bool> {
     let held = [
         QEMU_PERMISSION,
@@ -100,7 +102,8 @@ fn region(kind: i32, start: i64, len: i64) -> libc::flock {
     }
 }
 
-/// Opens the same inode once more, bypassing the page cache: through the descriptor, since the name may lead elsewhere by now.
+/// Opens the same inode once more, bypassing the page cache: through the descriptor, since the name
+/// may lead elsewhere by now.
 pub(super) fn open_direct(file: &File, _path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .read(true)

@@ -13,8 +13,9 @@ const FILE_FLAG_NO_BUFFERING: u32 = 0x2000_0000;
 const ERROR_SHARING_VIOLATION: i32 = 32;
 const ERROR_LOCK_VIOLATION: i32 = 33;
 
-/// The share mode is the lock: taken by the open itself, gone with the last handle. A writer shares reading, as the engine
-/// itself opens a second, unbuffered handle for the proof; a second writer, or a program that may write, is refused.
+/// The share mode is the lock: taken by the open itself, gone with the last handle. A writer shares
+/// reading, as the engine itself opens a second, unbuffered handle for the proof; a second writer,
+/// or a program that may write, is refused.
 pub(super) fn open(path: &Path, writable: bool, inspect: bool) -> io::Result<File> {
     let share = if inspect {
         FILE_SHARE_ALL
@@ -32,7 +33,8 @@ pub(super) fn is_block_device(_metadata: &Metadata) -> bool {
     false
 }
 
-/// `std` has no stable file id on Windows; share modes already refuse a file opened as source and target at once.
+/// `std` has no stable file id on Windows; share modes already refuse a file opened as source and
+/// target at once.
 pub(super) fn file_id(_metadata: &Metadata) -> Option<(u64, u64)> {
     None
 }
@@ -54,7 +56,8 @@ pub(super) fn lock_exclusive(_file: &File) -> io::Result<bool> {
     Ok(true)
 }
 
-/// By name, as no handle can be reopened here; the share mode of the first handle keeps the name on this file.
+/// By name, as no handle can be reopened here; the share mode of the first handle keeps the name on
+/// this file.
 pub(super) fn open_direct(_file: &File, path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
@@ -69,7 +72,8 @@ pub(super) fn read_some(file: &File, at: u64, buf: &mut [u8]) -> io::Result<usiz
 
 pub(super) fn drop_cache(_file: &File, _at: u64, _len: u64) {}
 
-/// Local volumes are assumed; a share is not told apart here yet (`unverified`: there is no Windows to try it on).
+/// Local volumes are assumed; a share is not told apart here yet (`unverified`: there is no Windows
+/// to try it on).
 pub(super) fn medium_access(_file: &File) -> MediumAccess {
     MediumAccess::Medium
 }

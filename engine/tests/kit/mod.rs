@@ -17,12 +17,12 @@ use failback_engine::units::{BlockSize, ByteOffset};
 use failback_engine::{Abort, Error, ErrorKind, Result};
 
 /// The smallest blocks, so that small disks have many.
-pub const BLOCK: usize = 64 << 10;
+pub(crate) const BLOCK: usize = 64 << 10;
 /// A sub-block.
-pub const PAGE: usize = 4096;
+pub(crate) const PAGE: usize = 4096;
 
 /// Options of a delta in the smallest blocks.
-pub fn delta() -> SessionOptions {
+pub(crate) fn delta() -> SessionOptions {
     SessionOptions {
         task: Task::Delta,
         hash: HashKind::Blake3,
@@ -34,7 +34,7 @@ pub fn delta() -> SessionOptions {
 }
 
 /// A session's end of a link.
-pub fn session_link(link: Link) -> SessionLink {
+pub(crate) fn session_link(link: Link) -> SessionLink {
     let peer = link.peer.clone();
     let (sender, receiver, closer, _) = split(link);
     SessionLink {
@@ -46,13 +46,13 @@ pub fn session_link(link: Link) -> SessionLink {
 }
 
 /// What both roles came to.
-pub struct Ended {
+pub(crate) struct Ended {
     pub source: Result<(SourceEnd, TargetResult)>,
     pub target: Result<(SourceEnd, TargetResult)>,
 }
 
 /// Runs both roles over the loopback.
-pub fn run_session(
+pub(crate) fn run_session(
     source: &dyn Source,
     target: &dyn Target,
     options: SessionOptions,
@@ -62,7 +62,7 @@ pub fn run_session(
 }
 
 /// The same with the source's abort in the caller's hand.
-pub fn run_aborting(
+pub(crate) fn run_aborting(
     source: &dyn Source,
     target: &dyn Target,
     options: SessionOptions,
@@ -96,7 +96,7 @@ pub fn run_aborting(
 
 /// A disk in memory with one fault.
 #[derive(Debug)]
-pub struct Faulty {
+pub(crate) struct Faulty {
     pub disk: MemoryDisk,
     pub fault: Fault,
     pub reads: AtomicU64,
@@ -104,7 +104,7 @@ pub struct Faulty {
 
 /// What is wrong with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// Reads from this position on fail.
     ReadError(u64),
     /// Writes from this position on find no space.
@@ -118,7 +118,7 @@ pub enum Fault {
 }
 
 impl Faulty {
-    pub fn new(bytes: Vec<u8>, fault: Fault) -> Self {
+    pub(crate) fn new(bytes: Vec<u8>, fault: Fault) -> Self {
         Self {
             disk: MemoryDisk::new(bytes),
             fault,

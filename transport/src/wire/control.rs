@@ -48,8 +48,8 @@ pub struct NewDisk {
     pub size: u64,
     /// 512 or 4096 bytes; 0: not stated.
     pub logical_sector_size: u32,
-    /// Block size that suits the image, a power of two of at most [`NEW_DISK_BLOCK_SIZE_MAX`] bytes;
-    /// 0: not stated.
+    /// Block size that suits the image, a power of two of at most [`NEW_DISK_BLOCK_SIZE_MAX`]
+    /// bytes; 0: not stated.
     pub block_size_hint: u32,
 }
 
@@ -138,8 +138,8 @@ pub enum VerifyLevel {
 pub enum Compress {
     /// Not at all.
     Off,
-    /// zstd where that is smaller, at a level from [`ZSTD_LEVEL_MIN`] to [`ZSTD_LEVEL_MAX`]. A wish:
-    /// the source has its own bounds.
+    /// zstd where that is smaller, at a level from [`ZSTD_LEVEL_MIN`] to [`ZSTD_LEVEL_MAX`]. A
+    /// wish: the source has its own bounds.
     Zstd(i8),
 }
 

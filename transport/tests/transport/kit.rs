@@ -5,6 +5,13 @@ use failback_transport::*;
 
 /// One instance of each message; every field has a value of its own.
 pub(crate) fn samples() -> Vec<Message> {
+    let mut all = samples_of_opening();
+    all.extend(samples_of_comparison());
+    all.extend(samples_of_copy());
+    all
+}
+
+fn samples_of_opening() -> Vec<Message> {
     vec![
         Message::Hello(Hello {
             version_min: 1,
@@ -46,6 +53,11 @@ pub(crate) fn samples() -> Vec<Message> {
         }),
         Message::KeepAlive,
         Message::Bye,
+    ]
+}
+
+fn samples_of_comparison() -> Vec<Message> {
+    vec![
         Message::Hashes {
             first_block: 7,
             hash_len: 16,
@@ -74,6 +86,11 @@ pub(crate) fn samples() -> Vec<Message> {
             verified_from: VerifiedFrom::Cache,
             verify_micros: 8,
         }),
+    ]
+}
+
+fn samples_of_copy() -> Vec<Message> {
+    vec![
         Message::Compared { up_to_block: 13 },
         Message::Want { block: 14 },
         Message::Data(BlockData {
