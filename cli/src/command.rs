@@ -148,7 +148,6 @@ fn serve(args: &ServeArgs) -> anyhow::Result<u8> {
                 output::note(&format!("{peer}: {grant} as {role}"));
             }
             Event::SessionEnded { peer, outcome } => output::note(&format!("{peer}: {outcome}")),
-            Event::Warning { message } => output::note(message),
             _ => {}
         }
     };

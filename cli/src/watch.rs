@@ -13,6 +13,8 @@ use crate::progress::Bar;
 /// Passes events on to whatever was asked for.
 pub(crate) struct Watchers {
     bar: Option<Bar>,
+    /// Warnings are told in words, unless stderr carries the events.
+    tells_warnings: bool,
     events: Option<Mutex<Box<dyn Write + Send>>>,
 }
 
@@ -35,6 +37,7 @@ impl Watchers {
         let bar = (!is_on_stderr && std::io::stderr().is_terminal()).then(Bar::new);
         Ok(Self {
             bar,
+            tells_warnings: !is_on_stderr,
             events: events.map(Mutex::new),
         })
     }
@@ -44,6 +47,9 @@ impl Observer for Watchers {
     fn event(&self, event: &Event) {
         if let Some(bar) = &self.bar {
             bar.event(event);
+        }
+        if let (true, Event::Warning { message }) = (self.tells_warnings, event) {
+            crate::output::note(&format!("warning: {message}"));
         }
         if let Some(events) = &self.events {
             let mut events = events

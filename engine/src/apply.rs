@@ -165,6 +165,7 @@ impl<'a> Applier<'a> {
         let unproven =
             std::mem::take(&mut *self.unproven.lock().unwrap_or_else(PoisonError::into_inner));
         self.target.flush()?;
+        tracing::debug!(changes = unproven.len(), "flushed; reading back");
         if self.verify == VerifyLevel::Off {
             return Ok(());
         }

@@ -216,6 +216,87 @@ mod tests {
         }
     }
 
+    // Goal: roots are those of docs/formats.md, for ever. Method: numbers from tests/vectors.py,
+    // which shares no code with this.
+    #[test]
+    fn published_vectors() {
+        let pattern: Vec<u8> = (0..(3 << 20) + 512)
+            .map(|at| u8::try_from(at % 251).unwrap())
+            .collect();
+        let vectors: [(&[u8], u64, HashKind, &str); 8] = [
+            (
+                &[],
+                1 << 20,
+                HashKind::Blake3,
+                "7ca8adfcf9b4f9b020856b96d63f3d3b0070ea46445e87f252ca04f3ef54fa2e",
+            ),
+            (
+                &[],
+                1 << 20,
+                HashKind::Xxh3,
+                "7b91986cf1659d1d5a255c064a460e1c",
+            ),
+            (
+                b"hello",
+                1 << 20,
+                HashKind::Blake3,
+                "d3a58931bd3053c193ef91c70f9c05b33a091ffe326e8cbf22c0b44915c211bf",
+            ),
+            (
+                b"hello",
+                1 << 20,
+                HashKind::Xxh3,
+                "e23f9d23cf58c31e002f30da6c7a79e2",
+            ),
+            (
+                &pattern,
+                1 << 20,
+                HashKind::Blake3,
+                "3ff86d14760720da8680994a308c0fd0c1e1638ded62b07d69fc55d0af09bd31",
+            ),
+            (
+                &pattern,
+                1 << 20,
+                HashKind::Xxh3,
+                "4478acf48672c21333b35ab165be31a9",
+            ),
+            (
+                &pattern,
+                64 << 10,
+                HashKind::Blake3,
+                "f464bc4f21a1e26ccc6ed64d23c82aa2c6e14526d2c5cc8c3f5cd6405eabfa15",
+            ),
+            (
+                &pattern,
+                64 << 10,
+                HashKind::Xxh3,
+                "a415aac7301e392622253834cc80ee78",
+            ),
+        ];
+        for (disk, block, kind, root) in vectors {
+            let geometry =
+                Geometry::new(disk.len() as u64, BlockSize::new(block).unwrap()).unwrap();
+            let hasher = Hasher::new(kind);
+            assert_eq!(
+                streamed_root(&hasher, geometry, disk, true).to_string(),
+                root
+            );
+        }
+        let tebibyte = Geometry::new(1 << 40, BlockSize::DEFAULT).unwrap();
+        let zeros = [
+            (
+                HashKind::Blake3,
+                "203ff51f19317ce9b259b4c756dc45342c913e56f260fc2bf5949a450a46dfc7",
+            ),
+            (HashKind::Xxh3, "59cdbf3000a04bc107f55c5bb8ecd048"),
+        ];
+        for (kind, root) in zeros {
+            let mut tree = TreeBuilder::new(&Hasher::new(kind), tebibyte);
+            tree.push(Leaf::Zero, 1 << 20);
+            assert_eq!(tree.finish().to_string(), root);
+        }
+    }
+
     // Goal: an empty 64 TiB disk costs hashes per level, not per block. Method: build it in one
     // push.
     #[test]

@@ -150,6 +150,7 @@ fn open(grant: &Grant, request: &OpenRequest) -> Result<OpenDisk> {
                     .then_some(create.logical_sector_size),
                 image_block_size: (create.block_size_hint != 0).then_some(create.block_size_hint),
                 identity: String::new(),
+                warnings: Vec::new(),
             };
             let new = new_disk(&grant.path, None, &source)?;
             Ok(OpenDisk::New(PendingDisk::create(&grant.path, &new)?))

@@ -66,6 +66,7 @@ impl Source for MemoryDisk {
             logical_sector_size: None,
             image_block_size: None,
             identity: "memory".into(),
+            warnings: Vec::new(),
         }
     }
 

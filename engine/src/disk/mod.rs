@@ -60,6 +60,8 @@ pub struct DiskInfo {
     pub image_block_size: Option<u32>,
     /// A text that changes when the image is replaced or, as far as its format tells, rewritten.
     pub identity: String,
+    /// What is odd about the image and was got over, one line each.
+    pub warnings: Vec<String>,
 }
 
 /// A readable disk. Methods take `&self` and run on many threads at once.

@@ -86,6 +86,7 @@ impl Source for RawDisk {
             logical_sector_size: None,
             image_block_size: None,
             identity: self.identity.clone(),
+            warnings: Vec::new(),
         }
     }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use failback_vhdx as format;
-use failback_vhdx::{Image, Place, Run};
+use failback_vhdx::{Image, LogState, Place, Run};
 
 use super::{DiskInfo, Extent, ExtentKind, Source, Target};
 use crate::error::{Error, ErrorKind, Result};
@@ -53,6 +53,19 @@ impl VhdxDisk {
         &self.image
     }
 
+    fn warnings(&self) -> Vec<String> {
+        let replayed = match self.image.log_state() {
+            LogState::Replayed { entries } => Some(format!(
+                "the log held {entries} entries: replayed in memory, the file was not touched"
+            )),
+            _ => None,
+        };
+        let odd = self.image.warnings().iter().map(ToString::to_string);
+        odd.chain(replayed)
+            .map(|line| crate::error::one_line(&line))
+            .collect()
+    }
+
     fn converted<T>(&self, result: format::Result<T>) -> Result<T> {
         result.map_err(|e| convert(&e, &self.file))
     }
@@ -94,6 +107,7 @@ impl Source for VhdxDisk {
                 self.image.disk_id(),
                 self.image.data_write_guid()
             ),
+            warnings: self.warnings(),
         }
     }
 

@@ -120,6 +120,7 @@ fn from_wire(info: &wire::DiskInfo) -> DiskInfo {
         logical_sector_size: (info.logical_sector_size != 0).then_some(info.logical_sector_size),
         image_block_size: None,
         identity: crate::error::one_line(&info.identity),
+        warnings: Vec::new(),
     }
 }
 

@@ -161,6 +161,7 @@ fn run_sync(
     report.source.describe(&source.info());
     let (target, is_new) = open_target_side(request, &source.info())?;
     report.target.describe(&target.info());
+    warn(observer, &[source.info(), target.info()]);
     check_fit(&source.info(), &target.info())?;
     let plan = choose(request.strategy, is_new);
     report.strategy = Some(plan.strategy());
@@ -215,6 +216,7 @@ fn run_verify(
         SourceSide::Remote(connection, info) => TargetSide::Remote(connection, info),
     };
     report.target.describe(&b.info());
+    warn(observer, &[a.info(), b.info()]);
     if a.info().virtual_size != b.info().virtual_size {
         // Unlike a sync, a comparison has an answer here.
         report.reasons.push("geometry_mismatch");
@@ -239,6 +241,13 @@ fn run_verify(
         Outcome::Different
     };
     Ok(())
+}
+
+fn warn(observer: &dyn Observer, disks: &[DiskInfo]) {
+    for message in disks.iter().flat_map(|disk| disk.warnings.clone()) {
+        tracing::warn!(message);
+        observer.event(&Event::Warning { message });
+    }
 }
 
 fn open_source_side(endpoint: &Endpoint, format: Option<Format>) -> Result<SourceSide> {

@@ -86,7 +86,8 @@ pub fn info(path: &Path, format: Option<Format>) -> Result<ImageInfo> {
     let (disk, vhdx) = match decide_format(&file, format)? {
         Format::Vhdx => {
             let disk = VhdxDisk::open(file.clone())?;
-            let vhdx = vhdx_info(disk.image()).map_err(|e| crate::disk::vhdx_error(&e, &file))?;
+            let vhdx = vhdx_info(disk.image(), disk.info().warnings)
+                .map_err(|e| crate::disk::vhdx_error(&e, &file))?;
             (disk.info(), Some(vhdx))
         }
         _ => (RawDisk::open(file)?.info(), None),
@@ -107,7 +108,7 @@ pub fn info(path: &Path, format: Option<Format>) -> Result<ImageInfo> {
     })
 }
 
-fn vhdx_info(image: &Image) -> failback_vhdx::Result<VhdxInfo> {
+fn vhdx_info(image: &Image, warnings: Vec<String>) -> failback_vhdx::Result<VhdxInfo> {
     let allocation = image.scan_allocation()?;
     let (log, log_entries) = match image.log_state() {
         LogState::Replayed { entries } => ("replayed", entries),
@@ -129,6 +130,6 @@ fn vhdx_info(image: &Image) -> failback_vhdx::Result<VhdxInfo> {
         blocks_total: image.virtual_size().div_ceil(u64::from(image.block_size())),
         blocks_allocated: allocation.present,
         allocated: allocation.allocated,
-        warnings: image.warnings().iter().map(ToString::to_string).collect(),
+        warnings,
     })
 }

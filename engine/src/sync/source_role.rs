@@ -45,6 +45,7 @@ pub fn run_source(
         closer,
         peer,
     } = link;
+    tracing::debug!(peer, task = ?session.options.task, "session as source");
     abort.add_closer(closer);
     let (outbox, outgoing) = Outbox::new();
     let total = session.geometry.block_count().0;

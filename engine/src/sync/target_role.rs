@@ -76,6 +76,7 @@ pub fn run_target(
         closer,
         peer,
     } = link;
+    tracing::debug!(peer, task = ?session.options.task, "session as target");
     abort.add_closer(closer);
     let (outbox, outgoing) = Outbox::new();
     let applier = changes
