@@ -187,9 +187,11 @@ impl Jobs<'_> {
 impl Packing {
     fn send(&self, Packed { data, changed_len }: Packed, outbox: &Outbox) {
         let sent = data.payload.len() as u64;
-        self.counts
-            .changed
-            .fetch_add(changed_len, Ordering::Relaxed);
+        if self.options.task != Task::Full {
+            self.counts
+                .changed
+                .fetch_add(changed_len, Ordering::Relaxed);
+        }
         self.counts
             .raw
             .fetch_add(u64::from(data.raw_len), Ordering::Relaxed);

@@ -147,7 +147,12 @@ impl HostFile {
     /// Where [`HostFile::read_past_cache`] reads from.
     #[must_use]
     pub fn medium_access(&self) -> MediumAccess {
-        match (platform::medium_access(&self.file), self.direct()) {
+        // A device node lies in a file system in memory, its bytes do not.
+        let access = match self.is_device {
+            true => MediumAccess::Medium,
+            false => platform::medium_access(&self.file),
+        };
+        match (access, self.direct()) {
             (MediumAccess::Medium, None) => MediumAccess::Cache,
             (access, _) => access,
         }
