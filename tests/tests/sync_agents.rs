@@ -57,6 +57,31 @@ fn two_agents_of_two_hosts_sync_one_after_the_other() {
 }
 
 #[test]
+fn both_ends_behind_agents() {
+    skip_without!("qemu-img");
+    let disks = Disks::new();
+    let new = disks.dir().join("relayed.vhdx");
+    let grants = [
+        disks.grant("ro"),
+        format!("new={}:rw,max=1G", new.display()),
+    ];
+    let here = Agent::start(Via::Unix, disks.dir(), &grants[..1]);
+    let there = Agent::start(Via::Tcp, disks.dir(), &grants[1..]);
+
+    let first = cli::sync(here.endpoint("disk"), there.endpoint("new"))
+        .exits(0)
+        .json();
+    let second = cli::sync(here.endpoint("disk"), there.endpoint("new"))
+        .exits(0)
+        .json();
+
+    report::assert_done(&first);
+    report::assert_nothing_sent(&second);
+    drop((here, there));
+    qemu::assert_identical((&disks.target, Dynamic(2)), (&new, Dynamic(2)));
+}
+
+#[test]
 fn a_missing_target_is_made_within_its_grant() {
     skip_without!("qemu-img");
     let disks = Disks::new();

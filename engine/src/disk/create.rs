@@ -48,7 +48,7 @@ impl PendingDisk {
         refuse_existing(path)?;
         let temporary = temporary_beside(path)?;
         let (file, temporary) = temporary.into_parts();
-        let file = Arc::new(HostFile::adopt(file, &temporary)?);
+        let file = Arc::new(HostFile::adopt(file, &temporary, path)?);
         let disk: Arc<dyn Target> = match new.format {
             Format::Raw => {
                 let resized = FileAt::set_len(file.as_ref(), new.len);

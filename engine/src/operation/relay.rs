@@ -8,7 +8,7 @@ use failback_transport::{Message, MessageReceiver, MessageSender, SourceEnd, Tar
 
 use crate::abort::Abort;
 use crate::error::{Error, ErrorKind, Result, peer_error};
-use crate::sync::SessionLink;
+use crate::sync::{SessionLink, watch};
 
 /// Messages read from one side and not yet taken by the other.
 const QUEUE: usize = 16;
@@ -26,7 +26,9 @@ pub(super) fn relay(
     abort.add_closer(target.closer);
     let (mut to_source, mut from_source) = (source.sender, source.receiver);
     let (mut to_target, mut from_target) = (target.sender, target.receiver);
+    let (done, is_done) = bounded::<()>(0);
     let (end, result) = std::thread::scope(|scope| {
+        scope.spawn(move || watch(&is_done, abort));
         let end = scope.spawn(|| {
             carry(
                 &mut from_source,
@@ -49,7 +51,9 @@ pub(super) fn relay(
                 _ => None,
             },
         );
-        (end.join().expect("errors are values here"), result)
+        let end = end.join().expect("errors are values here");
+        drop(done);
+        (end, result)
     });
     abort.verdict()?;
     end.zip(result)
@@ -67,6 +71,8 @@ fn carry<T: Send>(
 ) -> Option<T> {
     let (queue, queued) = bounded::<Message>(QUEUE);
     std::thread::scope(|scope| {
+        // Ends with this closure, and then the sending thread does too.
+        let queue = queue;
         scope.spawn(move || {
             while let Ok(message) = queued.recv() {
                 let is_drained = queued.is_empty();
@@ -93,7 +99,8 @@ fn carry<T: Send>(
                     }
                 }
                 Err(error) => {
-                    abort.fail(peer_error(error));
+                    // After a cancel the link's end is only its consequence.
+                    abort.fail(abort.check().err().unwrap_or_else(|| peer_error(error)));
                     abort.close_links();
                     return found;
                 }

@@ -27,6 +27,7 @@ mod target_role;
 mod their_stream;
 
 pub(crate) use pack::unpack;
+pub(crate) use role::watch;
 pub use session::{Phase, Session, SessionLink, SessionOptions, SessionProgress, Task};
 pub use source_role::run_source;
 pub use target_role::{Changes, Finish, run_target};

@@ -25,7 +25,7 @@ pub(super) fn pump(outgoing: Outgoing, sender: &mut MessageSender, abort: &Abort
 }
 
 /// Cuts the link of an aborted job whose farewell does not get through. Ends when `done` does.
-pub(super) fn watch(done: &Receiver<()>, abort: &Abort) {
+pub(crate) fn watch(done: &Receiver<()>, abort: &Abort) {
     let mut deadline = None;
     loop {
         match done.recv_timeout(POLL) {

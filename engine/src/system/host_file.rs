@@ -37,7 +37,10 @@ pub enum MediumAccess {
 #[derive(Debug)]
 pub struct HostFile {
     file: File,
+    /// Where it lies now.
     path: PathBuf,
+    /// What it is called in errors: a new file is known by the name that it will get.
+    shown: PathBuf,
     is_device: bool,
     /// A second descriptor of the same file that bypasses the page cache; `None` where that is not
     /// to be had.
@@ -62,12 +65,17 @@ impl HostFile {
         Self::checked(file, path, access)
     }
 
-    /// Wraps a file that this process just made, and locks it for writing.
+    /// Wraps a file that this process just made at `path`, and locks it for writing; errors call it
+    /// `shown`.
     ///
     /// # Errors
     /// As [`HostFile::open`].
-    pub(crate) fn adopt(file: File, path: &Path) -> Result<Self> {
-        Self::checked(file, path, Access::Write)
+    pub(crate) fn adopt(file: File, path: &Path, shown: &Path) -> Result<Self> {
+        let adopted = Self::checked(file, shown, Access::Write)?;
+        Ok(Self {
+            path: path.to_owned(),
+            ..adopted
+        })
     }
 
     fn checked(file: File, path: &Path, access: Access) -> Result<Self> {
@@ -96,15 +104,16 @@ impl HostFile {
         Ok(Self {
             file,
             path: path.to_owned(),
+            shown: path.to_owned(),
             is_device,
             direct: OnceLock::new(),
         })
     }
 
-    /// The path it was opened by.
+    /// The path it was opened by, or that it will get.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.shown
     }
 
     /// Whether it is a block device, whose length is fixed.
