@@ -71,9 +71,14 @@ impl Observer for Watchers {
 /// The system refuses a handler.
 pub(crate) fn cancel_on_signals() -> anyhow::Result<CancelToken> {
     use signal_hook::consts::{SIGINT, SIGTERM};
+    // A lost terminal ends a job in order, too.
+    #[cfg(unix)]
+    let signals = [SIGINT, SIGTERM, signal_hook::consts::SIGHUP];
+    #[cfg(not(unix))]
+    let signals = [SIGINT, SIGTERM];
     const EXIT_CANCELLED: i32 = 7;
     let token = CancelToken::new();
-    for signal in [SIGINT, SIGTERM] {
+    for signal in signals {
         signal_hook::flag::register_conditional_shutdown(signal, EXIT_CANCELLED, token.flag())?;
         signal_hook::flag::register(signal, token.flag())?;
     }

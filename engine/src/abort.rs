@@ -141,6 +141,15 @@ impl Abort {
         }
     }
 
+    /// Whether the job ended because the peer said so, or because the link did: nobody waits for
+    /// our own account then.
+    pub(crate) fn is_told_by_peer(&self) -> bool {
+        let first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        first
+            .as_ref()
+            .is_some_and(|error| error.is_from_peer() || error.kind() == ErrorKind::PeerGone)
+    }
+
     /// The first error in words for the peer, if there is one.
     pub(crate) fn failure(&self) -> Option<failback_transport::Failure> {
         let first = self.first.lock().unwrap_or_else(PoisonError::into_inner);

@@ -19,9 +19,9 @@ use crate::sync::{Session, SessionProgress, unpack};
 use crate::system::MediumAccess;
 use crate::units::{BlockIndex, ByteOffset, Geometry, SUB_BLOCK_LEN, range_len};
 
-/// Changes that wait for their proof; more are proven before the job goes on. 64 Ki records are
-/// some 10 MiB.
-const UNPROVEN_MAX: usize = 64 << 10;
+/// Ranges that wait for their proof; more are proven before the job goes on. 128 Ki ranges and the
+/// records around them are some 10 MiB.
+const UNPROVEN_MAX: usize = 128 << 10;
 /// Reading back is waiting for a device, one read at a time for each thread.
 const PROOF_THREADS: usize = 8;
 /// Bytes of zeros that are read back as one.
@@ -46,10 +46,17 @@ pub(crate) struct Applier<'a> {
     hasher: &'a Hasher,
     verify: VerifyLevel,
     is_hashed: bool,
-    unproven: Mutex<Vec<Unproven>>,
+    unproven: Mutex<UnprovenList>,
     progress: &'a SessionProgress,
     written: AtomicU64,
     zeroed_blocks: AtomicU64,
+}
+
+/// Changes, and how many ranges they hold.
+#[derive(Debug, Default)]
+struct UnprovenList {
+    changes: Vec<Unproven>,
+    ranges: usize,
 }
 
 /// A change that was not read back yet.
@@ -163,7 +170,8 @@ impl<'a> Applier<'a> {
     /// `VerifyFailed` with the offset when the target does not hold what was sent, `Io`.
     pub(crate) fn prove(&self) -> Result<()> {
         let unproven =
-            std::mem::take(&mut *self.unproven.lock().unwrap_or_else(PoisonError::into_inner));
+            std::mem::take(&mut *self.unproven.lock().unwrap_or_else(PoisonError::into_inner))
+                .changes;
         self.target.flush()?;
         tracing::debug!(changes = unproven.len(), "flushed; reading back");
         if self.verify == VerifyLevel::Off {
@@ -290,18 +298,23 @@ impl<'a> Applier<'a> {
     }
 
     fn remember(&self, change: Unproven) -> Result<()> {
-        if self.verify == VerifyLevel::Off {
+        // With `Full` the whole target is read back at the end, with these ranges in it.
+        if self.verify != VerifyLevel::Changed {
             return Ok(());
         }
-        let mut unproven = self.unproven.lock().unwrap_or_else(PoisonError::into_inner);
-        match (unproven.last_mut(), change) {
+        let mut list = self.unproven.lock().unwrap_or_else(PoisonError::into_inner);
+        list.ranges += match &change {
+            Unproven::Parts(ranges, _) => ranges.len(),
+            _ => 1,
+        };
+        match (list.changes.last_mut(), change) {
             (Some(Unproven::Zeros(last)), Unproven::Zeros(next)) if last.end == next.start => {
                 last.end = next.end;
             }
-            (_, change) => unproven.push(change),
+            (_, change) => list.changes.push(change),
         }
-        let is_full = unproven.len() >= UNPROVEN_MAX;
-        drop(unproven);
+        let is_full = list.ranges >= UNPROVEN_MAX;
+        drop(list);
         if is_full { self.prove() } else { Ok(()) }
     }
 

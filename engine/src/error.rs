@@ -87,6 +87,17 @@ impl ErrorKind {
         }
     }
 
+    /// The kind of a failed operation of the system.
+    pub(crate) fn of_io(source: &io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::StorageFull
+            | io::ErrorKind::QuotaExceeded
+            | io::ErrorKind::FileTooLarge => Self::NoSpace,
+            io::ErrorKind::ReadOnlyFilesystem => Self::ReadOnly,
+            _ => Self::Io,
+        }
+    }
+
     /// Number of this kind in a failure message.
     #[must_use]
     pub(crate) fn wire(self) -> u16 {
@@ -135,13 +146,7 @@ impl Error {
 
     /// A failed operation of the system; a full disk and a read-only one get their own kinds.
     pub fn io(source: io::Error, message: impl Into<String>) -> Self {
-        let kind = match source.kind() {
-            io::ErrorKind::StorageFull
-            | io::ErrorKind::QuotaExceeded
-            | io::ErrorKind::FileTooLarge => ErrorKind::NoSpace,
-            io::ErrorKind::ReadOnlyFilesystem => ErrorKind::ReadOnly,
-            _ => ErrorKind::Io,
-        };
+        let kind = ErrorKind::of_io(&source);
         Self {
             source: Some(Box::new(source)),
             ..Self::new(kind, message)
@@ -272,6 +277,8 @@ impl Error {
         let kind = match error.kind() {
             From::Protocol | From::Version => ErrorKind::Protocol,
             From::Refused => ErrorKind::Refused,
+            // Our own message broke a limit.
+            From::Invalid => ErrorKind::Internal,
             _ => ErrorKind::PeerGone,
         };
         Self::new(kind, "link to the peer").caused_by(error)

@@ -8,14 +8,15 @@ mod kit;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use failback_engine::disk::{MemoryDisk, Target};
+use failback_engine::disk::{MemoryDisk, Source, Target};
+use failback_engine::hash::HashKind;
 use failback_engine::sync::{Changes, Session, SessionOptions, Task, run_source, run_target};
 use failback_engine::transport::link::loopback;
 use failback_engine::transport::{
     Base, BlockData, Digest, Encoding, Message, RunKind, SourceEnd, SubRun, TargetResult,
 };
 use failback_engine::{Abort, Error, ErrorKind, Result};
-use kit::{BLOCK, delta, session_link};
+use kit::{BLOCK, Endless, delta, session_link};
 
 const BLOCKS: usize = 8;
 
@@ -138,6 +139,36 @@ fn a_comparison_that_is_ahead_of_the_hashes() {
 #[test]
 fn an_end_before_everything_is_settled() {
     refused_by_target(&[Message::End(SourceEnd::default())]);
+}
+
+// The scan of a large disk waits for room that only the comparison gives: it must not wait for
+// ever.
+#[test]
+fn an_end_before_the_comparison_of_a_large_disk() {
+    let disk = Endless {
+        blocks: 40_000,
+        is_zero: |_| false,
+    };
+    let ended = against(&[Message::End(SourceEnd::default())], |link| {
+        let options = SessionOptions {
+            hash: HashKind::Xxh3,
+            ..delta()
+        };
+        let session = Session::new(options, disk.info().virtual_size).unwrap();
+        let changes = Changes {
+            target: &disk,
+            is_new: false,
+            finish: Box::new(|| Ok(())),
+        };
+        run_target(
+            &session,
+            &disk,
+            Some(changes),
+            link,
+            &Arc::new(Abort::new()),
+        )
+    });
+    assert_eq!(ended.unwrap_err().kind(), ErrorKind::Protocol);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use failback_engine::transport::{Compress, VerifyLevel};
 use failback_engine::tree::{Leaf, TreeBuilder};
 use failback_engine::units::Geometry;
 use failback_engine::{Abort, ErrorKind};
-use kit::{BLOCK, Fault, Faulty, PAGE, delta, run_aborting, run_session};
+use kit::{BLOCK, Endless, Fault, Faulty, PAGE, delta, run_aborting, run_session};
 use proptest::prelude::*;
 
 /// What a block holds, as a property sees it.
@@ -257,4 +257,41 @@ fn cancelling_ends_both_sides() {
     );
     assert_eq!(ended.source.unwrap_err().kind(), ErrorKind::Cancelled);
     assert!(ended.target.is_err());
+}
+
+// A zero run that waits for its end would hold back everything after it, past the ledger's limit.
+#[test]
+fn a_full_copy_of_one_zero_and_very_many_data_blocks() {
+    let disk = Endless {
+        blocks: 66_000,
+        is_zero: |block| block == 0,
+    };
+    let options = SessionOptions {
+        task: Task::Full,
+        verify: VerifyLevel::Off,
+        ..delta()
+    };
+    let (_, result) = run_session(&disk, &disk, options, false).source.unwrap();
+    assert!(result.equal);
+    assert_eq!(result.written, 65_999 * BLOCK as u64);
+}
+
+// Written zeros between data cost no more than data: the bound on the link holds for any content.
+#[test]
+fn alternating_zero_blocks_stay_cheap_on_the_link() {
+    let disk = Endless {
+        blocks: 4096,
+        is_zero: |block| block % 2 == 0,
+    };
+    let options = SessionOptions {
+        hash: HashKind::Xxh3,
+        ..delta()
+    };
+    let ended = run_session(&disk, &disk, options, false);
+    assert!(ended.source.unwrap().1.equal);
+    let bytes_per_block = ended.wire_out as f64 / 4096.0;
+    assert!(
+        bytes_per_block < 18.0,
+        "{bytes_per_block} bytes for each block"
+    );
 }

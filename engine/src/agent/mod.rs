@@ -7,6 +7,7 @@
 mod grant;
 mod visit;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ const POLL: Duration = Duration::from_millis(100);
 /// Accepts peers until `cancel`, and ends the sessions under way then.
 ///
 /// # Errors
-/// `Io` when the system refuses to accept.
+/// None so far; an accept that fails is told to the observer and tried again.
 pub fn serve(
     listener: &Listener,
     grants: &Grants,
@@ -53,11 +54,15 @@ pub fn serve(
             let link = match listener.accept() {
                 Ok(Some(link)) => link,
                 Ok(None) => return Ok(()),
-                Err(error) if cancel.is_cancelled() => {
-                    drop(error);
-                    return Ok(());
+                Err(_) if cancel.is_cancelled() => return Ok(()),
+                Err(error) => {
+                    // Want of descriptors or memory passes; an agent that ends because of it does
+                    // not come back.
+                    let message = Error::new(ErrorKind::Io, "accept").caused_by(error).chain();
+                    observer.event(&Event::Warning { message });
+                    std::thread::sleep(POLL);
+                    continue;
                 }
-                Err(error) => return Err(Error::new(ErrorKind::Io, "accept").caused_by(error)),
             };
             if peers.fetch_add(1, Ordering::SeqCst) >= PEERS_MAX {
                 // Dropping the link closes it; the peer sees an end instead of a wait.
@@ -67,8 +72,15 @@ pub fn serve(
             }
             let peers = &peers;
             scope.spawn(move || {
-                visit::receive_peer(link, grants, observer, cancel);
+                // A defect met by one peer must not end the others' agent.
+                let served = catch_unwind(AssertUnwindSafe(|| {
+                    visit::receive_peer(link, grants, observer, cancel);
+                }));
                 peers.fetch_sub(1, Ordering::SeqCst);
+                if served.is_err() {
+                    let message = "a session panicked; this is a defect of failback".to_owned();
+                    observer.event(&Event::Warning { message });
+                }
             });
         }
     })

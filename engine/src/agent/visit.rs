@@ -1,10 +1,11 @@
 //! One peer, from hello to goodbye.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use failback_transport as wire;
 use failback_transport::link::{HANDSHAKE_LIMIT, IDLE_LIMIT, Link};
-use failback_transport::{Access, Message, OpenRequest, Role, SessionParams, Task};
+use failback_transport::{Access, Compress, Message, OpenRequest, Role, SessionParams, Task};
 
 use super::grant::{Grant, Grants};
 use crate::abort::{Abort, CancelToken};
@@ -15,6 +16,9 @@ use crate::hash::HashKind;
 use crate::operation::{SOFTWARE, new_disk};
 use crate::sync::{Changes, Session, SessionLink, SessionOptions, run_source, run_target};
 use crate::units::BlockSize;
+
+/// Highest zstd level that a peer can make this host compress at: some 200 MB/s a core.
+const ZSTD_LEVEL_MAX: i8 = 3;
 
 /// Serves one peer to the end, and tells the observer how it ended.
 pub(super) fn receive_peer(
@@ -69,21 +73,12 @@ fn converse(
     };
     match prepare(&mut link, grants) {
         Ok((disk, params, grant)) => run(disk, &params, &grant, link, observer, cancel),
-        Err(error) => {
-            // Told, not expected to arrive: the peer may be the reason.
-            let message = Message::Failure(error.to_wire());
-            drop(
-                link.sender
-                    .send(&message)
-                    .and_then(|()| link.sender.flush()),
-            );
-            Err(error)
-        }
+        Err(error) => refuse(link, error),
     }
 }
 
 fn prepare(link: &mut SessionLink, grants: &Grants) -> Result<(OpenDisk, SessionParams, String)> {
-    let Message::Open(request) = hear(link)? else {
+    let Message::Open(request) = hear(link, HANDSHAKE_LIMIT)? else {
         return Err(out_of_place());
     };
     let disk = open(grants.find(&request.name)?, &request)?;
@@ -103,20 +98,25 @@ fn prepare(link: &mut SessionLink, grants: &Grants) -> Result<(OpenDisk, Session
     link.receiver
         .set_idle_limit(IDLE_LIMIT)
         .map_err(peer_error)?;
-    match hear(link)? {
+    match hear(link, IDLE_LIMIT)? {
         Message::Start(params) => Ok((disk, params, request.name)),
         _ => Err(out_of_place()),
     }
 }
 
-fn hear(link: &mut SessionLink) -> Result<Message> {
-    loop {
+/// The next message that says something, within `limit` in all: a peer that only shows that it
+/// lives would else hold a place, and after OPEN a disk, for ever.
+fn hear(link: &mut SessionLink, limit: Duration) -> Result<Message> {
+    let started = Instant::now();
+    while started.elapsed() < limit {
         match link.receiver.recv().map_err(peer_error)? {
             Message::KeepAlive => {}
             Message::Failure(failure) => return Err(Error::from_wire(&failure, &link.peer)),
             message => return Ok(message),
         }
     }
+    let message = "peer: says nothing but that it lives";
+    Err(Error::new(ErrorKind::PeerGone, message))
 }
 
 fn open(grant: &Grant, request: &OpenRequest) -> Result<OpenDisk> {
@@ -172,7 +172,11 @@ fn run(
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<()> {
-    let session = Session::new(options(params)?, disk.info().virtual_size)?;
+    let session =
+        match options(params).and_then(|options| Session::new(options, disk.info().virtual_size)) {
+            Ok(session) => session,
+            Err(error) => return refuse(link, error),
+        };
     let is_change = matches!(params.task, Task::Delta | Task::Full);
     let role = if params.peer_role == Role::Source {
         "source"
@@ -210,20 +214,29 @@ fn run(
             };
             run_target(&session, disk.as_ref(), Some(changes), link, &abort).map(drop)
         }
-        _ => {
-            let mut link = link;
-            let error = Error::new(ErrorKind::NotGranted, "the disk was not opened for this");
-            drop(
-                link.sender
-                    .send(&Message::Failure(error.to_wire()))
-                    .and_then(|()| link.sender.flush()),
-            );
-            Err(error)
-        }
+        _ => refuse(
+            link,
+            Error::new(ErrorKind::NotGranted, "the disk was not opened for this"),
+        ),
     }
 }
 
+/// Tells the peer why not. Told, not expected to arrive: the peer may be the reason.
+fn refuse<T>(mut link: SessionLink, error: Error) -> Result<T> {
+    let message = Message::Failure(error.to_wire());
+    drop(
+        link.sender
+            .send(&message)
+            .and_then(|()| link.sender.flush()),
+    );
+    Err(error)
+}
+
 fn options(params: &SessionParams) -> Result<SessionOptions> {
+    if params.task == Task::Map {
+        let message = "this release does not serve maps";
+        return Err(Error::new(ErrorKind::Unsupported, message));
+    }
     Ok(SessionOptions {
         task: params.task,
         hash: match params.hash {
@@ -232,7 +245,11 @@ fn options(params: &SessionParams) -> Result<SessionOptions> {
         },
         block_size: BlockSize::new(params.block_size.into())?,
         verify: params.verify,
-        compress: params.compress,
+        // The peer asks, this host pays: a level is a matter of its own processors.
+        compress: match params.compress {
+            Compress::Zstd(level) => Compress::Zstd(level.clamp(1, ZSTD_LEVEL_MAX)),
+            Compress::Off => Compress::Off,
+        },
         sub_hash_seed: params.sub_hash_seed,
     })
 }

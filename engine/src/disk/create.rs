@@ -141,15 +141,14 @@ fn existing(path: &Path) -> Error {
 }
 
 fn temporary_beside(path: &Path) -> Result<tempfile::NamedTempFile> {
-    let name = path
-        .file_name()
-        .ok_or_else(|| Error::new(ErrorKind::Usage, "names no file").path(path))?;
+    if path.file_name().is_none() {
+        return Err(Error::new(ErrorKind::Usage, "names no file").path(path));
+    }
     let parent = path
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty());
     let mut builder = tempfile::Builder::new();
-    let prefix = format!(".{}.", name.to_string_lossy());
-    builder.prefix(&prefix).suffix(".failback-new");
+    builder.prefix(".failback-new.");
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;

@@ -82,10 +82,8 @@ pub(crate) fn convert(error: &format::Error, file: &HostFile) -> Error {
         _ => ErrorKind::Io,
     };
     let source = std::error::Error::source(error).and_then(|s| s.downcast_ref::<std::io::Error>());
-    let kind = match source.map(std::io::Error::kind) {
-        Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded) => {
-            ErrorKind::NoSpace
-        }
+    let kind = match source.map(ErrorKind::of_io) {
+        Some(better) if kind == ErrorKind::Io => better,
         _ => kind,
     };
     let text = match std::error::Error::source(error) {

@@ -190,6 +190,7 @@ fn run_sync(
     report.seconds.plan = started.elapsed().as_secs_f64();
     let outcome = run(source, target, options, observer, cancel, started)?;
     tell(report, &outcome, started);
+    check_proof(&outcome, &options)?;
     if !outcome.result.equal {
         let message = "the target's root hash is not the source's: the target is not equal";
         return Err(Error::new(ErrorKind::VerifyFailed, message));
@@ -235,11 +236,35 @@ fn run_verify(
     let outcome = run(a, b, options, observer, cancel, started)?;
     tell(report, &outcome, started);
     report.bytes.verified = outcome.result.target_read;
-    report.outcome = if outcome.result.equal {
+    let is_equal = outcome.result.equal && are_roots_equal(&outcome, &options);
+    report.outcome = if is_equal {
         Outcome::Equal
     } else {
         Outcome::Different
     };
+    Ok(())
+}
+
+/// Whether both sides state the same root. Only a full copy that nobody wanted proven has none.
+fn are_roots_equal(outcome: &SessionOutcome, options: &SessionOptions) -> bool {
+    let may_be_unknown = options.task == Task::Full && options.verify == VerifyLevel::Off;
+    match (outcome.end.root, outcome.result.root) {
+        (None, None) => may_be_unknown,
+        (source, target) => source == target,
+    }
+}
+
+/// The target's word that all is well is not enough: it may be the one that errs.
+fn check_proof(outcome: &SessionOutcome, options: &SessionOptions) -> Result<()> {
+    let (written, verified) = (outcome.result.written, outcome.result.verified);
+    if outcome.result.equal && !are_roots_equal(outcome, options) {
+        let message = "the target claims to be equal, and its root hash is not the source's";
+        return Err(Error::new(ErrorKind::VerifyFailed, message));
+    }
+    if options.verify != VerifyLevel::Off && verified < written {
+        let message = format!("{written} bytes were written and only {verified} were read back");
+        return Err(Error::new(ErrorKind::VerifyFailed, message));
+    }
     Ok(())
 }
 
@@ -420,4 +445,61 @@ fn tell(report: &mut Report, outcome: &SessionOutcome, started: Instant) {
     let verify = result.verify_micros as f64 / 1e6;
     report.seconds.verify = verify;
     report.seconds.copy = (started.elapsed().as_secs_f64() - report.seconds.plan - verify).max(0.0);
+}
+
+#[cfg(test)]
+mod tests {
+    use failback_transport::{Digest, SourceEnd, TargetResult};
+
+    use super::*;
+
+    fn outcome(source: Option<u8>, target: Option<u8>, verified: u64) -> SessionOutcome {
+        let root = |byte: Option<u8>| byte.map(|byte| Digest::from([byte; 32]));
+        let end = SourceEnd {
+            root: root(source),
+            ..SourceEnd::default()
+        };
+        let written = 4096;
+        let root = root(target);
+        let result = TargetResult {
+            root,
+            equal: true,
+            written,
+            verified,
+            ..TargetResult::default()
+        };
+        SessionOutcome {
+            end,
+            result,
+            wire: (0, 0),
+            target: None,
+        }
+    }
+
+    fn options(task: Task, verify: VerifyLevel) -> SessionOptions {
+        SessionOptions {
+            task,
+            hash: HashKind::Blake3,
+            block_size: BlockSize::DEFAULT,
+            verify,
+            compress: Compress::Off,
+            sub_hash_seed: 0,
+        }
+    }
+
+    // Goal: a target's word is not believed against the roots, nor without a proof of its size.
+    // Method: targets that all claim to be equal.
+    #[test]
+    fn a_claim_without_a_proof_is_no_success() {
+        let changed = options(Task::Delta, VerifyLevel::Changed);
+        let blind = options(Task::Full, VerifyLevel::Off);
+        let is_proven = |outcome: SessionOutcome, options| check_proof(&outcome, &options).is_ok();
+        assert!(is_proven(outcome(Some(1), Some(1), 4096), changed));
+        assert!(!is_proven(outcome(Some(1), Some(1), 4095), changed));
+        assert!(!is_proven(outcome(Some(1), Some(2), 4096), changed));
+        assert!(!is_proven(outcome(Some(1), None, 4096), changed));
+        assert!(!is_proven(outcome(None, None, 4096), changed));
+        assert!(is_proven(outcome(None, None, 0), blind));
+        assert!(!is_proven(outcome(Some(1), None, 0), blind));
+    }
 }

@@ -1,14 +1,12 @@
 //! Recycled block buffers: the bound on memory, and no page faults after the first round.
 
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
-
-use crate::abort::Abort;
 use crate::error::Result;
 
-/// A fixed number of buffers, lent one at a time.
+/// A fixed number of buffers, lent one at a time. The one that came back last is lent first: it is
+/// still in the cache, and buffers that are never needed are never touched.
 #[derive(Clone, Debug)]
 pub struct BufferPool {
     inner: Arc<Inner>,
@@ -16,54 +14,57 @@ pub struct BufferPool {
 
 #[derive(Debug)]
 struct Inner {
-    free: Receiver<Vec<u8>>,
-    back: Sender<Vec<u8>>,
+    free: Mutex<Vec<Vec<u8>>>,
+    returned: Condvar,
 }
 
-/// How often a wait looks whether the job has been aborted.
+/// How often a wait looks whether it is still wanted.
 const POLL: Duration = Duration::from_millis(100);
 
 impl BufferPool {
     /// A pool of `count` buffers. Memory is taken when a buffer is first used.
     #[must_use]
     pub fn new(count: usize) -> Self {
-        let (back, free) = bounded(count);
-        for _ in 0..count {
-            back.send(Vec::new())
-                .expect("the channel holds count buffers and its receiver is here");
-        }
+        let free = Mutex::new(vec![Vec::new(); count]);
+        let returned = Condvar::new();
         Self {
-            inner: Arc::new(Inner { free, back }),
+            inner: Arc::new(Inner { free, returned }),
         }
     }
 
     /// A buffer of `len` bytes with unspecified (but initialised) content. Waits for one to come
-    /// back.
+    /// back; `check` is asked now and then whether to go on waiting.
     ///
     /// # Errors
-    /// `Cancelled` when the job was aborted meanwhile.
-    pub fn take(&self, len: usize, abort: &Abort) -> Result<PooledBuffer> {
+    /// That of `check`.
+    pub fn take(&self, len: usize, check: impl Fn() -> Result<()>) -> Result<PooledBuffer> {
+        let mut free = self
+            .inner
+            .free
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         loop {
-            match self.inner.free.recv_timeout(POLL) {
-                Ok(bytes) => return Ok(self.lend(bytes, len)),
-                Err(RecvTimeoutError::Timeout) => abort.check()?,
-                Err(RecvTimeoutError::Disconnected) => {
-                    unreachable!("the pool holds a sender itself")
-                }
+            if let Some(bytes) = free.pop() {
+                drop(free);
+                return Ok(self.lend(bytes, len));
             }
+            check()?;
+            let waited = self.inner.returned.wait_timeout(free, POLL);
+            free = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
-}
 
-impl BufferPool {
     /// A buffer if one is free now.
     #[must_use]
     pub fn try_take(&self, len: usize) -> Option<PooledBuffer> {
-        self.inner
+        let mut free = self
+            .inner
             .free
-            .try_recv()
-            .ok()
-            .map(|bytes| self.lend(bytes, len))
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let bytes = free.pop()?;
+        drop(free);
+        Some(self.lend(bytes, len))
     }
 
     fn lend(&self, mut bytes: Vec<u8>, len: usize) -> PooledBuffer {
@@ -102,14 +103,21 @@ impl AsRef<[u8]> for PooledBuffer {
 
 impl Drop for PooledBuffer {
     fn drop(&mut self) {
-        // Never blocks: there are as many places as buffers.
-        drop(self.pool.back.try_send(std::mem::take(&mut self.bytes)));
+        let mut free = self
+            .pool
+            .free
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        free.push(std::mem::take(&mut self.bytes));
+        drop(free);
+        self.pool.returned.notify_one();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::abort::Abort;
     use crate::error::ErrorKind;
 
     // Goal: memory is bounded by the pool. Method: a second take of a pool of one waits until the
@@ -118,13 +126,11 @@ mod tests {
     fn an_empty_pool_waits_until_aborted() {
         let abort = Abort::new();
         let pool = BufferPool::new(1);
-        let held = pool.take(10, &abort).unwrap();
+        let held = pool.take(10, || abort.check()).unwrap();
         abort.cancel();
-        assert_eq!(
-            pool.take(10, &abort).unwrap_err().kind(),
-            ErrorKind::Cancelled
-        );
+        let refused = pool.take(10, || abort.check());
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::Cancelled);
         drop(held);
-        assert_eq!(pool.take(7, &abort).unwrap().as_ref().len(), 7);
+        assert_eq!(pool.take(7, || abort.check()).unwrap().as_ref().len(), 7);
     }
 }

@@ -14,6 +14,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 
@@ -95,6 +96,10 @@ enum Job {
 
 /// Zero runs are cut here, so that a walk over an empty disk shows progress and sees an abort.
 const ZERO_RUN_MAX: u64 = 1 << 24;
+/// Pieces that may be done before an earlier one; each is some dozens of bytes.
+const AHEAD_MAX: u64 = 4096;
+/// Such a wait is rare and long: one read hangs.
+const AHEAD_POLL: Duration = Duration::from_millis(5);
 
 impl Scanner<'_> {
     /// Runs to the end and hands everything to `sink`, in order, on this thread.
@@ -108,17 +113,19 @@ impl Scanner<'_> {
             extent: None,
         });
         let stop = Abort::new();
+        let (started, delivered) = (AtomicU64::new(0), AtomicU64::new(0));
         let (tx, rx) = bounded::<(u64, Scanned)>(self.threads);
         std::thread::scope(|scope| {
             for _ in 0..self.threads {
                 let tx = tx.clone();
                 let (walker, stop) = (&walker, &stop);
+                let ahead = (&started, &delivered);
                 scope.spawn(move || {
-                    stop.guard(|| self.work(walker, abort, stop, &tx));
+                    stop.guard(|| self.work(walker, abort, stop, ahead, &tx));
                 });
             }
             drop(tx);
-            stop.guard(|| deliver(&rx, abort, &stop, &mut sink));
+            stop.guard(|| deliver(&rx, abort, &stop, &delivered, &mut sink));
             // Workers that wait for room in the channel must see that nobody takes from it any
             // more.
             drop(rx);
@@ -131,11 +138,22 @@ impl Scanner<'_> {
         walker: &Mutex<Walker>,
         abort: &Abort,
         stop: &Abort,
+        ahead: (&AtomicU64, &AtomicU64),
         tx: &Sender<(u64, Scanned)>,
     ) -> Result<()> {
+        let (started, delivered) = ahead;
+        // Whichever ends first: the job, or this scan by another worker's error.
+        let check = || stop.check().and_then(|()| abort.check());
         loop {
-            stop.check()?;
-            let mut buffer = self.pool.take(self.geometry.block_size().len(), abort)?;
+            check()?;
+            let mut buffer = self.pool.take(self.geometry.block_size().len(), check)?;
+            // A block of zeros gives its buffer back at once, so the pool alone does not bound how
+            // far the others run ahead of a slow read.
+            while started.load(Ordering::Relaxed) > delivered.load(Ordering::Relaxed) + AHEAD_MAX {
+                check()?;
+                std::thread::sleep(AHEAD_POLL);
+            }
+            started.fetch_add(1, Ordering::Relaxed);
             let next = walker
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
@@ -246,6 +264,7 @@ fn deliver(
     rx: &Receiver<(u64, Scanned)>,
     abort: &Abort,
     stop: &Abort,
+    delivered: &AtomicU64,
     sink: &mut impl FnMut(Scanned) -> Result<()>,
 ) -> Result<()> {
     let mut early = BTreeMap::new();
@@ -254,6 +273,7 @@ fn deliver(
         early.insert(number, scanned);
         while let Some(scanned) = early.remove(&next) {
             next += 1;
+            delivered.store(next, Ordering::Relaxed);
             abort.check()?;
             stop.check()?;
             sink(scanned)?;
@@ -327,6 +347,48 @@ mod tests {
         assert_eq!(root, scan(&disk, 1).1);
         assert_eq!(counts.hashed_blocks.into_inner(), 6);
         assert_eq!(counts.skipped_blocks.into_inner(), 35);
+    }
+
+    /// Waits, then fails, at one block; everything else is fine.
+    #[derive(Debug)]
+    struct SlowFailure(MemoryDisk);
+
+    impl Source for SlowFailure {
+        fn info(&self) -> crate::disk::DiskInfo {
+            self.0.info()
+        }
+
+        fn read(&self, at: ByteOffset, buf: &mut [u8]) -> Result<()> {
+            if at == ByteOffset(0) {
+                std::thread::sleep(Duration::from_millis(300));
+                return Err(Error::new(ErrorKind::Io, "bad sector").at(0));
+            }
+            self.0.read(at, buf)
+        }
+
+        fn extent_at(&self, at: ByteOffset) -> Result<crate::disk::Extent> {
+            self.0.extent_at(at)
+        }
+    }
+
+    // Goal: an error ends the scan also when all buffers wait for the failed block. Method: the
+    // first of 64 blocks fails late, the others fill the pool meanwhile.
+    #[test]
+    fn a_late_error_does_not_strand_the_other_workers() {
+        let disk = SlowFailure(MemoryDisk::new(vec![7; 64 * (64 << 10)]));
+        let geometry =
+            Geometry::new(disk.info().virtual_size, BlockSize::new(64 << 10).unwrap()).unwrap();
+        let scanner = Scanner {
+            disk: &disk,
+            geometry,
+            hasher: None,
+            pool: &BufferPool::new(8),
+            threads: 4,
+            reader: None,
+            counts: &ScanCounts::default(),
+        };
+        let failed = scanner.run(&Abort::new(), |_| Ok(()));
+        assert_eq!(failed.unwrap_err().message(), "bad sector");
     }
 
     // Goal: a sink's error ends the scan with all threads joined. Method: fail at the first piece.

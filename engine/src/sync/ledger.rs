@@ -77,17 +77,27 @@ impl Ledger {
 
     /// The next `count` blocks hold `leaf`.
     pub(super) fn scanned(&mut self, leaf: Leaf, count: u64) {
-        self.old.push_back(Old {
-            first: self.scanned,
-            count,
-            leaf: Some(leaf),
-        });
+        match self.old.back_mut() {
+            Some(last) if leaf == Leaf::Zero && last.leaf == Some(Leaf::Zero) => {
+                last.count += count;
+            }
+            _ => self.old.push_back(Old {
+                first: self.scanned,
+                count,
+                leaf: Some(leaf),
+            }),
+        }
         self.scanned += count;
     }
 
     /// Whether the scan may go on.
     pub(super) fn has_room(&self) -> bool {
         self.old.len() < WINDOW
+    }
+
+    /// Whether the source has compared everything.
+    pub(super) fn is_compared(&self) -> bool {
+        self.compared == self.total
     }
 
     /// Whether every block is known for good.

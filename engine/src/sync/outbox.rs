@@ -37,6 +37,11 @@ impl Outbox {
         (Self { queue }, Outgoing { queue: rest })
     }
 
+    /// Messages that wait to be sent.
+    pub(crate) fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
     /// Queues a message; never waits. After the end of the session it goes nowhere.
     pub(crate) fn send(&self, message: Message) {
         drop(self.queue.send(message));

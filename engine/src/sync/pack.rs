@@ -79,6 +79,16 @@ pub(super) fn pack_whole(
             push_run(&mut runs, index, RunKind::Data);
         }
     }
+    if runs.is_empty() {
+        // Zero by now: a message has to have a run.
+        let count = bytes.as_ref().len().div_ceil(SUB_BLOCK_LEN);
+        let count = u16::try_from(count).expect("a block has at most 1024 sub-blocks");
+        runs.push(SubRun {
+            first: 0,
+            count,
+            kind: RunKind::Zero,
+        });
+    }
     pack(block, Base::Zero, new_hash, bytes, runs, compress)
 }
 
@@ -207,12 +217,11 @@ pub(crate) fn unpack(data: &BlockData) -> Result<Bytes> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::abort::Abort;
     use crate::hash::{HashKind, Hasher};
     use crate::pipeline::BufferPool;
 
     fn buffer(bytes: &[u8]) -> PooledBuffer {
-        let mut buffer = BufferPool::new(1).take(bytes.len(), &Abort::new()).unwrap();
+        let mut buffer = BufferPool::new(1).take(bytes.len(), || Ok(())).unwrap();
         buffer.bytes_mut().copy_from_slice(bytes);
         buffer
     }

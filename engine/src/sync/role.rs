@@ -14,14 +14,31 @@ use crate::error::{Error, Result, peer_error};
 const POLL: Duration = Duration::from_millis(100);
 /// How long an aborted job tries to tell its peer why, before the link is cut.
 const FAREWELL: Duration = Duration::from_secs(3);
+/// How long a broken link waits for the peer's reason, which may have arrived before the break.
+const GRACE: Duration = Duration::from_millis(500);
+const GRACE_POLL: Duration = Duration::from_millis(10);
 
-/// Sends what the role queues. Whatever ends it early ends the job, and a job that was aborted ends
-/// the link.
+/// Sends what the role queues; whatever ends it early ends the job.
+///
+/// A job that fails by itself leaves the link open when it has told the peer why: closing a socket
+/// with unread input can destroy what is still on its way out. The peer closes, or [`watch`] does.
 pub(super) fn pump(outgoing: Outgoing, sender: &mut MessageSender, abort: &Abort) {
-    abort.guard(|| outgoing.pump(sender, abort));
-    if abort.is_set() {
+    if let Err(error) = outgoing.pump(sender, abort) {
+        // The peer that stopped taking may have said why: the receiving thread will tell.
+        let deadline = Instant::now() + GRACE;
+        while !abort.is_set() && Instant::now() < deadline {
+            std::thread::sleep(GRACE_POLL);
+        }
+        abort.fail(error);
+        abort.close_links();
+    } else if abort.is_told_by_peer() {
         abort.close_links();
     }
+}
+
+/// Takes what the peer still sends after this side has failed, until the link is closed.
+pub(super) fn drain(receiver: &mut MessageReceiver) {
+    while receiver.recv().is_ok() {}
 }
 
 /// Cuts the link of an aborted job whose farewell does not get through. Ends when `done` does.

@@ -74,7 +74,9 @@ impl Session {
             options,
             geometry: Geometry::new(disk_len, options.block_size)?,
             hasher: Hasher::new(options.hash),
-            threads: cores.clamp(2, THREAD_COUNT_MAX),
+            threads: cores
+                .min(BUFFER_BUDGET / options.block_size.len() / 2)
+                .clamp(2, THREAD_COUNT_MAX),
             progress: Arc::default(),
         })
     }

@@ -13,7 +13,7 @@ use rayon::ThreadPool;
 
 use super::outbox::Outbox;
 use super::pack::{Packed, pack_difference, pack_whole};
-use super::role::{pump, receive, watch};
+use super::role::{drain, pump, receive, watch};
 use super::session::{Session, SessionLink, SessionOptions, SessionProgress};
 use super::their_stream::{TheirHashes, TheirStream, their_stream};
 use crate::abort::Abort;
@@ -49,7 +49,10 @@ pub fn run_source(
     abort.add_closer(closer);
     let (outbox, outgoing) = Outbox::new();
     let total = session.geometry.block_count().0;
-    let (hashes, theirs) = their_stream(total, session.options.hash.digest_len());
+    let zero = session
+        .hasher
+        .leaf(&vec![0; session.geometry.block_size().len()]);
+    let (hashes, theirs) = their_stream(total, zero);
     let packing = Arc::new(Packing {
         options: session.options,
         abort: abort.clone(),
@@ -80,7 +83,11 @@ pub fn run_source(
             let result = scope.spawn(move || {
                 // The queue of hashes closes after the error is known, or its end would be taken
                 // for the cause.
-                abort.guard(|| incoming.run(receiver))
+                let result = abort.guard(|| incoming.run(receiver));
+                if result.is_none() {
+                    drain(receiver);
+                }
+                result
             });
             let jobs = Jobs {
                 pool,
@@ -274,7 +281,7 @@ impl Incoming<'_> {
                 "peer: asks for a block past the end",
             ));
         }
-        let mut bytes = buffers.take(len, &self.jobs.packing.abort)?;
+        let mut bytes = buffers.take(len, || self.jobs.packing.abort.check())?;
         self.disk
             .read(self.geometry.start_of(index), bytes.bytes_mut())?;
         let hasher = crate::hash::Hasher::new(self.jobs.packing.options.hash);
@@ -419,6 +426,9 @@ impl<'a> Comparison<'a> {
                 // Nobody looks at it in a session without hashes; the message has a place for one
                 // all the same.
                 let digest = digest.unwrap_or_else(|| self.session.options.hash.zero_digest());
+                // What came before first: the target holds back what is out of order, within a
+                // limit.
+                self.announce_zeros();
                 self.compared += 1;
                 self.jobs.packing.outstanding.add();
                 let block = block.0;

@@ -15,7 +15,7 @@ use super::hash_batch::HashBatch;
 use super::ledger::Ledger;
 use super::outbox::Outbox;
 use super::pack::sub_block_sums;
-use super::role::{pump, receive, watch};
+use super::role::{drain, pump, receive, watch};
 use super::session::{Session, SessionLink};
 use crate::abort::Abort;
 use crate::apply::{Applied, Applier};
@@ -30,8 +30,11 @@ use crate::units::BlockIndex;
 const WANTED_MAX: u64 = 1024;
 /// Bytes of old blocks kept between the question for their sums and their patch.
 const KEPT_BUDGET: usize = 24 << 20;
-/// Work waiting for the applying threads.
-const WORK_QUEUE: usize = 16;
+/// Bytes of work waiting for the applying threads.
+const WORK_BUDGET: usize = 16 << 20;
+/// Messages that wait to be sent before the scan pauses: a peer that acknowledges what it has not
+/// read must not make them pile up.
+const QUEUED_MAX: usize = 2048;
 /// How often a wait looks whether the job was aborted.
 const POLL: Duration = Duration::from_millis(100);
 
@@ -83,9 +86,10 @@ pub fn run_target(
         .as_ref()
         .map(|changes| Applier::new(changes.target, changes.is_new, session));
     let role = Role::new(session, disk, applier.as_ref(), outbox, abort);
+    let left_open = changes.as_ref().map(|changes| changes.target);
     let finish = changes.map(|changes| (changes.target, changes.finish));
     let (done, is_done) = bounded::<()>(0);
-    let (work, work_queue) = bounded(WORK_QUEUE);
+    let (work, work_queue) = bounded((WORK_BUDGET / session.options.block_size.len()).max(2));
     let outcome = std::thread::scope(|scope| {
         scope.spawn(|| pump(outgoing, &mut sender, abort));
         scope.spawn(move || watch(&is_done, abort));
@@ -111,9 +115,17 @@ pub fn run_target(
             Ok((end, result))
         });
         role.close();
+        if outcome.is_none() {
+            drain(&mut receiver);
+        }
         drop(done);
         outcome
     });
+    if let (None, Some(target)) = (&outcome, left_open) {
+        // Nobody writes any more. A VHDX is left with an empty log where that is possible; the
+        // first error is the one that counts.
+        drop(target.close());
+    }
     abort.verdict()?;
     // The source says goodbye once it has the result; closing earlier could lose it on the way.
     drop(receiver.recv());
@@ -207,7 +219,7 @@ impl<'a> Role<'a> {
             reader: None,
             counts: &session.progress.scan,
         };
-        let mut batch = HashBatch::new(&outbox, session.options.hash.digest_len());
+        let mut batch = HashBatch::new(&outbox, &session.hasher, &session.geometry);
         scanner.run(self.abort, |scanned| {
             let (leaf, count) = match scanned {
                 Scanned::Zeros { count, .. } => (Leaf::Zero, count),
@@ -227,7 +239,7 @@ impl<'a> Role<'a> {
 
     fn make_room(&self, batch: &mut HashBatch<'_>) -> Result<()> {
         let mut ledger = self.ledger();
-        while !ledger.has_room() {
+        while !ledger.has_room() || self.outbox().queued() > QUEUED_MAX {
             // The source cannot move on without the hashes that are still here.
             batch.flush();
             self.abort.check()?;
@@ -247,7 +259,10 @@ impl<'a> Role<'a> {
     ) -> Result<SourceEnd> {
         let end = loop {
             match receive(receiver, peer, self.abort)? {
-                Message::End(end) => break end,
+                Message::End(end) => {
+                    self.check_end()?;
+                    break end;
+                }
                 message => self.take_in(message, work)?,
             }
         };
@@ -256,6 +271,15 @@ impl<'a> Role<'a> {
             self.take_in(message, work)?;
         }
         Ok(end)
+    }
+
+    /// END before the comparison has reached the end would leave the scan waiting for room.
+    fn check_end(&self) -> Result<()> {
+        let is_compared = self.ledger().is_compared() || self.session.options.task == Task::Full;
+        match is_compared {
+            true => Ok(()),
+            false => Err(protocol("ended the stream before everything was compared")),
+        }
     }
 
     fn take_in(&self, message: Message, work: &Sender<Work>) -> Result<()> {

@@ -38,12 +38,14 @@ pub(super) struct TheirHashes {
 pub(super) struct TheirStream {
     queue: Receiver<Piece>,
     in_flight: InFlight,
-    digest_len: usize,
+    /// Digest of a full block of zeros, which is told apart from data by nothing else.
+    zero: Digest,
     front: Option<Piece>,
 }
 
 /// A queue for a disk of `total` blocks.
-pub(super) fn their_stream(total: u64, digest_len: usize) -> (TheirHashes, TheirStream) {
+pub(super) fn their_stream(total: u64, zero: Digest) -> (TheirHashes, TheirStream) {
+    let digest_len = zero.as_bytes().len();
     let (tx, rx) = unbounded();
     let in_flight = InFlight::default();
     (
@@ -57,7 +59,7 @@ pub(super) fn their_stream(total: u64, digest_len: usize) -> (TheirHashes, Their
         TheirStream {
             queue: rx,
             in_flight,
-            digest_len,
+            zero,
             front: None,
         },
     )
@@ -122,6 +124,7 @@ impl TheirStream {
             Some(piece) => piece,
             None => self.wait(abort)?,
         };
+        let mut is_hash = false;
         let (leaf, count, is_empty) = match &mut piece {
             Piece::Zeros(left) => {
                 let count = limit.min(*left);
@@ -129,15 +132,18 @@ impl TheirStream {
                 (Leaf::Zero, count, *left == 0)
             }
             Piece::Hashes(left) => {
-                let digest = Digest::from_slice(&left.split_to(self.digest_len));
-                (
-                    Leaf::Data(digest.expect("the length was checked")),
-                    1,
-                    left.is_empty(),
-                )
+                let digest = Digest::from_slice(&left.split_to(self.zero.as_bytes().len()));
+                let digest = digest.expect("the length was checked");
+                is_hash = true;
+                let leaf = if digest == self.zero {
+                    Leaf::Zero
+                } else {
+                    Leaf::Data(digest)
+                };
+                (leaf, 1, left.is_empty())
             }
         };
-        if is_empty || leaf != Leaf::Zero {
+        if is_empty || is_hash {
             self.in_flight.remove(1);
         }
         if !is_empty {

@@ -37,10 +37,10 @@ pub enum MediumAccess {
 #[derive(Debug)]
 pub struct HostFile {
     file: File,
-    /// Where it lies now.
+    /// What it is called: a new file is known by the name that it will get.
     path: PathBuf,
-    /// What it is called in errors: a new file is known by the name that it will get.
-    shown: PathBuf,
+    /// Where it lies now.
+    place: PathBuf,
     is_device: bool,
     /// A second descriptor of the same file that bypasses the page cache; `None` where that is not
     /// to be had.
@@ -73,7 +73,7 @@ impl HostFile {
     pub(crate) fn adopt(file: File, path: &Path, shown: &Path) -> Result<Self> {
         let adopted = Self::checked(file, shown, Access::Write)?;
         Ok(Self {
-            path: path.to_owned(),
+            place: path.to_owned(),
             ..adopted
         })
     }
@@ -104,7 +104,7 @@ impl HostFile {
         Ok(Self {
             file,
             path: path.to_owned(),
-            shown: path.to_owned(),
+            place: path.to_owned(),
             is_device,
             direct: OnceLock::new(),
         })
@@ -113,7 +113,7 @@ impl HostFile {
     /// The path it was opened by, or that it will get.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.shown
+        &self.path
     }
 
     /// Whether it is a block device, whose length is fixed.
@@ -201,7 +201,7 @@ impl HostFile {
 
     fn direct(&self) -> Option<&File> {
         self.direct
-            .get_or_init(|| platform::open_direct(&self.file, &self.path).ok())
+            .get_or_init(|| platform::open_direct(&self.file, &self.place).ok())
             .as_ref()
     }
 }

@@ -12,12 +12,16 @@ use nix::libc;
 use super::MediumAccess;
 
 pub(super) fn open(path: &Path, writable: bool, _inspect: bool) -> io::Result<File> {
-    // Non-blocking: a FIFO must be refused, not waited on. It means nothing for files and block
-    // devices.
+    // Non-blocking: a FIFO must be refused, not waited on. It means nothing for files and devices.
+    let mut flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    if writable && std::fs::metadata(path).is_ok_and(|metadata| is_block_device(&metadata)) {
+        // Claims the device for this open alone: a mounted one, or one under RAID or LVM, is busy.
+        flags |= libc::O_EXCL;
+    }
     OpenOptions::new()
         .read(true)
         .write(writable)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .custom_flags(flags)
         .open(path)
 }
 
@@ -126,20 +130,26 @@ pub(super) fn drop_cache(file: &File, at: u64, len: u64) {
     let _declined = rustix::fs::fadvise(file, at, len, rustix::fs::Advice::DontNeed);
 }
 
+/// Only file systems that are known to read from their device count as that; the rest may answer
+/// an `O_DIRECT` read from memory.
 pub(super) fn medium_access(file: &File) -> MediumAccess {
-    const TMPFS: i64 = 0x0102_1994;
-    const RAMFS: i64 = 0x8584_58f6;
+    const EXT: i64 = 0xef53;
+    const XFS: i64 = 0x5846_5342;
+    const BTRFS: i64 = 0x9123_683e;
+    const F2FS: i64 = 0xf2f5_2010;
+    const EXFAT: i64 = 0x2011_bab0;
+    const NTFS3: i64 = 0x7366_746e;
     const NFS: i64 = 0x6969;
     const SMB: i64 = 0x517b;
     const CIFS: i64 = 0xff53_4d42;
     const SMB2: i64 = 0xfe53_4d42;
-    match rustix::fs::fstatfs(file) {
-        Ok(found) => match found.f_type {
-            TMPFS | RAMFS => MediumAccess::Cache,
-            NFS | SMB | CIFS | SMB2 => MediumAccess::Server,
-            _ => MediumAccess::Medium,
-        },
-        Err(_) => MediumAccess::Cache,
+    const FUSE: i64 = 0x6573_5546;
+    const PLAN9: i64 = 0x0102_1997;
+    const CEPH: i64 = 0x00c3_6400;
+    match rustix::fs::fstatfs(file).map(|found| found.f_type) {
+        Ok(EXT | XFS | BTRFS | F2FS | EXFAT | NTFS3) => MediumAccess::Medium,
+        Ok(NFS | SMB | CIFS | SMB2 | FUSE | PLAN9 | CEPH) => MediumAccess::Server,
+        _ => MediumAccess::Cache,
     }
 }
 

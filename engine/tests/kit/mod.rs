@@ -11,7 +11,7 @@ use failback_engine::sync::{
     Changes, Session, SessionLink, SessionOptions, Task, run_source, run_target,
 };
 use failback_engine::system::MediumAccess;
-use failback_engine::transport::link::{Link, loopback};
+use failback_engine::transport::link::{IDLE_LIMIT, Link, loopback};
 use failback_engine::transport::{Compress, SourceEnd, TargetResult, VerifyLevel, split};
 use failback_engine::units::{BlockSize, ByteOffset};
 use failback_engine::{Abort, Error, ErrorKind, Result};
@@ -36,7 +36,8 @@ pub(crate) fn delta() -> SessionOptions {
 /// A session's end of a link.
 pub(crate) fn session_link(link: Link) -> SessionLink {
     let peer = link.peer.clone();
-    let (sender, receiver, closer, _) = split(link);
+    let (sender, mut receiver, closer, _) = split(link);
+    receiver.set_idle_limit(IDLE_LIMIT).unwrap();
     SessionLink {
         sender,
         receiver,
@@ -49,6 +50,8 @@ pub(crate) fn session_link(link: Link) -> SessionLink {
 pub(crate) struct Ended {
     pub source: Result<(SourceEnd, TargetResult)>,
     pub target: Result<(SourceEnd, TargetResult)>,
+    /// Bytes that the target put on the link.
+    pub wire_out: u64,
 }
 
 /// Runs both roles over the loopback.
@@ -70,7 +73,16 @@ pub(crate) fn run_aborting(
     abort: &Arc<Abort>,
 ) -> Ended {
     let (near, far) = loopback::pair();
-    let (near, far) = (session_link(near), session_link(far));
+    let near = session_link(near);
+    let peer = far.peer.clone();
+    let (sender, mut receiver, closer, counters) = split(far);
+    receiver.set_idle_limit(IDLE_LIMIT).unwrap();
+    let far = SessionLink {
+        sender,
+        receiver,
+        closer,
+        peer,
+    };
     let new_session = || Session::new(options, source.info().virtual_size).unwrap();
     let (source_session, target_session) = (new_session(), new_session());
     std::thread::scope(|scope| {
@@ -90,6 +102,7 @@ pub(crate) fn run_aborting(
         Ended {
             source: sending.join().unwrap(),
             target,
+            wire_out: counters.bytes_out(),
         }
     })
 }
@@ -188,6 +201,67 @@ impl Target for Faulty {
             _ => {}
         }
         Ok(())
+    }
+
+    fn medium(&self) -> MediumAccess {
+        MediumAccess::Cache
+    }
+
+    fn close(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A disk of any length without memory: block n is filled with a byte made from n, some blocks are
+/// zero; what is written is forgotten.
+#[derive(Debug)]
+pub(crate) struct Endless {
+    pub blocks: u64,
+    pub is_zero: fn(u64) -> bool,
+}
+
+impl Source for Endless {
+    fn info(&self) -> DiskInfo {
+        DiskInfo {
+            virtual_size: self.blocks * BLOCK as u64,
+            ..MemoryDisk::new(Vec::new()).info()
+        }
+    }
+
+    fn read(&self, at: ByteOffset, buf: &mut [u8]) -> Result<()> {
+        let block = at.0 / BLOCK as u64;
+        buf.fill(if (self.is_zero)(block) {
+            0
+        } else {
+            u8::try_from(block % 250).unwrap() + 1
+        });
+        Ok(())
+    }
+
+    fn extent_at(&self, at: ByteOffset) -> Result<Extent> {
+        let end = ByteOffset((at.0 / BLOCK as u64 + 1) * BLOCK as u64);
+        Ok(Extent {
+            kind: failback_engine::disk::ExtentKind::Data,
+            end,
+        })
+    }
+}
+
+impl Target for Endless {
+    fn write(&self, _at: ByteOffset, _data: &[u8]) -> Result<()> {
+        Ok(())
+    }
+
+    fn zero(&self, _range: Range<ByteOffset>) -> Result<()> {
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn read_back(&self, at: ByteOffset, buf: &mut [u8]) -> Result<()> {
+        self.read(at, buf)
     }
 
     fn medium(&self) -> MediumAccess {

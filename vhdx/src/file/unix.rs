@@ -1,9 +1,9 @@
 //! [`FileAt`] for the files of Unix systems; holes are known on Linux only.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 
 use super::{FileAt, FileExtent, write_zeros};
 
@@ -45,8 +45,13 @@ impl FileAt for File {
     }
 }
 
+/// A block device states no length in its metadata; its end can be sought.
 fn device_or_file_len(file: &File) -> io::Result<u64> {
-    file.metadata().map(|metadata| metadata.len())
+    let metadata = file.metadata()?;
+    match metadata.file_type().is_block_device() {
+        true => (&*file).seek(SeekFrom::End(0)),
+        false => Ok(metadata.len()),
+    }
 }
 
 /// Frees the space of `range`; `false` where the system cannot.

@@ -1,0 +1,87 @@
+//! Goal: a block device is a disk like any other, and one that is in use is left alone. Method:
+//! loop devices over files in a temporary folder (root; skipped loudly elsewhere).
+#![cfg(target_os = "linux")]
+#![allow(clippy::print_stderr, reason = "what is skipped is said aloud")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use failback_tests::{cli, disk, report};
+
+const LEN: u64 = 64 << 20;
+
+/// A loop device, detached at the end.
+struct Loop {
+    device: PathBuf,
+}
+
+impl Loop {
+    /// `None`, and a loud word, where loop devices are not to be had.
+    fn over(file: &Path) -> Option<Self> {
+        let made = Command::new("losetup")
+            .args(["-f", "--show"])
+            .arg(file)
+            .output();
+        let device = made.ok().filter(|made| made.status.success());
+        let device = device.map(|made| String::from_utf8_lossy(&made.stdout).trim().into());
+        if device.is_none() {
+            eprintln!("SKIPPED: no loop devices here (needs root)");
+        }
+        device.map(|device| Self { device })
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        Command::new("losetup")
+            .arg("-d")
+            .arg(&self.device)
+            .status()
+            .expect("losetup -d");
+    }
+}
+
+fn run(program: &str, args: &[&Path]) {
+    let status = Command::new(program).args(args).status().expect(program);
+    assert!(status.success(), "{program}");
+}
+
+#[test]
+fn a_device_becomes_the_source_also_where_the_source_is_zero() {
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let (source, below) = (dir.path().join("source.raw"), dir.path().join("below.raw"));
+    disk::write_raw(&source, LEN, 30, 1);
+    std::fs::write(&below, vec![0x5a; 64 << 20]).expect("old content");
+    let Some(target) = Loop::over(&below) else {
+        return;
+    };
+
+    let first = cli::sync(&source, &target.device).exits(0).json();
+    let second = cli::sync(&source, &target.device).exits(0).json();
+
+    report::assert_done(&first);
+    report::assert_nothing_sent(&second);
+    run("cmp", &[&source, &target.device]);
+}
+
+#[test]
+fn a_mounted_device_is_refused() {
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let (source, below) = (dir.path().join("source.raw"), dir.path().join("below.raw"));
+    disk::write_raw(&source, LEN, 30, 1);
+    std::fs::File::create(&below)
+        .and_then(|file| file.set_len(LEN))
+        .expect("empty file");
+    run("mkfs.ext4", &[Path::new("-q"), Path::new("-F"), &below]);
+    let Some(target) = Loop::over(&below) else {
+        return;
+    };
+    let mount = dir.path().join("mounted");
+    std::fs::create_dir(&mount).expect("mount point");
+    run("mount", &[&target.device, &mount]);
+
+    let refused = std::panic::catch_unwind(|| cli::sync(&source, &target.device).exits(3));
+    run("umount", &[&mount]);
+
+    report::assert_failure(&refused.expect("exit code").json(), "refused");
+}
