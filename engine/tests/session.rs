@@ -8,7 +8,7 @@ mod kit;
 
 use std::sync::Arc;
 
-use failback_engine::disk::MemoryDisk;
+use failback_engine::disk::{Format, MemoryDisk, NewDisk, create, open_target};
 use failback_engine::hash::{HashKind, Hasher};
 use failback_engine::sync::{SessionOptions, Task};
 use failback_engine::transport::{Compress, VerifyLevel};
@@ -294,4 +294,34 @@ fn alternating_zero_blocks_stay_cheap_on_the_link() {
         bytes_per_block < 18.0,
         "{bytes_per_block} bytes for each block"
     );
+}
+
+// A link that drops in the middle leaves an image that other readers can open: no log to replay.
+#[test]
+fn a_failed_session_leaves_a_vhdx_with_an_empty_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("target.vhdx");
+    let new = NewDisk {
+        format: Format::Vhdx,
+        len: 64 * BLOCK as u64,
+        sector_size: 512,
+        block_size: Some(1 << 20),
+        is_fixed: false,
+    };
+    create(&path, &new).unwrap();
+    let target = open_target(&path, None).unwrap().disk;
+    let source = Faulty::new(disk(64), Fault::ReadError(40 * BLOCK as u64));
+    assert!(
+        run_session(&source, target.as_ref(), delta(), false)
+            .target
+            .is_err()
+    );
+    drop(target);
+    let info = failback_engine::operation::info(&path, None).unwrap();
+    let vhdx = info.vhdx.unwrap();
+    assert!(
+        vhdx.blocks_allocated > 0,
+        "something was written before the fault"
+    );
+    assert_eq!(vhdx.log, "empty");
 }
