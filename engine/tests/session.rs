@@ -248,6 +248,7 @@ fn a_block_that_changed_behind_our_back_is_sent_whole() {
 fn cancelling_ends_both_sides() {
     let abort = Arc::new(Abort::new());
     abort.cancel();
+    let started = std::time::Instant::now();
     let ended = run_aborting(
         &sound(disk(64)),
         &sound(vec![1; 64 * BLOCK]),
@@ -257,6 +258,10 @@ fn cancelling_ends_both_sides() {
     );
     assert_eq!(ended.source.unwrap_err().kind(), ErrorKind::Cancelled);
     assert!(ended.target.is_err());
+    assert!(
+        started.elapsed().as_secs() < 2,
+        "nobody waits for the other to hang up"
+    );
 }
 
 // A zero run that waits for its end would hold back everything after it, past the ledger's limit.

@@ -36,8 +36,12 @@ pub(super) fn pump(outgoing: Outgoing, sender: &mut MessageSender, abort: &Abort
     }
 }
 
-/// Takes what the peer still sends after this side has failed, until the link is closed.
-pub(super) fn drain(receiver: &mut MessageReceiver) {
+/// Takes what the peer still sends after this side has failed, until the link is closed. It is
+/// closed at once when the peer knows: it was the one that said so.
+pub(super) fn drain(receiver: &mut MessageReceiver, abort: &Abort) {
+    if abort.is_told_by_peer() {
+        abort.close_links();
+    }
     while receiver.recv().is_ok() {}
 }
 

@@ -85,7 +85,7 @@ pub fn run_source(
                 // for the cause.
                 let result = abort.guard(|| incoming.run(receiver));
                 if result.is_none() {
-                    drain(receiver);
+                    drain(receiver, abort);
                 }
                 result
             });

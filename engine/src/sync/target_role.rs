@@ -116,7 +116,7 @@ pub fn run_target(
         });
         role.close();
         if outcome.is_none() {
-            drain(&mut receiver);
+            drain(&mut receiver, abort);
         }
         drop(done);
         outcome
