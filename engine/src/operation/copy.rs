@@ -188,7 +188,13 @@ fn run_sync(
         sub_hash_seed: fresh_seed(),
     };
     report.seconds.plan = started.elapsed().as_secs_f64();
-    let outcome = run(source, target, options, observer, cancel, started)?;
+    let outcome = run(
+        source,
+        target,
+        options,
+        (observer, cancel, started),
+        &mut report.bytes,
+    )?;
     tell(report, &outcome, started);
     check_proof(&outcome, &options)?;
     if !outcome.result.equal {
@@ -233,7 +239,13 @@ fn run_verify(
         sub_hash_seed: 0,
     };
     report.seconds.plan = started.elapsed().as_secs_f64();
-    let outcome = run(a, b, options, observer, cancel, started)?;
+    let outcome = run(
+        a,
+        b,
+        options,
+        (observer, cancel, started),
+        &mut report.bytes,
+    )?;
     tell(report, &outcome, started);
     report.bytes.verified = outcome.result.target_read;
     let is_equal = outcome.result.equal && are_roots_equal(&outcome, &options);

@@ -1,6 +1,7 @@
 //! A session between any two endpoints: local or remote on either side.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
@@ -14,6 +15,7 @@ use crate::abort::{Abort, CancelToken};
 use crate::disk::{DiskInfo, Source, Target};
 use crate::error::{Error, Result, peer_error};
 use crate::event::{Event, Observer};
+use crate::report::Bytes;
 use crate::sync::{
     Changes, Phase, Session, SessionLink, SessionOptions, SessionProgress, run_source, run_target,
 };
@@ -82,7 +84,7 @@ pub(super) struct SessionOutcome {
     pub(super) target: Option<DiskInfo>,
 }
 
-/// Runs the session.
+/// Runs the session. Of one that fails, `partial` tells what this side read, sent and read back.
 ///
 /// # Errors
 /// The error that began it, of whichever side.
@@ -90,18 +92,33 @@ pub(super) fn run(
     source: SourceSide,
     target: TargetSide,
     options: SessionOptions,
-    observer: &dyn Observer,
-    cancel: &CancelToken,
-    started: Instant,
+    (observer, cancel, started): (&dyn Observer, &CancelToken, Instant),
+    partial: &mut Bytes,
 ) -> Result<SessionOutcome> {
     let session = Session::new(options, source.info().virtual_size)?;
     let total = session.geometry.disk_len();
     // Of two sides in one process the target's progress holds the proof; the source's the scan. One
     // is enough for a bar.
     let shown = session.progress.clone();
-    with_progress(&shown, total, observer, started, || {
+    let is_target_here = matches!(target, TargetSide::Local(_));
+    let outcome = with_progress(&shown, total, observer, started, || {
         run_sides(source, target, &session, cancel)
-    })
+    });
+    if outcome.is_err() {
+        tell_partial(&shown, is_target_here, partial);
+    }
+    outcome
+}
+
+/// What this side knows of a session that did not end well.
+fn tell_partial(progress: &SessionProgress, is_target_here: bool, partial: &mut Bytes) {
+    let scanned = progress.scan.read_len.load(Ordering::Relaxed);
+    match is_target_here {
+        true => partial.target_read = scanned,
+        false => partial.source_read = scanned,
+    }
+    partial.sent = progress.payload.load(Ordering::Relaxed);
+    partial.verified = progress.verified.load(Ordering::Relaxed);
 }
 
 /// Runs `work` while the observer hears how far it is.
@@ -252,7 +269,7 @@ fn tell_progress(
     started: Instant,
     done: &Receiver<()>,
 ) {
-    use std::sync::atomic::Ordering::Relaxed;
+    use Ordering::Relaxed;
     let mut last = None;
     while matches!(
         done.recv_timeout(PROGRESS_EVERY),
