@@ -45,6 +45,7 @@ impl CancelToken {
 pub struct Abort {
     is_set: AtomicBool,
     cancel: CancelToken,
+    peer_has_ended: AtomicBool,
     first: Mutex<Option<Error>>,
     closers: Mutex<Vec<Arc<dyn LinkCloser>>>,
 }
@@ -145,9 +146,16 @@ impl Abort {
     /// our own account then.
     pub(crate) fn is_told_by_peer(&self) -> bool {
         let first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
-        first
-            .as_ref()
-            .is_some_and(|error| error.is_from_peer() || error.kind() == ErrorKind::PeerGone)
+        let has_ended = self.peer_has_ended.load(Ordering::SeqCst);
+        has_ended
+            || first
+                .as_ref()
+                .is_some_and(|error| error.is_from_peer() || error.kind() == ErrorKind::PeerGone)
+    }
+
+    /// The peer has said that it ended, whatever ended this side.
+    pub(crate) fn peer_has_ended(&self) {
+        self.peer_has_ended.store(true, Ordering::SeqCst);
     }
 
     /// The first error in words for the peer, if there is one.

@@ -22,6 +22,9 @@ use crate::units::{BlockIndex, ByteOffset, Geometry, SUB_BLOCK_LEN, range_len};
 /// Ranges that wait for their proof; more are proven before the job goes on. 128 Ki ranges and the
 /// records around them are some 10 MiB.
 const UNPROVEN_MAX: usize = 128 << 10;
+/// Bytes that wait for their proof before one thread proves them while the others go on: the disk
+/// writes and reads back what it has during the copy, and not all of it at the end.
+const UNPROVEN_LEN_MAX: u64 = 128 << 20;
 /// Reading back is waiting for a device, one read at a time for each thread.
 const PROOF_THREADS: usize = 8;
 /// Bytes of zeros that are read back as one.
@@ -52,11 +55,12 @@ pub(crate) struct Applier<'a> {
     zeroed_blocks: AtomicU64,
 }
 
-/// Changes, and how many ranges they hold.
+/// Changes, how many ranges they hold, and how many bytes those have.
 #[derive(Debug, Default)]
 struct UnprovenList {
     changes: Vec<Unproven>,
     ranges: usize,
+    bytes: u64,
 }
 
 /// A change that was not read back yet.
@@ -303,6 +307,7 @@ impl<'a> Applier<'a> {
             return Ok(());
         }
         let mut list = self.unproven.lock().unwrap_or_else(PoisonError::into_inner);
+        list.bytes += change.len(&self.geometry);
         list.ranges += match &change {
             Unproven::Parts(ranges, _) => ranges.len(),
             _ => 1,
@@ -313,7 +318,7 @@ impl<'a> Applier<'a> {
             }
             (_, change) => list.changes.push(change),
         }
-        let is_full = list.ranges >= UNPROVEN_MAX;
+        let is_full = list.ranges >= UNPROVEN_MAX || list.bytes >= UNPROVEN_LEN_MAX;
         drop(list);
         if is_full { self.prove() } else { Ok(()) }
     }

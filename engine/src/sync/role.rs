@@ -39,10 +39,14 @@ pub(super) fn pump(outgoing: Outgoing, sender: &mut MessageSender, abort: &Abort
 /// Takes what the peer still sends after this side has failed, until the link is closed. It is
 /// closed at once when the peer knows: it was the one that said so.
 pub(super) fn drain(receiver: &mut MessageReceiver, abort: &Abort) {
-    if abort.is_told_by_peer() {
-        abort.close_links();
+    while !abort.is_told_by_peer() {
+        match receiver.recv() {
+            Ok(Message::Failure(_)) => abort.peer_has_ended(),
+            Ok(_) => {}
+            Err(_) => return,
+        }
     }
-    while receiver.recv().is_ok() {}
+    abort.close_links();
 }
 
 /// Cuts the link of an aborted job whose farewell does not get through. Ends when `done` does.
@@ -76,7 +80,10 @@ pub(super) fn receive(
         })?;
         match message {
             Message::KeepAlive => {}
-            Message::Failure(failure) => return Err(Error::from_wire(&failure, peer)),
+            Message::Failure(failure) => {
+                abort.peer_has_ended();
+                return Err(Error::from_wire(&failure, peer));
+            }
             message => return Ok(message),
         }
     }
