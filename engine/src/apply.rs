@@ -167,8 +167,7 @@ impl<'a> Applier<'a> {
         Ok(())
     }
 
-    /// Flushes, and reads back everything that was changed and not yet proven. Returns the bytes
-    /// that were read.
+    /// Flushes, and reads back everything that was changed and not yet proven.
     ///
     /// # Errors
     /// `VerifyFailed` with the offset when the target does not hold what was sent, `Io`.

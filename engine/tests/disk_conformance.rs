@@ -149,7 +149,7 @@ fn memory() {
 fn raw_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = made(dir.path(), "a.raw", &new_disk(Format::Raw, 512, false));
-    keeps_the_contract(open_target(&path, None).unwrap().disk.as_ref());
+    keeps_the_contract(open_target(&path, None).unwrap().as_ref());
     assert_eq!(std::fs::metadata(&path).unwrap().len(), LEN as u64);
 }
 
@@ -160,7 +160,7 @@ fn vhdx(sector_size: u32, is_fixed: bool) {
         "a.vhdx",
         &new_disk(Format::Vhdx, sector_size, is_fixed),
     );
-    keeps_the_contract(open_target(&path, None).unwrap().disk.as_ref());
+    keeps_the_contract(open_target(&path, None).unwrap().as_ref());
 }
 
 #[test]

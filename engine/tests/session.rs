@@ -314,7 +314,7 @@ fn a_failed_session_leaves_a_vhdx_with_an_empty_log() {
         is_fixed: false,
     };
     create(&path, &new).unwrap();
-    let target = open_target(&path, None).unwrap().disk;
+    let target = open_target(&path, None).unwrap();
     let source = Faulty::new(disk(64), Fault::ReadError(40 * BLOCK as u64));
     assert!(
         run_session(&source, target.as_ref(), delta(), false)

@@ -1,7 +1,6 @@
 //! One peer, from hello to goodbye.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use failback_transport as wire;
 use failback_transport::link::{HANDSHAKE_LIMIT, IDLE_LIMIT, Link};
@@ -78,7 +77,7 @@ fn converse(
 }
 
 fn prepare(link: &mut SessionLink, grants: &Grants) -> Result<(OpenDisk, SessionParams, String)> {
-    let Message::Open(request) = hear(link, HANDSHAKE_LIMIT)? else {
+    let Message::Open(request) = link.hear(HANDSHAKE_LIMIT)? else {
         return Err(out_of_place());
     };
     let disk = open(grants.find(&request.name)?, &request)?;
@@ -91,32 +90,14 @@ fn prepare(link: &mut SessionLink, grants: &Grants) -> Result<(OpenDisk, Session
         is_new: matches!(disk, OpenDisk::New(_)),
         allocated_bytes: 0,
     });
-    link.sender
-        .send(&opened)
-        .and_then(|()| link.sender.flush())
-        .map_err(peer_error)?;
+    link.say(&opened)?;
     link.receiver
         .set_idle_limit(IDLE_LIMIT)
         .map_err(peer_error)?;
-    match hear(link, IDLE_LIMIT)? {
+    match link.hear(IDLE_LIMIT)? {
         Message::Start(params) => Ok((disk, params, request.name)),
         _ => Err(out_of_place()),
     }
-}
-
-/// The next message that says something, within `limit` in all: a peer that only shows that it
-/// lives would else hold a place, and after OPEN a disk, for ever.
-fn hear(link: &mut SessionLink, limit: Duration) -> Result<Message> {
-    let started = Instant::now();
-    while started.elapsed() < limit {
-        match link.receiver.recv().map_err(peer_error)? {
-            Message::KeepAlive => {}
-            Message::Failure(failure) => return Err(Error::from_wire(&failure, &link.peer)),
-            message => return Ok(message),
-        }
-    }
-    let message = "peer: says nothing but that it lives";
-    Err(Error::new(ErrorKind::PeerGone, message))
 }
 
 fn open(grant: &Grant, request: &OpenRequest) -> Result<OpenDisk> {
@@ -160,7 +141,7 @@ fn open(grant: &Grant, request: &OpenRequest) -> Result<OpenDisk> {
                 "the granted disk does not exist, and the grant has no max=SIZE to make it";
             Err(Error::new(ErrorKind::NotGranted, message))
         }
-        (false, _, _) => Ok(OpenDisk::Write(open_target(&grant.path, None)?.disk)),
+        (false, _, _) => Ok(OpenDisk::Write(open_target(&grant.path, None)?)),
     }
 }
 
@@ -223,12 +204,7 @@ fn run(
 
 /// Tells the peer why not. Told, not expected to arrive: the peer may be the reason.
 fn refuse<T>(mut link: SessionLink, error: Error) -> Result<T> {
-    let message = Message::Failure(error.to_wire());
-    drop(
-        link.sender
-            .send(&message)
-            .and_then(|()| link.sender.flush()),
-    );
+    drop(link.say(&Message::Failure(error.to_wire())));
     Err(error)
 }
 

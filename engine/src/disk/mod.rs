@@ -14,7 +14,7 @@ use serde::Serialize;
 
 pub use create::{NewDisk, PendingDisk, create};
 pub use memory::MemoryDisk;
-pub use open::{OpenTarget, open_source, open_target};
+pub use open::{open_source, open_target};
 pub use probe::{Format, probe};
 pub use raw::RawDisk;
 pub use vhdx::VhdxDisk;

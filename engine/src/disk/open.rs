@@ -8,13 +8,6 @@ use super::{RawDisk, Source, Target, VhdxDisk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::system::{Access, HostFile};
 
-/// A target that is open, locked and not yet changed.
-#[derive(Debug)]
-pub struct OpenTarget {
-    /// The disk.
-    pub disk: Arc<dyn Target>,
-}
-
 /// Opens `path` for reading, in `format` when one is named, else by its magic.
 ///
 /// # Errors
@@ -31,13 +24,12 @@ pub fn open_source(path: &Path, format: Option<Format>) -> Result<Arc<dyn Source
 ///
 /// # Errors
 /// As [`open_source`], and `ReadOnly`.
-pub fn open_target(path: &Path, format: Option<Format>) -> Result<OpenTarget> {
+pub fn open_target(path: &Path, format: Option<Format>) -> Result<Arc<dyn Target>> {
     let file = Arc::new(HostFile::open(path, Access::Write)?);
-    let disk: Arc<dyn Target> = match decide(&file, format)? {
-        Format::Vhdx => Arc::new(VhdxDisk::open_rw(file)?),
-        _ => Arc::new(RawDisk::open(file)?),
-    };
-    Ok(OpenTarget { disk })
+    match decide(&file, format)? {
+        Format::Vhdx => Ok(Arc::new(VhdxDisk::open_rw(file)?)),
+        _ => Ok(Arc::new(RawDisk::open(file)?)),
+    }
 }
 
 /// Refuses two names of one file: the lock would say "in use", which sends an operator looking for

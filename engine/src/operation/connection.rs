@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use failback_transport as wire;
-use failback_transport::link::{Link, tcp, unix};
+use failback_transport::link::{IDLE_LIMIT, Link, tcp, unix};
 use failback_transport::{Counters, Message, OpenRequest, Role, SessionParams};
 
 use crate::disk::DiskInfo;
@@ -69,8 +69,8 @@ impl Connection {
             access,
             create,
         };
-        self.say(&Message::Open(request))?;
-        match self.hear()? {
+        self.link.say(&Message::Open(request))?;
+        match self.link.hear(IDLE_LIMIT)? {
             Message::Opened(info) => Ok((from_wire(&info), info.is_new)),
             _ => Err(Error::new(
                 ErrorKind::Protocol,
@@ -88,28 +88,9 @@ impl Connection {
         options: &SessionOptions,
         peer_role: Role,
     ) -> Result<(SessionLink, Arc<Counters>)> {
-        self.say(&Message::Start(to_wire(options, peer_role)))?;
-        Ok((self.link, self.counters))
-    }
-
-    fn say(&mut self, message: &Message) -> Result<()> {
         self.link
-            .sender
-            .send(message)
-            .and_then(|()| self.link.sender.flush())
-            .map_err(peer_error)
-    }
-
-    fn hear(&mut self) -> Result<Message> {
-        loop {
-            match self.link.receiver.recv().map_err(peer_error)? {
-                Message::KeepAlive => {}
-                Message::Failure(failure) => {
-                    return Err(Error::from_wire(&failure, &self.link.peer));
-                }
-                message => return Ok(message),
-            }
-        }
+            .say(&Message::Start(to_wire(options, peer_role)))?;
+        Ok((self.link, self.counters))
     }
 }
 

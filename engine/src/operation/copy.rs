@@ -320,7 +320,7 @@ fn open_target_side(request: &SyncRequest, source: &DiskInfo) -> Result<(TargetS
             ))
         }
         Endpoint::Path(path) => {
-            let disk = open_target(path, request.target_format)?.disk;
+            let disk = open_target(path, request.target_format)?;
             let finish = Box::new(|| Ok(()));
             Ok((
                 TargetSide::Local(LocalTarget::Changed {

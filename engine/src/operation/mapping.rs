@@ -14,7 +14,7 @@ use crate::event::{Event, Observer};
 use crate::hash::{HashKind, Hasher};
 use crate::map::{MapFile, MapWriter};
 use crate::pipeline::{BufferPool, Scanned, Scanner};
-use crate::sync::SessionProgress;
+use crate::sync::{SessionProgress, scan_threads};
 use crate::tree::{Leaf, TreeBuilder};
 use crate::units::{BlockSize, Geometry};
 
@@ -97,9 +97,7 @@ pub fn map(
         .transpose()?;
     let mut tree = TreeBuilder::new(&hasher, geometry);
     let mut zero_count = 0;
-    let threads = std::thread::available_parallelism()
-        .map_or(2, std::num::NonZero::get)
-        .clamp(2, 16);
+    let threads = scan_threads(request.block_size);
     let pool = BufferPool::new(threads * 2);
     let scanner = Scanner {
         disk: disk.as_ref(),

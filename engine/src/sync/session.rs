@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use failback_transport as wire;
+use failback_transport::Message;
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result, peer_error};
 use crate::hash::{HashKind, Hasher};
 use crate::pipeline::ScanCounts;
 use crate::units::{BlockSize, Geometry};
@@ -29,6 +31,35 @@ pub struct SessionLink {
     pub closer: Arc<dyn wire::link::LinkCloser>,
     /// The peer in words, for errors.
     pub peer: String,
+}
+
+impl SessionLink {
+    /// Sends a message now.
+    ///
+    /// # Errors
+    /// `PeerGone`.
+    pub(crate) fn say(&mut self, message: &Message) -> Result<()> {
+        let sent = self.sender.send(message);
+        sent.and_then(|()| self.sender.flush()).map_err(peer_error)
+    }
+
+    /// The next message that says something, within `limit` in all: a peer that only shows that it
+    /// lives would else hold a place, and an open disk, for ever.
+    ///
+    /// # Errors
+    /// The peer's failure, `PeerGone`, `Protocol`.
+    pub(crate) fn hear(&mut self, limit: Duration) -> Result<Message> {
+        let started = Instant::now();
+        while started.elapsed() < limit {
+            match self.receiver.recv().map_err(peer_error)? {
+                Message::KeepAlive => {}
+                Message::Failure(failure) => return Err(Error::from_wire(&failure, &self.peer)),
+                message => return Ok(message),
+            }
+        }
+        let message = "peer: says nothing but that it lives";
+        Err(Error::new(ErrorKind::PeerGone, message))
+    }
 }
 
 /// How a session is run.
@@ -69,14 +100,11 @@ impl Session {
     /// # Errors
     /// `Unsupported` for a disk over 64 TiB.
     pub fn new(options: SessionOptions, disk_len: u64) -> Result<Self> {
-        let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         Ok(Self {
             options,
             geometry: Geometry::new(disk_len, options.block_size)?,
             hasher: Hasher::new(options.hash),
-            threads: cores
-                .min(BUFFER_BUDGET / options.block_size.len() / 2)
-                .clamp(2, THREAD_COUNT_MAX),
+            threads: scan_threads(options.block_size),
             progress: Arc::default(),
         })
     }
@@ -92,6 +120,15 @@ impl Session {
         let fitting = BUFFER_BUDGET / self.options.block_size.len();
         fitting.max(BUFFER_COUNT_MIN).max(self.threads + 2)
     }
+}
+
+/// Threads that read and hash a disk in blocks of that size: what there is, as far as their buffers
+/// fit the budget.
+pub(crate) fn scan_threads(block_size: BlockSize) -> usize {
+    let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    cores
+        .min(BUFFER_BUDGET / block_size.len() / 2)
+        .clamp(2, THREAD_COUNT_MAX)
 }
 
 /// Where a session stands. Written by the roles, read by whoever draws a progress bar.
