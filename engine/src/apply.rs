@@ -167,6 +167,18 @@ impl<'a> Applier<'a> {
         Ok(())
     }
 
+    /// Does what is left to do once all blocks are there, and proves the rest.
+    ///
+    /// # Errors
+    /// As [`Applier::prove`].
+    pub(crate) fn finish(&self) -> Result<()> {
+        // The source has zeros where the target reads zeros: after this every other reader of the
+        // target does, too.
+        let blocks = self.target.zero_undefined()?;
+        tracing::debug!(blocks, "undefined blocks of the target made zero");
+        self.prove()
+    }
+
     /// Flushes, and reads back everything that was changed and not yet proven.
     ///
     /// # Errors

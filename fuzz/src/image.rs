@@ -118,6 +118,7 @@ fn check_runs(runs: &[Run], file: &MemoryFile, start: u64, expected: &[u8]) {
             }
             Place::Zero => assert!(bytes.iter().all(|byte| *byte == 0), "a zero run is not"),
             Place::Replayed => {}
+            Place::Parent => unreachable!("an image without a parent"),
         }
         at = run.disk.end;
     }

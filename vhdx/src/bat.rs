@@ -1,12 +1,12 @@
 //! The block allocation table (section 2.5), read page by page and never held whole.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::{ControlFlow, Range};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{MIB, PAGE, PAGE_LEN, to_usize};
+use crate::format::{BITMAP_LEN, MIB, PAGE_LEN, to_usize};
 use crate::geometry::{BlockIndex, Geometry, SlotIndex};
+use crate::pages::{Page, Pages, place};
 use crate::region::Regions;
 use crate::storage::Storage;
 
@@ -14,7 +14,8 @@ use crate::storage::Storage;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Entry(u64);
 
-/// What an entry says of its block. States 4, 5 and 7 have no meaning in images without parent.
+/// What an entry says of its block. States 4 and 5 have no meaning; state 7 has one in images with
+/// a parent only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
     NotPresent,
@@ -22,29 +23,48 @@ pub(crate) enum State {
     Zero,
     Unmapped,
     Present,
+    /// Some sectors are stored here, the others with the parent: the bitmap says which.
+    PartiallyPresent,
 }
 
 impl Entry {
     /// The block is zero; the offset has to be 0.
     pub(crate) const ZERO: Self = Self(2);
 
-    /// The block lies at this byte offset of the file, a multiple of 1 MiB.
+    /// The block, or sector bitmap, lies at this byte offset of the file, a multiple of 1 MiB.
     pub(crate) fn present(at: u64) -> Self {
         debug_assert!(at.is_multiple_of(MIB) && at > 0);
         Self(at | PRESENT)
     }
 
-    pub(crate) fn from_raw(raw: u64) -> Result<Self> {
+    /// As [`present`](Self::present), for the sectors whose bits are set.
+    pub(crate) fn partially_present(at: u64) -> Self {
+        Self(Self::present(at).0 | PARTIALLY_PRESENT)
+    }
+
+    /// The entry of a block, in an image with or without a parent.
+    pub(crate) fn from_raw(raw: u64, has_parent: bool) -> Result<Self> {
+        let state = raw & STATE_BITS;
         if raw & RESERVED_BITS != 0 {
             return Err(Error::damaged("BAT entry", "reserved bits set"));
         }
-        if raw & STATE_BITS != PRESENT && raw & STATE_BITS > 3 {
-            return Err(Error::damaged(
-                "BAT entry",
-                format!("state {}", raw & STATE_BITS),
-            ));
+        if matches!(state, 4 | 5) || (state == PARTIALLY_PRESENT && !has_parent) {
+            return Err(Error::damaged("BAT entry", format!("state {state}")));
         }
         Ok(Self(raw))
+    }
+
+    /// The entry of a sector bitmap: where it lies, if there is one.
+    pub(crate) fn bitmap_from_raw(raw: u64) -> Result<Option<u64>> {
+        match (raw & RESERVED_BITS, raw & STATE_BITS) {
+            (0, 0) => Ok(None),
+            (0, PRESENT) => Ok(Some(raw & !(STATE_BITS | RESERVED_BITS))),
+            (0, state) => {
+                let detail = format!("state {state} of a sector bitmap");
+                Err(Error::damaged("BAT entry", detail))
+            }
+            _ => Err(Error::damaged("BAT entry", "reserved bits set")),
+        }
     }
 
     pub(crate) fn to_raw(self) -> u64 {
@@ -57,64 +77,45 @@ impl Entry {
             1 => State::Undefined,
             2 => State::Zero,
             3 => State::Unmapped,
+            PARTIALLY_PRESENT => State::PartiallyPresent,
             _ => State::Present,
         }
     }
 
-    /// Byte offset in the file when the block is stored there.
+    /// Byte offset in the file when the block, or a part of it, is stored there.
     pub(crate) fn stored_at(self) -> Option<u64> {
-        (self.state() == State::Present).then_some(self.0 & !(STATE_BITS | RESERVED_BITS))
+        matches!(self.state(), State::Present | State::PartiallyPresent)
+            .then_some(self.0 & !(STATE_BITS | RESERVED_BITS))
     }
 }
 
-/// Entries as they follow each other in the table, without those of sector bitmaps.
+/// Entries as they follow each other in the table.
 #[derive(Debug)]
 pub(crate) enum Stretch<'a> {
-    /// These blocks are in a hole of the file: all in state 0.
+    /// These blocks are in a hole of the file: all in state 0, and so are the bitmaps among them.
     Hole(Range<u64>),
     /// Raw entries of the blocks from the first one on.
     Entries(BlockIndex, &'a [u64]),
+    /// The raw entry of a sector bitmap, in the slot given; told for images with a parent only.
+    Bitmap(SlotIndex, u64),
 }
 
-/// The table of one image: clean pages in a bounded cache, changed ones until they are flushed.
+/// The table of one image.
 #[derive(Debug)]
 pub(crate) struct Bat {
     geometry: Geometry,
     regions: Regions,
-    pages: Mutex<Pages>,
-}
-
-type Page = [u64; PAGE_ENTRIES];
-
-#[derive(Debug, Default)]
-struct Pages {
-    clean: HashMap<u64, Box<Page>>,
-    /// Clean pages, oldest first.
-    order: VecDeque<u64>,
-    dirty: BTreeMap<u64, DirtyPage>,
-    changes: u64,
-}
-
-#[derive(Clone, Debug)]
-struct DirtyPage {
-    entries: Arc<Page>,
-    /// Number of the latest change in the page, so that a flush sees whether one came later.
-    change: u64,
-}
-
-/// A changed page as it was when a flush began.
-#[derive(Debug)]
-pub(crate) struct PendingPage {
-    page: u64,
-    change: u64,
-    /// Byte offset in the file.
-    pub(crate) at: u64,
-    pub(crate) bytes: [u8; PAGE_LEN],
+    pages: Arc<Pages>,
 }
 
 impl Bat {
     /// Checks that the table fits its region and the file, and loads nothing.
-    pub(crate) fn new(geometry: Geometry, regions: Regions, storage: &Storage) -> Result<Self> {
+    pub(crate) fn new(
+        geometry: Geometry,
+        regions: Regions,
+        pages: Arc<Pages>,
+        storage: &Storage,
+    ) -> Result<Self> {
         let needed = geometry.slot_count() * 8;
         let region = &regions.bat;
         if needed > region.end - region.start {
@@ -128,7 +129,7 @@ impl Bat {
         Ok(Self {
             geometry,
             regions,
-            pages: Mutex::default(),
+            pages,
         })
     }
 
@@ -138,75 +139,28 @@ impl Bat {
 
     /// The entry of a block of the disk, pending changes included.
     pub(crate) fn entry(&self, storage: &Storage, block: BlockIndex) -> Result<Entry> {
-        let slot = self.geometry.slot_of(block);
-        let (page, within) = place(slot);
-        let mut pages = self.pages();
-        if let Some(dirty) = pages.dirty.get(&page) {
-            return Entry::from_raw(dirty.entries[within]);
-        }
-        if let Some(clean) = pages.clean.get(&page) {
-            return Entry::from_raw(clean[within]);
-        }
-        let entries = self.load(storage, page)?;
-        let raw = entries[within];
-        pages.keep(page, entries);
-        Entry::from_raw(raw)
+        let raw = self.raw(storage, self.geometry.slot_of(block))?;
+        Entry::from_raw(raw, self.geometry.has_bitmaps())
+    }
+
+    /// Where the sector bitmap of a block's chunk lies, if there is one.
+    pub(crate) fn bitmap_at(&self, storage: &Storage, block: BlockIndex) -> Result<Option<u64>> {
+        Entry::bitmap_from_raw(self.raw(storage, self.geometry.bitmap_slot_of(block))?)
     }
 
     /// Changes the entry of a block. Readers see it at once, the file with the next flush.
     pub(crate) fn set(&self, storage: &Storage, block: BlockIndex, entry: Entry) -> Result<()> {
-        let (page, within) = place(self.geometry.slot_of(block));
-        let mut pages = self.pages();
-        pages.changes += 1;
-        let change = pages.changes;
-        if !pages.dirty.contains_key(&page) {
-            let entries = match pages.clean.get(&page) {
-                Some(clean) => clean.clone(),
-                None => self.load(storage, page)?,
-            };
-            pages.dirty.insert(
-                page,
-                DirtyPage {
-                    entries: Arc::from(entries),
-                    change,
-                },
-            );
-        }
-        let dirty = pages.dirty.get_mut(&page).expect("put there just now");
-        Arc::make_mut(&mut dirty.entries)[within] = entry.to_raw();
-        dirty.change = change;
-        Ok(())
+        self.set_slot(storage, self.geometry.slot_of(block), entry)
     }
 
-    pub(crate) fn dirty_count(&self) -> usize {
-        self.pages().dirty.len()
-    }
-
-    /// The changed pages as they are now.
-    pub(crate) fn pending(&self) -> Vec<PendingPage> {
-        let pages = self.pages();
-        let pending = pages.dirty.iter().map(|(&page, dirty)| PendingPage {
-            page,
-            change: dirty.change,
-            at: self.regions.bat.start + page * PAGE,
-            bytes: to_bytes(&dirty.entries),
-        });
-        pending.collect()
-    }
-
-    /// These pages are durable in the file; those changed again since stay pending.
-    pub(crate) fn flushed(&self, written: &[PendingPage]) {
-        let mut pages = self.pages();
-        for done in written {
-            if pages
-                .dirty
-                .get(&done.page)
-                .is_some_and(|dirty| dirty.change == done.change)
-                && let Some(dirty) = pages.dirty.remove(&done.page)
-            {
-                pages.keep(done.page, Box::new(*dirty.entries));
-            }
-        }
+    /// As [`set`](Self::set), for the sector bitmap of a block's chunk.
+    pub(crate) fn set_bitmap(
+        &self,
+        storage: &Storage,
+        block: BlockIndex,
+        entry: Entry,
+    ) -> Result<()> {
+        self.set_slot(storage, self.geometry.bitmap_slot_of(block), entry)
     }
 
     /// Visits the entries of all blocks from `first` on, pending changes included, until told to
@@ -223,10 +177,12 @@ impl Bat {
         while slot.0 < slot_count {
             let (dirty, clean_end) = self.dirty_at(slot, slot_count);
             let end = if let Some(page) = dirty {
-                let (number, within) = place(slot);
-                let end = slot_count.min((number + 1) * PAGE_ENTRIES as u64);
-                let raw = &page[within..within + to_usize(end - slot.0)];
-                if self.visit_entries(slot, raw, &mut visit)?.is_break() {
+                let (_, within) = place(self.slot_at(slot));
+                buf.clear();
+                buf.extend(entries(&page[within..]));
+                let end = slot_count.min(slot.0 + buf.len() as u64);
+                buf.truncate(to_usize(end - slot.0));
+                if self.visit_entries(slot, &buf, &mut visit)?.is_break() {
                     return Ok(());
                 }
                 end
@@ -236,8 +192,11 @@ impl Bat {
                 let whole = (extent.end - at) / 8;
                 if extent.is_hole && whole > 0 {
                     let end = SlotIndex(slot.0 + whole);
-                    let blocks = self.geometry.block_from(slot).0..self.geometry.block_from(end).0;
-                    if visit(Stretch::Hole(blocks))?.is_break() {
+                    let [first, last] = [slot, end].map(|slot| {
+                        let block = self.geometry.block_from(slot).0;
+                        block.min(self.geometry.block_count())
+                    });
+                    if first < last && visit(Stretch::Hole(first..last))?.is_break() {
                         return Ok(());
                     }
                     end.0
@@ -270,13 +229,41 @@ impl Bat {
             Some(end) if end <= storage.len() => {}
             _ => return damaged("block lies past the end of the file"),
         }
-        match self
-            .regions
-            .is_free(&(at..at + u64::from(self.geometry.block_size())))
-        {
+        match self.is_free(at, self.geometry.block_size().into()) {
             true => Ok(()),
             false => damaged("block lies over a structure of the image"),
         }
+    }
+
+    /// Checks the entry of a sector bitmap like that of a block, and says where the bitmap lies.
+    pub(crate) fn check_bitmap(
+        &self,
+        storage: &Storage,
+        slot: SlotIndex,
+        raw: u64,
+    ) -> Result<Option<u64>> {
+        let place = |error: Error| error.offset(self.slot_at(slot));
+        let Some(at) = Entry::bitmap_from_raw(raw).map_err(place)? else {
+            return Ok(None);
+        };
+        if at
+            .checked_add(BITMAP_LEN)
+            .is_none_or(|end| end > storage.len())
+        {
+            let detail = "sector bitmap lies past the end of the file";
+            return Err(place(Error::damaged("BAT entry", detail)));
+        }
+        match self.is_free(at, BITMAP_LEN) {
+            true => Ok(Some(at)),
+            false => {
+                let detail = "sector bitmap lies over a structure of the image";
+                Err(place(Error::damaged("BAT entry", detail)))
+            }
+        }
+    }
+
+    fn is_free(&self, at: u64, len: u64) -> bool {
+        self.regions.is_free(&(at..at + len))
     }
 
     fn visit_entries(
@@ -287,84 +274,97 @@ impl Bat {
     ) -> Result<ControlFlow<()>> {
         let mut slot = slot;
         let mut raw = raw;
-        while !raw.is_empty() {
+        while let Some(first) = raw.first() {
+            let Some(block) = self.geometry.block_of(slot) else {
+                if self.geometry.has_bitmaps() && visit(Stretch::Bitmap(slot, *first))?.is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+                (slot, raw) = (SlotIndex(slot.0 + 1), &raw[1..]);
+                continue;
+            };
             let count = self.geometry.payload_slots_from(slot).min(raw.len() as u64);
             let (entries, rest) = raw.split_at(to_usize(count));
-            if let (Some(block), true) = (self.geometry.block_of(slot), count > 0)
-                && visit(Stretch::Entries(block, entries))?.is_break()
-            {
+            // In the last chunk there can be entries of blocks behind the end of the disk.
+            let there = self.geometry.block_count().saturating_sub(block.0);
+            let there = &entries[..to_usize(there.min(count))];
+            if !there.is_empty() && visit(Stretch::Entries(block, there))?.is_break() {
                 return Ok(ControlFlow::Break(()));
             }
-            // An entry of a sector bitmap says nothing here and is passed over.
-            let skipped = usize::from(count == 0);
-            raw = &rest[skipped..];
-            slot = SlotIndex(slot.0 + count + skipped as u64);
+            (slot, raw) = (SlotIndex(slot.0 + count), rest);
         }
         Ok(ControlFlow::Continue(()))
     }
 
     /// The changed page that holds `slot`, or the slot where the next changed page begins.
     fn dirty_at(&self, slot: SlotIndex, slot_count: u64) -> (Option<Arc<Page>>, u64) {
-        let (page, _) = place(slot);
-        let pages = self.pages();
-        match pages.dirty.range(page..).next() {
-            Some((&found, dirty)) if found == page => (Some(dirty.entries.clone()), slot_count),
-            Some((&next, _)) => (None, slot_count.min(next * PAGE_ENTRIES as u64)),
-            None => (None, slot_count),
+        let (page, _) = place(self.slot_at(slot));
+        match self.pages.dirty_from(page) {
+            Some((found, dirty)) if found == page => (Some(dirty), slot_count),
+            Some((next, _)) if next < self.regions.bat.end => {
+                let next = (next - self.regions.bat.start) / 8;
+                (None, slot_count.min(next))
+            }
+            _ => (None, slot_count),
         }
     }
 
-    fn load(&self, storage: &Storage, page: u64) -> Result<Box<Page>> {
-        let at = self.regions.bat.start + page * PAGE;
-        let mut buf = Vec::new();
+    fn raw(&self, storage: &Storage, slot: SlotIndex) -> Result<u64> {
+        let (page, within) = place(self.slot_at(slot));
+        let look =
+            |page: &Page| u64::from_le_bytes(page[within..within + 8].try_into().expect("8 bytes"));
+        self.pages.look(page, || self.load(storage, page), look)
+    }
+
+    fn set_slot(&self, storage: &Storage, slot: SlotIndex, entry: Entry) -> Result<()> {
+        let (page, within) = place(self.slot_at(slot));
+        let edit = |page: &mut Page| {
+            page[within..within + 8].copy_from_slice(&entry.to_raw().to_le_bytes());
+        };
+        self.pages.change(page, || self.load(storage, page), edit)
+    }
+
+    /// Reads the page of the table at this byte offset of the file and checks its entries.
+    fn load(&self, storage: &Storage, page_at: u64) -> Result<Box<Page>> {
+        let mut page = Box::new([0; PAGE_LEN]);
         // The file may end behind the last entry, before the page does.
-        let count = (storage.len().saturating_sub(at) / 8).min(PAGE_ENTRIES as u64);
-        read_entries(storage, at, to_usize(count), &mut buf)?;
-        buf.resize(PAGE_ENTRIES, 0);
-        let first = page * PAGE_ENTRIES as u64;
-        for (slot, raw) in (first..self.geometry.slot_count()).zip(&buf) {
-            let Some(block) = self.geometry.block_of(SlotIndex(slot)) else {
-                continue;
-            };
-            let entry = Entry::from_raw(*raw)
-                .map_err(|error| error.offset(self.slot_at(SlotIndex(slot))))?;
-            if let Some(at) = entry.stored_at() {
-                self.check_stored(storage, block, at)?;
-            }
+        let there = storage.len().saturating_sub(page_at) / 8 * 8;
+        let there = to_usize(there.min(PAGE_LEN as u64));
+        storage
+            .read_at(page_at, &mut page[..there])
+            .map_err(|error| error.of("BAT"))?;
+        let first = (page_at - self.regions.bat.start) / 8;
+        for (slot, raw) in (first..self.geometry.slot_count()).zip(entries(&page[..])) {
+            self.check_entry(storage, SlotIndex(slot), raw)?;
         }
-        Ok(buf
-            .into_boxed_slice()
-            .try_into()
-            .expect("a page of entries"))
+        Ok(page)
+    }
+
+    /// Checks one entry by itself: state, reserved bits, place.
+    fn check_entry(&self, storage: &Storage, slot: SlotIndex, raw: u64) -> Result<()> {
+        let Some(block) = self.geometry.block_of(slot) else {
+            // Without a parent the entries of bitmaps mean nothing.
+            if self.geometry.has_bitmaps() {
+                self.check_bitmap(storage, slot, raw)?;
+            }
+            return Ok(());
+        };
+        if block.0 >= self.geometry.block_count() {
+            return Ok(());
+        }
+        let entry = Entry::from_raw(raw, self.geometry.has_bitmaps());
+        match entry
+            .map_err(|error| error.offset(self.slot_at(slot)))?
+            .stored_at()
+        {
+            Some(at) => self.check_stored(storage, block, at),
+            None => Ok(()),
+        }
     }
 
     /// Byte offset in the file of an entry.
-    fn slot_at(&self, slot: SlotIndex) -> u64 {
+    pub(crate) fn slot_at(&self, slot: SlotIndex) -> u64 {
         self.regions.bat.start + slot.0 * 8
     }
-
-    fn pages(&self) -> MutexGuard<'_, Pages> {
-        // Nothing between two changes of the maps can panic.
-        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Pages {
-    fn keep(&mut self, page: u64, entries: Box<Page>) {
-        if self.clean.len() >= CLEAN_PAGES_MAX
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.clean.remove(&oldest);
-        }
-        if self.clean.insert(page, entries).is_none() {
-            self.order.push_back(page);
-        }
-    }
-}
-
-fn place(slot: SlotIndex) -> (u64, usize) {
-    let entries = PAGE_ENTRIES as u64;
-    (slot.0 / entries, to_usize(slot.0 % entries))
 }
 
 fn read_entries(storage: &Storage, at: u64, count: usize, buf: &mut Vec<u64>) -> Result<()> {
@@ -373,26 +373,19 @@ fn read_entries(storage: &Storage, at: u64, count: usize, buf: &mut Vec<u64>) ->
         .read_at(at, &mut bytes)
         .map_err(|error| error.of("BAT"))?;
     buf.clear();
-    let (entries, _) = bytes.as_chunks::<8>();
-    buf.extend(entries.iter().map(|entry| u64::from_le_bytes(*entry)));
+    buf.extend(entries(&bytes));
     Ok(())
 }
 
-fn to_bytes(page: &Page) -> [u8; PAGE_LEN] {
-    let mut bytes = [0; PAGE_LEN];
-    for (slot, entry) in bytes.chunks_exact_mut(8).zip(page) {
-        slot.copy_from_slice(&entry.to_le_bytes());
-    }
-    bytes
+fn entries(bytes: &[u8]) -> impl Iterator<Item = u64> {
+    let (entries, _) = bytes.as_chunks::<8>();
+    entries.iter().map(|entry| u64::from_le_bytes(*entry))
 }
 
 const STATE_BITS: u64 = 0b111;
 const RESERVED_BITS: u64 = 0xF_FFF8;
 const PRESENT: u64 = 6;
-/// Entries in a page of the file.
-const PAGE_ENTRIES: usize = PAGE_LEN / 8;
-/// 16 MiB of unchanged pages: they map 2 TiB at 1 MiB blocks, 64 TiB at 32 MiB.
-const CLEAN_PAGES_MAX: usize = 4096;
+const PARTIALLY_PRESENT: u64 = 7;
 /// Entries read at once by a walk: 1 MiB.
 const WALK_ENTRIES: u64 = 1 << 17;
 
@@ -403,7 +396,7 @@ mod tests {
 
     #[test]
     fn states_without_meaning_are_refused() {
-        let states = [0, 1, 2, 3, 6].map(|raw| Entry::from_raw(raw).unwrap().state());
+        let states = [0, 1, 2, 3, 6].map(|raw| Entry::from_raw(raw, false).unwrap().state());
         let known = [
             State::NotPresent,
             State::Undefined,
@@ -415,13 +408,33 @@ mod tests {
         assert!(
             [4, 5, 7, 8, 1 << 19]
                 .iter()
-                .all(|raw| Entry::from_raw(*raw).is_err())
+                .all(|raw| Entry::from_raw(*raw, false).is_err())
+        );
+    }
+
+    #[test]
+    fn only_a_child_can_be_partially_present() {
+        assert!(Entry::from_raw(5 << 20 | 7, false).is_err());
+        let entry = Entry::from_raw(5 << 20 | 7, true).unwrap();
+        assert_eq!(entry, Entry::partially_present(5 << 20));
+        assert_eq!(entry.state(), State::PartiallyPresent);
+    }
+
+    #[test]
+    fn a_sector_bitmap_is_there_or_not() {
+        assert_eq!(Entry::bitmap_from_raw(0).unwrap(), None);
+        assert_eq!(Entry::bitmap_from_raw(5 << 20 | 6).unwrap(), Some(5 << 20));
+        assert!(
+            [1, 2, 3, 7, 14]
+                .iter()
+                .all(|raw| Entry::bitmap_from_raw(*raw).is_err())
         );
     }
 
     #[test]
     fn an_anchor_is_no_place() {
-        assert_eq!(Entry::from_raw(5 << 20 | 3).unwrap().stored_at(), None);
+        let unmapped = Entry::from_raw(5 << 20 | 3, false).unwrap();
+        assert_eq!(unmapped.stored_at(), None);
         assert_eq!(Entry::present(5 << 20).stored_at(), Some(5 << 20));
     }
 }

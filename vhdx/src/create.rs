@@ -13,7 +13,8 @@ use crate::format::{CREATOR_LEN, FILE_MAGIC, MIB, REGION_TABLES_AT};
 use crate::geometry::{Geometry, SlotIndex};
 use crate::header::{self, Header};
 use crate::image::{Image, Kind};
-use crate::metadata::Metadata;
+use crate::locator::ParentLocator;
+use crate::metadata::{Metadata, OtherItem};
 use crate::region;
 
 /// Parameters of [`Image::create`](crate::Image::create).
@@ -28,7 +29,8 @@ pub struct CreateOptions {
     pub logical_sector_size: u32,
     /// Bytes in a sector as the medium is said to have: 512 or 4096.
     pub physical_sector_size: u32,
-    /// Whether blocks are allocated now or when first written.
+    /// Whether blocks are allocated now or when first written. A differencing image is made by
+    /// [`Image::create_child`](crate::Image::create_child).
     pub kind: Kind,
     /// Identity of the virtual disk (SCSI page 83); `None` means a random one.
     pub disk_id: Option<Uuid>,
@@ -46,7 +48,7 @@ impl CreateOptions {
             physical_sector_size: 4096,
             kind,
             disk_id: None,
-            creator: concat!("failback ", env!("CARGO_PKG_VERSION")).to_owned(),
+            creator: CREATOR.to_owned(),
         }
     }
 
@@ -54,11 +56,14 @@ impl CreateOptions {
     fn block_size_or_default(&self) -> u32 {
         self.block_size.unwrap_or(match self.kind {
             Kind::Dynamic => 32 << 20,
-            Kind::Fixed => 2 << 20,
+            Kind::Fixed | Kind::Differencing => 2 << 20,
         })
     }
 
     fn geometry(&self) -> Result<Geometry> {
+        if self.kind == Kind::Differencing {
+            return Err(Error::invalid("a differencing image is made as a child"));
+        }
         if !matches!(self.physical_sector_size, 512 | 4096) {
             return Err(Error::invalid(
                 "physical sector size is neither 512 nor 4096",
@@ -73,44 +78,120 @@ impl CreateOptions {
     }
 }
 
+/// Parameters of [`Image::create_child`](crate::Image::create_child). Everything else is as with
+/// the parent.
+#[derive(Clone, Debug)]
+pub struct ChildOptions {
+    /// Bytes in a block: a power of two, 1 MiB to 256 MiB. `None` means 2 MiB, as Windows does.
+    pub block_size: Option<u32>,
+    /// Path of the parent from the folder of the child, as Windows writes it: `.\parent.vhdx`. It
+    /// is noted in the child, and not looked at.
+    pub relative_path: Option<String>,
+    /// Path of the parent with its drive: `C:\disks\parent.vhdx`. It is noted in the child, and not
+    /// looked at. One of the two paths has to be there.
+    pub absolute_path: Option<String>,
+    /// Name of the creating program, for people only; at most 255 UTF-16 units are kept.
+    pub creator: String,
+}
+
+impl ChildOptions {
+    /// A child that notes this relative path.
+    pub fn new(relative_path: &str) -> Self {
+        Self {
+            block_size: None,
+            relative_path: Some(relative_path.to_owned()),
+            absolute_path: None,
+            creator: CREATOR.to_owned(),
+        }
+    }
+}
+
 impl Image {
     /// Makes a new image in an empty file and opens it for writing.
     ///
     /// The file is laid out as Windows does it: log, metadata, BAT, blocks. Until everything else
     /// is durable the file does not begin like a VHDX, so that a crash leaves no half image. The
-    /// blocks of a fixed image are allocated in the VHDX; whether the file has space behind them
-    /// is up to the file system, since growing a file there often makes a hole.
+    /// space of a fixed image is really taken from the file system
+    /// ([`FileAt::allocate`](crate::FileAt::allocate)).
     ///
     /// # Errors
     /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for sizes that cannot be and for a
     /// file that is not empty, in both cases with nothing written; [`Io`](crate::ErrorKind::Io).
     pub fn create(file: Arc<dyn FileAt>, options: &CreateOptions) -> Result<Self> {
-        write_image(&*file, options).map_err(|error| error.during("create"))?;
+        let create = || {
+            let metadata = Metadata {
+                geometry: options.geometry()?,
+                physical_sector_size: options.physical_sector_size,
+                disk_id: options.disk_id.unwrap_or_else(Uuid::new_v4),
+                kind: options.kind,
+                locator: None,
+                others: Vec::new(),
+            };
+            write_image(&*file, &metadata, &options.creator)
+        };
+        create().map_err(|error| error.during("create"))?;
         Self::open_rw(file)
+    }
+
+    /// Makes a differencing image in an empty file and opens it for writing. It has the content,
+    /// the identity and the sectors of `parent`, and names it by its
+    /// [`data_write_guid`](Self::data_write_guid): once the parent's content is changed, no child
+    /// of it can be opened any more.
+    ///
+    /// # Errors
+    /// As for [`create`](Self::create) and [`open_child`](Self::open_child);
+    /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) without a path.
+    pub fn create_child(
+        file: Arc<dyn FileAt>,
+        parent: Arc<Self>,
+        options: &ChildOptions,
+    ) -> Result<Self> {
+        let create = || {
+            let geometry = Geometry::new(
+                parent.virtual_size(),
+                options.block_size.unwrap_or(2 << 20),
+                parent.logical_sector_size(),
+            );
+            let locator = ParentLocator::new(
+                parent.data_write_guid(),
+                options.relative_path.as_deref(),
+                options.absolute_path.as_deref(),
+            );
+            let metadata = Metadata {
+                geometry: geometry.map_err(Error::invalid)?.with_bitmaps(),
+                physical_sector_size: parent.physical_sector_size(),
+                disk_id: parent.disk_id(),
+                kind: Kind::Differencing,
+                locator: Some(locator?),
+                others: parent.other_items()?,
+            };
+            write_image(&*file, &metadata, &options.creator)
+        };
+        create().map_err(|error| error.during("create"))?;
+        Self::open_child_rw(file, parent)
+    }
+
+    fn other_items(&self) -> Result<Vec<OtherItem>> {
+        Metadata::read_others(&self.storage, &self.bat.regions().metadata)
     }
 }
 
-fn write_image(file: &dyn FileAt, options: &CreateOptions) -> Result<()> {
+fn write_image(file: &dyn FileAt, metadata: &Metadata, creator: &str) -> Result<()> {
     let io = |error| Error::io("create", error);
-    let geometry = options.geometry()?;
+    let geometry = &metadata.geometry;
     if !file.is_empty().map_err(io)? {
         return Err(Error::invalid("file is not empty"));
     }
     let bat = BAT_AT..BAT_AT + (geometry.slot_count() * 8).next_multiple_of(MIB);
-    let payload_len = match options.kind {
-        Kind::Dynamic => 0,
+    let payload_len = match metadata.kind {
+        Kind::Dynamic | Kind::Differencing => 0,
         Kind::Fixed => geometry.block_count() * u64::from(geometry.block_size()),
     };
     file.set_len(bat.end + payload_len).map_err(io)?;
-    if options.kind == Kind::Fixed {
-        write_fixed_bat(file, &geometry, &bat)?;
+    if metadata.kind == Kind::Fixed {
+        file.allocate(bat.end..bat.end + payload_len).map_err(io)?;
+        write_fixed_bat(file, geometry, &bat)?;
     }
-    let metadata = Metadata {
-        geometry,
-        physical_sector_size: options.physical_sector_size,
-        disk_id: options.disk_id.unwrap_or_else(Uuid::new_v4),
-        kind: options.kind,
-    };
     file.write_at(METADATA.start, &metadata.encode())
         .map_err(io)?;
     let regions = region::encode(&bat, &METADATA);
@@ -128,8 +209,7 @@ fn write_image(file: &dyn FileAt, options: &CreateOptions) -> Result<()> {
     for (at, raw) in header::pair(&header) {
         file.write_at(at, raw.as_bytes()).map_err(io)?;
     }
-    file.write_at(0, &encode_file_id(&options.creator))
-        .map_err(io)?;
+    file.write_at(0, &encode_file_id(creator)).map_err(io)?;
     file.sync().map_err(io)
 }
 
@@ -161,6 +241,8 @@ fn encode_file_id(creator: &str) -> Vec<u8> {
     bytes
 }
 
+/// Who makes images, unless the caller says otherwise.
+const CREATOR: &str = concat!("failback ", env!("CARGO_PKG_VERSION"));
 /// Where Windows puts the log.
 const LOG: Range<u64> = MIB..2 * MIB;
 /// Where Windows puts the metadata region.

@@ -19,6 +19,10 @@ pub enum ErrorKind {
     Truncated,
     /// The image may be right, but needs something this release does not do.
     Unsupported,
+    /// The image is a differencing one, and its parent was not given.
+    ParentNeeded,
+    /// The parent given is not the one this image was made from, or has changed since.
+    WrongParent,
     /// The caller passed a range, size or option that cannot be.
     InvalidArgument,
     /// The image was opened for reading only.

@@ -21,6 +21,9 @@ pub enum Place {
     },
     /// Nowhere: they read zero.
     Zero,
+    /// With the [parent](crate::Image::parent), at the same place of its disk; zero behind its
+    /// end.
+    Parent,
     /// In the log replayed in memory: only [`Image::read_at`](crate::Image::read_at) has them.
     Replayed,
 }
@@ -32,7 +35,9 @@ impl Run {
             let len = last.disk.end - last.disk.start;
             let continues = match (last.place, run.place) {
                 (Place::File { at }, Place::File { at: next }) => at + len == next,
-                (Place::Zero, Place::Zero) | (Place::Replayed, Place::Replayed) => true,
+                (Place::Zero, Place::Zero)
+                | (Place::Parent, Place::Parent)
+                | (Place::Replayed, Place::Replayed) => true,
                 _ => false,
             };
             if continues && last.disk.end == run.disk.start {
@@ -60,14 +65,14 @@ pub enum ExtentKind {
     Data,
     /// Zeros, because a block says so (state 2) or the file has a hole there.
     Zero,
-    /// Nothing was ever stored (states 0, 1 and 3); reads zero.
+    /// Nothing is stored, neither here (states 0, 1 and 3) nor with a parent; reads zero.
     Absent,
 }
 
 /// How many blocks of the virtual disk are in each state (section 2.5.1.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AllocationSummary {
-    /// State 0: never written.
+    /// State 0: never written, or with the parent.
     pub not_present: u64,
     /// State 1: content undefined; read as zero here.
     pub undefined: u64,
@@ -77,6 +82,10 @@ pub struct AllocationSummary {
     pub unmapped: u64,
     /// State 6: stored in the file.
     pub present: u64,
-    /// Bytes of the file that present blocks take, counting whole blocks.
+    /// State 7: some sectors stored in the file, the others with the parent.
+    pub partially_present: u64,
+    /// Sector bitmaps, 1 MiB each; none without a parent.
+    pub bitmaps: u64,
+    /// Bytes of the file that blocks take, counting whole blocks and no bitmaps.
     pub allocated: u64,
 }

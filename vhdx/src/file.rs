@@ -70,6 +70,14 @@ pub trait FileAt: Send + Sync + fmt::Debug {
     /// Those of the system; any part of `range` may then read zero.
     fn zero(&self, range: Range<u64>) -> io::Result<()>;
 
+    /// Makes sure that the file system has space behind `range`, which lies within the file, and
+    /// leaves its content alone. Where the system cannot be asked, zeros are written over what are
+    /// holes.
+    ///
+    /// # Errors
+    /// Those of the system, such as no space left.
+    fn allocate(&self, range: Range<u64>) -> io::Result<()>;
+
     /// The run of like kind that holds byte `at`, which lies before the end of the file.
     ///
     /// Never lies in the direction that loses data: in doubt it is "data to the end of the file".
@@ -86,6 +94,22 @@ pub struct FileExtent {
     pub is_hole: bool,
     /// Where the run ends, in bytes from the start of the file; greater than the offset asked for.
     pub end: u64,
+}
+
+/// Writes zeros over the holes in `range`, for files whose system cannot be asked for space.
+#[cfg(unix)]
+fn fill_holes(file: &(impl FileAt + ?Sized), range: Range<u64>) -> io::Result<()> {
+    let mut at = range.start;
+    let end = range.end.min(file.len()?);
+    while at < end {
+        let extent = file.extent_at(at)?;
+        let to = extent.end.min(end);
+        if extent.is_hole {
+            write_zeros(file, at..to)?;
+        }
+        at = to;
+    }
+    Ok(())
 }
 
 /// Writes zeros over `range` in pieces, for files that cannot free space.

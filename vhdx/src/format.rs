@@ -35,6 +35,8 @@ pub(crate) const PAGE: u64 = PAGE_LEN as u64;
 pub(crate) const LOCATOR_PAIRS_MAX: u16 = 256;
 /// The one type of parent locator there is.
 pub(crate) const LOCATOR_VHDX: Uuid = uuid!("B04AEFB7-D19E-4A81-B789-25B8E9445913");
+/// Bytes of a sector bitmap block, which covers one chunk, by the format.
+pub(crate) const BITMAP_LEN: u64 = MIB;
 
 /// Largest virtual disk, by the format.
 pub(crate) const VIRTUAL_SIZE_MAX: u64 = 64 * TIB;

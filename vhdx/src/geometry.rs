@@ -15,7 +15,7 @@ pub(crate) struct SlotIndex(pub(crate) u64);
 /// Sizes of the virtual disk. Only this converts between bytes, blocks and slots.
 ///
 /// After each `chunk_ratio` block entries the BAT has one entry for a sector bitmap, also in
-/// images that have no such bitmaps (section 2.5).
+/// images that have no such bitmaps (section 2.5). Those blocks and that bitmap are a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Geometry {
     /// 1 sector to 64 TiB, whole sectors.
@@ -26,6 +26,8 @@ pub(crate) struct Geometry {
     sector_size: u32,
     /// log2 of the block entries between two bitmap entries: 4..=15.
     chunk_shift: u32,
+    /// Whether the image is a differencing one: its last chunk has a bitmap entry, too.
+    has_bitmaps: bool,
 }
 
 impl Geometry {
@@ -55,7 +57,20 @@ impl Geometry {
             block_shift,
             sector_size,
             chunk_shift,
+            has_bitmaps: false,
         })
+    }
+
+    /// The same sizes in a differencing image.
+    pub(crate) fn with_bitmaps(self) -> Self {
+        Self {
+            has_bitmaps: true,
+            ..self
+        }
+    }
+
+    pub(crate) fn has_bitmaps(&self) -> bool {
+        self.has_bitmaps
     }
 
     pub(crate) fn virtual_size(&self) -> u64 {
@@ -77,7 +92,11 @@ impl Geometry {
 
     /// How many entries of the BAT count. Those behind have to be ignored.
     pub(crate) fn slot_count(&self) -> u64 {
-        self.slot_of(BlockIndex(self.block_count() - 1)).0 + 1
+        let last = BlockIndex(self.block_count() - 1);
+        match self.has_bitmaps {
+            true => self.bitmap_slot_of(last).0 + 1,
+            false => self.slot_of(last).0 + 1,
+        }
     }
 
     /// The block that holds byte `at` of the disk.
@@ -94,6 +113,19 @@ impl Geometry {
     /// The entry of a block.
     pub(crate) fn slot_of(&self, block: BlockIndex) -> SlotIndex {
         SlotIndex(block.0 + (block.0 >> self.chunk_shift))
+    }
+
+    /// The entry of the sector bitmap that covers a block.
+    pub(crate) fn bitmap_slot_of(&self, block: BlockIndex) -> SlotIndex {
+        let ratio = 1 << self.chunk_shift;
+        SlotIndex((block.0 >> self.chunk_shift) * (ratio + 1) + ratio)
+    }
+
+    /// The bits of a block in its chunk's sector bitmap, one for each sector.
+    pub(crate) fn bits_of(&self, block: BlockIndex) -> Range<u64> {
+        let sectors = u64::from(self.block_size() / self.sector_size);
+        let first = (block.0 & ((1 << self.chunk_shift) - 1)) * sectors;
+        first..first + sectors
     }
 
     /// The block of an entry, or `None` for that of a sector bitmap.
@@ -159,6 +191,21 @@ mod tests {
             assert_eq!(geometry.payload_slots_from(SlotIndex(ratio)), 0);
             assert_eq!(geometry.payload_slots_from(SlotIndex(ratio - 1)), 1);
         }
+    }
+
+    #[test]
+    fn a_differencing_image_ends_with_a_bitmap_entry() {
+        // As in a child by Windows: two blocks of 2 MiB, bitmap entry 2048.
+        let geometry = Geometry::new(4 * MIB, 2 << 20, 512).unwrap().with_bitmaps();
+        assert_eq!(geometry.slot_count(), 2049);
+        assert_eq!(geometry.bitmap_slot_of(BlockIndex(1)), SlotIndex(2048));
+        assert_eq!(geometry.bits_of(BlockIndex(1)), 4096..8192);
+        let many = Geometry::new(5 << 40, 256 << 20, 4096)
+            .unwrap()
+            .with_bitmaps();
+        assert_eq!(many.slot_count(), 160 * 129);
+        assert_eq!(many.bitmap_slot_of(BlockIndex(128)), SlotIndex(257));
+        assert_eq!(many.bits_of(BlockIndex(129)), 65536..131_072);
     }
 
     #[test]

@@ -5,14 +5,18 @@ use std::sync::{Arc, MutexGuard};
 
 use uuid::Uuid;
 
+use crate::alloc::Allocator;
 use crate::bat::Bat;
+use crate::chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::FileAt;
 use crate::format::{CREATOR_LEN, FILE_MAGIC, HEADER_SECTION_LEN};
 use crate::geometry::{BlockIndex, Geometry};
 use crate::header::{Header, Headers};
+use crate::locator::ParentLocator;
 use crate::log;
 use crate::metadata::Metadata;
+use crate::pages::Pages;
 use crate::region::Regions;
 use crate::storage::Storage;
 use crate::writing::{Session, Writing};
@@ -27,8 +31,13 @@ pub struct Image {
     pub(crate) geometry: Geometry,
     pub(crate) bat: Bat,
     pub(crate) kind: Kind,
+    pub(crate) pages: Arc<Pages>,
     pub(crate) is_writable: bool,
     pub(crate) writing: Writing,
+    pub(crate) parent: Option<Arc<Self>>,
+    /// Images below this one.
+    depth: u32,
+    locator: Option<ParentLocator>,
     physical_sector_size: u32,
     disk_id: Uuid,
     creator: String,
@@ -43,6 +52,30 @@ pub enum Kind {
     Fixed,
     /// A block gets a place when it is first written.
     Dynamic,
+    /// As dynamic, and what was never written is with a parent.
+    Differencing,
+}
+
+/// What an image says of itself, found without its BAT and without its parent.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Description {
+    /// Bytes of the virtual disk.
+    pub virtual_size: u64,
+    /// Bytes of a block.
+    pub block_size: u32,
+    /// Bytes of a sector as the guest addresses it.
+    pub logical_sector_size: u32,
+    /// Bytes of a sector as the medium is said to have.
+    pub physical_sector_size: u32,
+    /// Fixed, dynamic or differencing.
+    pub kind: Kind,
+    /// Identity of the virtual disk.
+    pub disk_id: Uuid,
+    /// What a child of this image names as its parent.
+    pub data_write_guid: Uuid,
+    /// Where the image says its parent is; there exactly for differencing images.
+    pub locator: Option<ParentLocator>,
 }
 
 /// What opening found in the log.
@@ -71,6 +104,8 @@ pub enum Warning {
         /// 192 KiB or 256 KiB.
         at: u64,
     },
+    /// The parent is the one named, but has another virtual disk id.
+    ParentIsOfAnotherDisk,
 }
 
 impl fmt::Display for Warning {
@@ -82,6 +117,7 @@ impl fmt::Display for Warning {
             Self::RegionTableDamaged { at } => {
                 write!(f, "region table at {at:#x} is damaged, the other is used")
             }
+            Self::ParentIsOfAnotherDisk => f.write_str("the parent has another virtual disk id"),
         }
     }
 }
@@ -98,10 +134,11 @@ impl Image {
     /// # Errors
     /// [`NotVhdx`](ErrorKind::NotVhdx) by the first 8 bytes; [`Damaged`](ErrorKind::Damaged) and
     /// [`Truncated`](ErrorKind::Truncated) by headers, log, region tables, metadata and the first
-    /// page of the BAT; [`Unsupported`](ErrorKind::Unsupported) for differencing images, unknown
-    /// required parts and versions; [`Io`](ErrorKind::Io).
+    /// page of the BAT, or all of a small one; [`Unsupported`](ErrorKind::Unsupported) for unknown
+    /// required parts and versions; [`ParentNeeded`](ErrorKind::ParentNeeded) for differencing
+    /// images; [`Io`](ErrorKind::Io).
     pub fn open(file: Arc<dyn FileAt>) -> Result<Self> {
-        Self::open_as(file, false)
+        Self::open_as(file, None, false)
     }
 
     /// Opens for reading and writing. Nothing is written before the first
@@ -111,7 +148,49 @@ impl Image {
     /// # Errors
     /// As for [`open`](Self::open).
     pub fn open_rw(file: Arc<dyn FileAt>) -> Result<Self> {
-        Self::open_as(file, true)
+        Self::open_as(file, None, true)
+    }
+
+    /// Opens a differencing image over its parent, for reading. As for [`open`](Self::open),
+    /// nothing is ever written. The caller keeps all writers away from the parent.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open); [`WrongParent`](ErrorKind::WrongParent) when the parent is
+    /// not the one that the image names by GUID (section 2.6.2.6), or another kind of disk;
+    /// [`InvalidArgument`](ErrorKind::InvalidArgument) when the image has no parent;
+    /// [`Unsupported`](ErrorKind::Unsupported) for chains of more than 64 images.
+    pub fn open_child(file: Arc<dyn FileAt>, parent: Arc<Self>) -> Result<Self> {
+        Self::open_as(file, Some(parent), false)
+    }
+
+    /// Opens a differencing image over its parent, for reading and writing. As for
+    /// [`open_rw`](Self::open_rw), nothing is written before the first change, and nothing to the
+    /// parent.
+    ///
+    /// # Errors
+    /// As for [`open_child`](Self::open_child).
+    pub fn open_child_rw(file: Arc<dyn FileAt>, parent: Arc<Self>) -> Result<Self> {
+        Self::open_as(file, Some(parent), true)
+    }
+
+    /// What the image says of itself. Reads headers, log, region tables and metadata, and needs no
+    /// parent.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open), except by the BAT.
+    pub fn inspect(file: Arc<dyn FileAt>) -> Result<Description> {
+        let structures = Structures::read(file).map_err(|error| error.during("inspect"))?;
+        let metadata = structures.metadata;
+        Ok(Description {
+            virtual_size: metadata.geometry.virtual_size(),
+            block_size: metadata.geometry.block_size(),
+            logical_sector_size: metadata.geometry.sector_size(),
+            physical_sector_size: metadata.physical_sector_size,
+            kind: metadata.kind,
+            disk_id: metadata.disk_id,
+            data_write_guid: structures.headers.current.data_write_guid,
+            locator: metadata.locator,
+        })
     }
 
     /// Bytes of the virtual disk.
@@ -157,7 +236,17 @@ impl Image {
         self.session().headers.current.sequence
     }
 
-    /// Fixed or dynamic, as the image says of itself.
+    /// The image this one stands on.
+    pub fn parent(&self) -> Option<&Arc<Self>> {
+        self.parent.as_ref()
+    }
+
+    /// Where the image says its parent is, for people; there exactly for differencing images.
+    pub fn parent_locator(&self) -> Option<&ParentLocator> {
+        self.locator.as_ref()
+    }
+
+    /// Fixed, dynamic or differencing, as the image says of itself.
     pub fn kind(&self) -> Kind {
         self.kind
     }
@@ -182,11 +271,85 @@ impl Image {
         self.storage.file()
     }
 
-    fn open_as(file: Arc<dyn FileAt>, is_writable: bool) -> Result<Self> {
-        Self::parse(file, is_writable).map_err(|error| error.during("open"))
+    fn open_as(
+        file: Arc<dyn FileAt>,
+        parent: Option<Arc<Self>>,
+        is_writable: bool,
+    ) -> Result<Self> {
+        Self::parse(file, parent, is_writable).map_err(|error| error.during("open"))
     }
 
-    fn parse(file: Arc<dyn FileAt>, is_writable: bool) -> Result<Self> {
+    fn parse(file: Arc<dyn FileAt>, parent: Option<Arc<Self>>, is_writable: bool) -> Result<Self> {
+        let Structures {
+            storage,
+            headers,
+            regions,
+            metadata,
+            creator,
+            log_state,
+            mut warnings,
+        } = Structures::read(file)?;
+        let depth = match &parent {
+            Some(parent) => parent.depth + 1,
+            None => 0,
+        };
+        if depth >= CHAIN_LEN_MAX {
+            return Err(Error::unsupported(format!(
+                "chain of more than {CHAIN_LEN_MAX} images"
+            )));
+        }
+        chain::check_parent(&metadata, parent.as_deref(), &mut warnings)?;
+        let geometry = metadata.geometry;
+        let pages = Arc::new(Pages::default());
+        let bat = Bat::new(geometry, regions, pages.clone(), &storage)?;
+        let writing = Writing::new(headers);
+        // Damage of a small table shows now rather than at some read. Of a large one the first
+        // page is looked at, the others when they are needed or before the first change.
+        if geometry.slot_count() <= SCANNED_SLOTS_MAX {
+            let space = Allocator::scan(&geometry, &bat, &storage)?;
+            if is_writable {
+                writing.keep_space(space);
+            }
+        } else {
+            bat.entry(&storage, BlockIndex(0))?;
+        }
+        Ok(Self {
+            storage,
+            geometry,
+            physical_sector_size: metadata.physical_sector_size,
+            disk_id: metadata.disk_id,
+            kind: metadata.kind,
+            locator: metadata.locator,
+            parent,
+            depth,
+            creator,
+            log_state,
+            warnings,
+            bat,
+            pages,
+            is_writable,
+            writing,
+        })
+    }
+
+    fn session(&self) -> MutexGuard<'_, Session> {
+        self.writing.session()
+    }
+}
+
+/// Everything but the BAT, read and checked.
+struct Structures {
+    storage: Storage,
+    headers: Headers,
+    regions: Regions,
+    metadata: Metadata,
+    creator: String,
+    log_state: LogState,
+    warnings: Vec<Warning>,
+}
+
+impl Structures {
+    fn read(file: Arc<dyn FileAt>) -> Result<Self> {
         let mut warnings = Vec::new();
         let creator = read_creator(&*file)?;
         let headers = Headers::read(&*file, &mut warnings)?;
@@ -200,27 +363,15 @@ impl Image {
         let storage = Storage::new(file, overlay)?;
         let regions = Regions::read(&storage, &log, &mut warnings)?;
         let metadata = Metadata::read(&storage, &regions.metadata)?;
-        let geometry = metadata.geometry;
-        let bat = Bat::new(geometry, regions, &storage)?;
-        // Small images have no other page: their damage shows now rather than at some read.
-        bat.entry(&storage, BlockIndex(0))?;
         Ok(Self {
             storage,
-            geometry,
-            physical_sector_size: metadata.physical_sector_size,
-            disk_id: metadata.disk_id,
-            kind: metadata.kind,
+            headers,
+            regions,
+            metadata,
             creator,
             log_state,
             warnings,
-            bat,
-            is_writable,
-            writing: Writing::new(headers),
         })
-    }
-
-    fn session(&self) -> MutexGuard<'_, Session> {
-        self.writing.session()
     }
 }
 
@@ -247,3 +398,10 @@ fn read_creator(file: &dyn FileAt) -> Result<String> {
         .collect();
     Ok(String::from_utf16_lossy(&units))
 }
+
+/// Images on top of each other, the lowest one counted: what Windows allows, and more than reads
+/// that go down one by one should cross.
+const CHAIN_LEN_MAX: u32 = 64;
+/// Entries of a BAT that is looked at as a whole when it is opened, 128 KiB: a disk of 512 GiB at
+/// the usual 32 MiB a block.
+const SCANNED_SLOTS_MAX: u64 = 1 << 14;

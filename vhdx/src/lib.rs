@@ -17,13 +17,20 @@
 //! log to replay; [`Image::open_rw`] changes nothing before the first write. Files come in as
 //! [`FileAt`], so images in memory or under a crash test are as good as those on a disk.
 //!
-//! Section numbers in the docs are those of MS-VHDX, revision 8.0. Differencing images are not
-//! supported in this release.
+//! A differencing image holds what was written since its parent was frozen: [`Image::open_child`]
+//! puts it on its parent, [`Image::create_child`] makes one, [`Image::merge_into_parent`] ends it.
+//! The crate opens no path: parents are given by the caller and checked by GUID.
+//!
+//! Section numbers in the docs are those of MS-VHDX, revision 8.0.
 
 #![forbid(unsafe_code)]
 
 mod alloc;
 mod bat;
+mod bitmap;
+mod chain;
+mod change;
+mod claims;
 mod create;
 mod error;
 mod extent;
@@ -34,17 +41,20 @@ mod header;
 mod image;
 mod locator;
 mod log;
+mod merge;
 mod metadata;
 mod overlay;
+mod pages;
 mod region;
 mod resolve;
 mod storage;
 mod writing;
 
-pub use create::CreateOptions;
+pub use create::{ChildOptions, CreateOptions};
 pub use error::{Error, ErrorKind, Result};
 pub use extent::{AllocationSummary, Extent, ExtentKind, Place, Run};
 pub use file::{CrashFile, CrashOp, Fate, FileAt, FileExtent, MemoryFile};
-pub use image::{Image, Kind, LogState, Warning, is_vhdx};
+pub use image::{Description, Image, Kind, LogState, Warning, is_vhdx};
 pub use locator::ParentLocator;
+pub use merge::Merge;
 pub use uuid::Uuid;

@@ -20,10 +20,6 @@ pub struct ParentLocator {
     linkage2: Option<Uuid>,
 }
 
-#[allow(
-    dead_code,
-    reason = "the writers of differencing images are still to come"
-)]
 impl ParentLocator {
     /// What the parent's data write GUID was when this image was made.
     pub fn linkage(&self) -> Uuid {

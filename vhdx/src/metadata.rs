@@ -1,4 +1,4 @@
-//! The metadata region (section 2.6): what the virtual disk is.
+//! The metadata region (section 2.6): what the virtual disk is, and where its parent may be.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -11,10 +11,11 @@ use crate::format::{
     HAS_PARENT, ITEM_DISK_ID, ITEM_FILE_PARAMETERS, ITEM_IS_REQUIRED, ITEM_IS_USER,
     ITEM_IS_VIRTUAL_DISK, ITEM_LEN_MAX, ITEM_LOGICAL_SECTOR, ITEM_PARENT_LOCATOR,
     ITEM_PHYSICAL_SECTOR, ITEM_VIRTUAL_SIZE, LEAVE_BLOCKS_ALLOCATED, RawMetadataEntry,
-    RawMetadataTable, TABLE_ENTRIES_MAX, TABLE_LEN, USER_ITEMS_MAX,
+    RawMetadataTable, TABLE_ENTRIES_MAX, TABLE_LEN, USER_ITEMS_MAX, to_usize,
 };
 use crate::geometry::Geometry;
 use crate::image::Kind;
+use crate::locator::ParentLocator;
 use crate::storage::Storage;
 
 /// What the metadata say, checked.
@@ -24,29 +25,36 @@ pub(crate) struct Metadata {
     pub(crate) physical_sector_size: u32,
     pub(crate) disk_id: Uuid,
     pub(crate) kind: Kind,
+    /// There exactly when the image is a differencing one.
+    pub(crate) locator: Option<ParentLocator>,
+    /// Items that belong to the virtual disk and mean nothing here; a child gets copies.
+    pub(crate) others: Vec<OtherItem>,
+}
+
+/// A metadata item that is passed on unread.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct OtherItem {
+    guid: Uuid,
+    flags: u32,
+    content: Vec<u8>,
 }
 
 impl Metadata {
     /// Reads the table and the items known here.
     pub(crate) fn read(storage: &Storage, region: &Range<u64>) -> Result<Self> {
-        let mut table = vec![0; TABLE_LEN];
-        storage
-            .read_at(region.start, &mut table)
-            .map_err(|error| error.of("metadata table"))?;
-        let items = Items::parse(&table, region)
-            .map_err(|error| error.of("metadata table").offset(region.start))?;
-        let parameters: [u8; 8] = items.read(storage, ITEM_FILE_PARAMETERS, "file parameters")?;
+        let items = Items::read(storage, region)?;
+        let parameters: [u8; 8] =
+            items.content(storage, ITEM_FILE_PARAMETERS, "file parameters")?;
         let [block_size, flags] = [&parameters[..4], &parameters[4..]]
             .map(|half| u32::from_le_bytes(half.try_into().expect("4 bytes")));
-        if flags & HAS_PARENT != 0 {
-            return Err(Error::unsupported(
-                "differencing VHDX: not supported in this release",
-            ));
-        }
-        let size = items.read(storage, ITEM_VIRTUAL_SIZE, "virtual disk size")?;
-        let logical = items.read(storage, ITEM_LOGICAL_SECTOR, "logical sector size")?;
-        let physical = items.read(storage, ITEM_PHYSICAL_SECTOR, "physical sector size")?;
-        let disk_id = items.read(storage, ITEM_DISK_ID, "virtual disk id")?;
+        let locator = match flags & HAS_PARENT {
+            0 => None,
+            _ => Some(items.read_locator(storage)?),
+        };
+        let size = items.content(storage, ITEM_VIRTUAL_SIZE, "virtual disk size")?;
+        let logical = items.content(storage, ITEM_LOGICAL_SECTOR, "logical sector size")?;
+        let physical = items.content(storage, ITEM_PHYSICAL_SECTOR, "physical sector size")?;
+        let disk_id = items.content(storage, ITEM_DISK_ID, "virtual disk id")?;
         let physical_sector_size = u32::from_le_bytes(physical);
         if !matches!(physical_sector_size, 512 | 4096) {
             return Err(Error::damaged(
@@ -60,15 +68,52 @@ impl Metadata {
             u32::from_le_bytes(logical),
         )
         .map_err(|detail| Error::damaged("metadata", detail).offset(region.start))?;
+        let kind = match (&locator, flags & LEAVE_BLOCKS_ALLOCATED) {
+            (Some(_), _) => Kind::Differencing,
+            (None, 0) => Kind::Dynamic,
+            (None, _) => Kind::Fixed,
+        };
+        let geometry = match kind {
+            Kind::Differencing => geometry.with_bitmaps(),
+            Kind::Fixed | Kind::Dynamic => geometry,
+        };
         Ok(Self {
             geometry,
             physical_sector_size,
             disk_id: Uuid::from_bytes_le(disk_id),
-            kind: match flags & LEAVE_BLOCKS_ALLOCATED {
-                0 => Kind::Dynamic,
-                _ => Kind::Fixed,
-            },
+            kind,
+            locator,
+            others: Vec::new(),
         })
+    }
+
+    /// The items of the virtual disk that mean nothing here.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] when they are longer than [`OTHERS_LEN_MAX`] together.
+    pub(crate) fn read_others(storage: &Storage, region: &Range<u64>) -> Result<Vec<OtherItem>> {
+        let items = Items::read(storage, region)?;
+        let others = items.0.iter().filter(|item| {
+            item.flags & ITEM_IS_VIRTUAL_DISK != 0 && (item.is_user() || !is_known(item.guid))
+        });
+        let mut read = Vec::new();
+        let mut left = OTHERS_LEN_MAX;
+        for item in others {
+            if read.len() >= OTHERS_MAX {
+                return Err(Error::unsupported(
+                    "more metadata than is copied to a child",
+                ));
+            }
+            left = left
+                .checked_sub(item.range.end - item.range.start)
+                .ok_or_else(|| Error::unsupported("more metadata than is copied to a child"))?;
+            read.push(OtherItem {
+                guid: item.guid,
+                flags: item.flags,
+                content: item.bytes(storage)?,
+            });
+        }
+        Ok(read)
     }
 
     /// The start of a metadata region that says this: table and items, in the places where
@@ -76,37 +121,42 @@ impl Metadata {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut parameters = [0; 8];
         parameters[..4].copy_from_slice(&self.geometry.block_size().to_le_bytes());
-        parameters[4] = u8::from(self.kind == Kind::Fixed);
+        parameters[4..].copy_from_slice(&match self.kind {
+            Kind::Dynamic => [0; 4],
+            Kind::Fixed => LEAVE_BLOCKS_ALLOCATED.to_le_bytes(),
+            Kind::Differencing => HAS_PARENT.to_le_bytes(),
+        });
         let size = self.geometry.virtual_size().to_le_bytes();
         let logical = self.geometry.sector_size().to_le_bytes();
         let physical = self.physical_sector_size.to_le_bytes();
         let disk_id = self.disk_id.to_bytes_le();
+        let locator = self.locator.as_ref().map(ParentLocator::encode);
         let of_disk = ITEM_IS_VIRTUAL_DISK | ITEM_IS_REQUIRED;
-        let items: [(Uuid, u32, &[u8]); 5] = [
+        let mut items: Vec<(Uuid, u32, &[u8])> = vec![
             (ITEM_FILE_PARAMETERS, ITEM_IS_REQUIRED, &parameters),
             (ITEM_VIRTUAL_SIZE, of_disk, &size),
             (ITEM_LOGICAL_SECTOR, of_disk, &logical),
             (ITEM_PHYSICAL_SECTOR, of_disk, &physical),
             (ITEM_DISK_ID, of_disk, &disk_id),
         ];
+        if let Some(locator) = &locator {
+            items.push((ITEM_PARENT_LOCATOR, ITEM_IS_REQUIRED, locator));
+        }
+        for other in &self.others {
+            items.push((other.guid, other.flags, &other.content));
+        }
         let mut bytes = vec![0; TABLE_LEN];
         let head = RawMetadataTable {
             signature: *SIGNATURE,
             reserved: 0.into(),
-            entry_count: 5.into(),
+            entry_count: u16::try_from(items.len())
+                .expect("as many as a table has")
+                .into(),
             reserved2: [0; 20],
         };
         bytes[..32].copy_from_slice(head.as_bytes());
         for (slot, (guid, flags, content)) in (1_usize..).zip(items) {
-            let entry = RawMetadataEntry {
-                guid: guid.to_bytes_le(),
-                at: u32::try_from(bytes.len())
-                    .expect("64 KiB and a little")
-                    .into(),
-                len: u32::try_from(content.len()).expect("a few bytes").into(),
-                flags: flags.into(),
-                reserved: 0.into(),
-            };
+            let entry = raw_entry(guid, flags, bytes.len(), content.len());
             bytes[slot * 32..(slot + 1) * 32].copy_from_slice(entry.as_bytes());
             bytes.extend_from_slice(content);
         }
@@ -114,10 +164,95 @@ impl Metadata {
     }
 }
 
-/// Where the system items are in the file.
-struct Items(Vec<(Uuid, Range<u64>)>);
+/// What to write where, as bytes of the file, so that an image has another parent locator: the
+/// item in place when it has the same length, else behind all others, with its entry.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] when there is no room.
+pub(crate) fn replace_locator(
+    storage: &Storage,
+    region: &Range<u64>,
+    locator: &ParentLocator,
+) -> Result<Vec<(u64, Vec<u8>)>> {
+    let items = Items::read(storage, region)?;
+    let found = items
+        .0
+        .iter()
+        .find(|item| item.guid == ITEM_PARENT_LOCATOR && !item.is_user())
+        .ok_or_else(|| Error::damaged("parent locator", "missing"))?;
+    let bytes = locator.encode();
+    let len = bytes.len() as u64;
+    if len == found.range.end - found.range.start {
+        return Ok(vec![(found.range.start, bytes)]);
+    }
+    let ends = items.0.iter().map(|item| item.range.end);
+    let at = ends
+        .fold(region.start + TABLE_LEN as u64, u64::max)
+        .next_multiple_of(8);
+    if len > LOCATOR_LEN_MAX || at + len > region.end.min(storage.len()) {
+        return Err(Error::unsupported("no room for a longer parent locator"));
+    }
+    let entry = raw_entry(
+        found.guid,
+        found.flags,
+        to_usize(at - region.start),
+        bytes.len(),
+    );
+    Ok(vec![
+        (at, bytes),
+        (found.entry_at, entry.as_bytes().to_vec()),
+    ])
+}
+
+fn raw_entry(guid: Uuid, flags: u32, at: usize, len: usize) -> RawMetadataEntry {
+    RawMetadataEntry {
+        guid: guid.to_bytes_le(),
+        at: match len {
+            0 => 0.into(),
+            _ => u32::try_from(at).expect("a place in the region").into(),
+        },
+        len: u32::try_from(len).expect("at most ITEM_LEN_MAX").into(),
+        flags: flags.into(),
+        reserved: 0.into(),
+    }
+}
+
+/// One entry of the metadata table.
+struct Item {
+    guid: Uuid,
+    flags: u32,
+    /// Bytes of the file; empty for an item without content.
+    range: Range<u64>,
+    /// Byte offset in the file of the entry itself.
+    entry_at: u64,
+}
+
+impl Item {
+    fn is_user(&self) -> bool {
+        self.flags & ITEM_IS_USER != 0
+    }
+
+    fn bytes(&self, storage: &Storage) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; to_usize(self.range.end - self.range.start)];
+        storage
+            .read_at(self.range.start, &mut bytes)
+            .map_err(|error| error.of("metadata item"))?;
+        Ok(bytes)
+    }
+}
+
+/// All items, known or not.
+struct Items(Vec<Item>);
 
 impl Items {
+    fn read(storage: &Storage, region: &Range<u64>) -> Result<Self> {
+        let mut table = vec![0; TABLE_LEN];
+        storage
+            .read_at(region.start, &mut table)
+            .map_err(|error| error.of("metadata table"))?;
+        Self::parse(&table, region).map_err(|error| error.of("metadata table").offset(region.start))
+    }
+
     fn parse(table: &[u8], region: &Range<u64>) -> Result<Self> {
         let damaged = |detail| Err(Error::damaged("metadata table", detail));
         let (head, entries) = RawMetadataTable::ref_from_prefix(table).expect("a whole table");
@@ -129,30 +264,33 @@ impl Items {
             return damaged("too many entries");
         }
         let mut seen = HashSet::new();
-        let mut ranges = Vec::new();
         let mut items = Vec::new();
-        for entry in entries.chunks_exact(32).take(usize::from(count)) {
+        let places = (region.start + 32..).step_by(32);
+        for (entry_at, entry) in places.zip(entries.chunks_exact(32).take(usize::from(count))) {
             let entry = RawMetadataEntry::ref_from_bytes(entry).expect("32 bytes");
-            let guid = Uuid::from_bytes_le(entry.guid);
-            let is_user = entry.flags.get() & ITEM_IS_USER != 0;
-            if !seen.insert((guid, is_user)) {
+            let item = Item {
+                guid: Uuid::from_bytes_le(entry.guid),
+                flags: entry.flags.get(),
+                range: item_range(entry, region)?,
+                entry_at,
+            };
+            if !seen.insert((item.guid, item.is_user())) {
                 return damaged("one item twice");
             }
-            let range = item_range(entry, region)?;
-            if is_known(guid) && !is_user {
-                items.push((guid, range.clone()));
-            } else if entry.flags.get() & ITEM_IS_REQUIRED != 0 {
+            let is_known = is_known(item.guid) && !item.is_user();
+            if !is_known && item.flags & ITEM_IS_REQUIRED != 0 {
                 return Err(Error::unsupported(format!(
-                    "required item {guid} is not known"
+                    "required item {} is not known",
+                    item.guid
                 )));
             }
-            if !range.is_empty() {
-                ranges.push(range);
-            }
+            items.push(item);
         }
-        if seen.iter().filter(|(_, is_user)| *is_user).count() > USER_ITEMS_MAX {
+        if items.iter().filter(|item| item.is_user()).count() > USER_ITEMS_MAX {
             return damaged("too many user items");
         }
+        let mut ranges: Vec<Range<u64>> = items.iter().map(|item| item.range.clone()).collect();
+        ranges.retain(|range| !range.is_empty());
         ranges.sort_by_key(|range| range.start);
         if ranges.windows(2).any(|pair| pair[0].end > pair[1].start) {
             return damaged("items overlap");
@@ -160,16 +298,22 @@ impl Items {
         Ok(Self(items))
     }
 
+    fn find(&self, guid: Uuid, name: &'static str) -> Result<&Item> {
+        let found = self
+            .0
+            .iter()
+            .find(|item| item.guid == guid && !item.is_user());
+        found.ok_or_else(|| Error::damaged(name, "missing"))
+    }
+
     /// The content of an item that has to be there with exactly `N` bytes.
-    fn read<const N: usize>(
+    fn content<const N: usize>(
         &self,
         storage: &Storage,
         guid: Uuid,
         name: &'static str,
     ) -> Result<[u8; N]> {
-        let Some((_, range)) = self.0.iter().find(|(known, _)| *known == guid) else {
-            return Err(Error::damaged(name, "missing"));
-        };
+        let range = &self.find(guid, name)?.range;
         if range.end - range.start != N as u64 {
             return Err(Error::new(ErrorKind::Damaged, "wrong length").of(name));
         }
@@ -178,6 +322,12 @@ impl Items {
             .read_at(range.start, &mut bytes)
             .map_err(|error| error.of(name))?;
         Ok(bytes)
+    }
+
+    fn read_locator(&self, storage: &Storage) -> Result<ParentLocator> {
+        let item = self.find(ITEM_PARENT_LOCATOR, "parent locator")?;
+        ParentLocator::parse(&item.bytes(storage)?)
+            .map_err(|error| error.of("parent locator").offset(item.range.start))
     }
 }
 
@@ -211,3 +361,10 @@ fn is_known(guid: Uuid) -> bool {
 }
 
 const SIGNATURE: &[u8; 8] = b"metadata";
+/// Bytes of items that mean nothing here and are copied to a child: what fits behind the table of
+/// a new image beside a locator.
+const OTHERS_LEN_MAX: u64 = 512 << 10;
+/// Such items.
+const OTHERS_MAX: usize = 1024;
+/// Bytes of a locator written anew: with the entry's page it fits one log entry.
+const LOCATOR_LEN_MAX: u64 = 256 << 10;

@@ -89,6 +89,10 @@ impl Storage {
         self.change("zero", range.start, |file| file.zero(range.clone()))
     }
 
+    pub(crate) fn allocate(&self, range: Range<u64>) -> Result<()> {
+        self.change("allocate", range.start, |file| file.allocate(range.clone()))
+    }
+
     pub(crate) fn read_at(&self, at: u64, buf: &mut [u8]) -> Result<()> {
         match self.overlay() {
             Some(overlay) => overlay.read_at(&*self.file, at, buf),

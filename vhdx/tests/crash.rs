@@ -222,11 +222,8 @@ fn every_cut_of_a_flush_of_many_log_entries_leaves_old_or_new_blocks() {
                 );
                 found.push(bytes[0]);
             }
-            // Entries become durable in the order of the table.
-            assert!(
-                found.is_sorted_by(|a, b| a >= b),
-                "prefix {prefix}, seed {seed:#x}"
-            );
+            // Entries become durable from the end of the table on.
+            assert!(found.is_sorted(), "prefix {prefix}, seed {seed:#x}");
         }
     }
     drop(image);

@@ -11,7 +11,7 @@ mod support;
 
 use std::sync::Arc;
 
-use failback_vhdx::{CreateOptions, ExtentKind, Image, Kind, MemoryFile, Place};
+use failback_vhdx::{ChildOptions, CreateOptions, ExtentKind, Image, Kind, MemoryFile, Place, Run};
 use proptest::prelude::*;
 use support::{MIB, read_all};
 
@@ -59,13 +59,80 @@ fn case() -> impl Strategy<Value = (u32, u32, Kind, Vec<Step>)> {
         prop_oneof![Just(20_u32), Just(21)],
         prop_oneof![Just(512_u32), Just(4096)],
     );
-    (sizes, prop_oneof![Just(Kind::Dynamic), Just(Kind::Fixed)]).prop_flat_map(
-        |((shift, sector), kind)| {
-            let sectors = disk_size(1 << shift) / u64::from(sector);
-            let steps = prop::collection::vec(step(sectors), 1..24);
-            (Just(1 << shift), Just(sector), Just(kind), steps)
-        },
-    )
+    (sizes, kind()).prop_flat_map(|((shift, sector), kind)| {
+        let sectors = disk_size(1 << shift) / u64::from(sector);
+        let steps = prop::collection::vec(step(sectors), 1..24);
+        (Just(1 << shift), Just(sector), Just(kind), steps)
+    })
+}
+
+fn kind() -> impl Strategy<Value = Kind> {
+    prop_oneof![
+        1 => Just(Kind::Dynamic),
+        1 => Just(Kind::Fixed),
+        2 => Just(Kind::Differencing)
+    ]
+}
+
+/// A disk of a kind, and how to open it again.
+struct Disk {
+    file: Arc<MemoryFile>,
+    image: Image,
+    parent: Option<Arc<Image>>,
+    model: Vec<u8>,
+}
+
+impl Disk {
+    fn new(block_size: u32, sector: u32, kind: Kind) -> Self {
+        let size = disk_size(block_size);
+        let mut model = vec![0; usize::try_from(size).unwrap()];
+        let file = Arc::new(MemoryFile::new());
+        let options = CreateOptions {
+            block_size: Some(block_size),
+            logical_sector_size: sector,
+            ..CreateOptions::new(size, kind)
+        };
+        if kind != Kind::Differencing {
+            let image = Image::create(file.clone(), &options).unwrap();
+            return Self {
+                file,
+                image,
+                parent: None,
+                model,
+            };
+        }
+        let parent = Arc::new(MemoryFile::new());
+        let options = CreateOptions {
+            block_size: Some(4 << 20),
+            kind: Kind::Dynamic,
+            ..options
+        };
+        let image = Image::create(parent.clone(), &options).unwrap();
+        for at in [0, MIB + 4096, size - 65536] {
+            image.write_at(at, &[201; 65536]).unwrap();
+            fill(&mut model, at, 65536, 201);
+        }
+        image.close().unwrap();
+        let parent = Arc::new(Image::open(parent).unwrap());
+        let options = ChildOptions {
+            block_size: Some(block_size),
+            ..ChildOptions::new(".\\parent.vhdx")
+        };
+        let image = Image::create_child(file.clone(), parent.clone(), &options).unwrap();
+        Self {
+            file,
+            image,
+            parent: Some(parent),
+            model,
+        }
+    }
+
+    fn reopen(&mut self) {
+        self.image = match &self.parent {
+            None => Image::open_rw(self.file.clone()).unwrap(),
+            Some(parent) => Image::open_child_rw(self.file.clone(), parent.clone()).unwrap(),
+        };
+    }
 }
 
 fn disk_size(block_size: u32) -> u64 {
@@ -75,6 +142,18 @@ fn disk_size(block_size: u32) -> u64 {
 fn fill(model: &mut [u8], at: u64, len: u64, byte: u8) {
     let at = usize::try_from(at).unwrap();
     model[at..at + usize::try_from(len).unwrap()].fill(byte);
+}
+
+fn read_run(image: &Image, run: &Run, buf: &mut [u8]) {
+    match run.place {
+        Place::File { at } => image.file().read_at(at, buf).unwrap(),
+        Place::Replayed => image.read_at(run.disk.start, buf).unwrap(),
+        Place::Parent => {
+            let parent = image.parent().unwrap();
+            parent.read_at(run.disk.start, buf).unwrap();
+        }
+        Place::Zero => {}
+    }
 }
 
 fn check(image: &Image, model: &[u8]) {
@@ -88,13 +167,7 @@ fn check(image: &Image, model: &[u8]) {
         assert_eq!(run.disk.start, at);
         at = run.disk.end;
         let [from, to] = [run.disk.start, run.disk.end].map(|at| usize::try_from(at).unwrap());
-        match run.place {
-            Place::File { at } => image.file().read_at(at, &mut composed[from..to]).unwrap(),
-            Place::Replayed => image
-                .read_at(run.disk.start, &mut composed[from..to])
-                .unwrap(),
-            Place::Zero => {}
-        }
+        read_run(image, &run, &mut composed[from..to]);
     }
     assert_eq!(at, size);
     assert!(composed == model, "runs differ");
@@ -122,48 +195,42 @@ proptest! {
     #[test]
     fn matches_naive((block_size, sector, kind, steps) in case()) {
         let size = disk_size(block_size);
-        let mut file = Arc::new(MemoryFile::new());
-        let options = CreateOptions {
-            block_size: Some(block_size),
-            logical_sector_size: sector,
-            ..CreateOptions::new(size, kind)
-        };
-        let mut image = Image::create(file.clone(), &options).unwrap();
-        let mut model = vec![0; usize::try_from(size).unwrap()];
+        let mut disk = Disk::new(block_size, sector, kind);
         let unit = u64::from(sector);
         for step in steps {
             match step {
                 Step::Write { sector, count, fill: byte } => {
                     let data = vec![byte; usize::try_from(count * unit).unwrap()];
-                    image.write_at(sector * unit, &data).unwrap();
-                    fill(&mut model, sector * unit, count * unit, byte);
+                    disk.image.write_at(sector * unit, &data).unwrap();
+                    fill(&mut disk.model, sector * unit, count * unit, byte);
                 }
                 Step::Zero { sector, count } => {
-                    image.zero(sector * unit..(sector + count) * unit).unwrap();
-                    fill(&mut model, sector * unit, count * unit, 0);
+                    disk.image.zero(sector * unit..(sector + count) * unit).unwrap();
+                    fill(&mut disk.model, sector * unit, count * unit, 0);
                 }
                 Step::ZeroBlock { block } => {
                     let start = block * u64::from(block_size);
                     let end = size.min(start + u64::from(block_size));
-                    image.zero(start..end).unwrap();
-                    fill(&mut model, start, end - start, 0);
+                    disk.image.zero(start..end).unwrap();
+                    fill(&mut disk.model, start, end - start, 0);
                 }
-                Step::Flush => image.flush().unwrap(),
+                Step::Flush => disk.image.flush().unwrap(),
                 Step::Reopen => {
-                    image.close().unwrap();
-                    image = Image::open_rw(file.clone()).unwrap();
+                    disk.image.close().unwrap();
+                    disk.reopen();
                 }
                 Step::Drop => {
-                    image.flush().unwrap();
+                    disk.image.flush().unwrap();
                     // A copy, as another process would find it.
-                    file = Arc::new(MemoryFile::clone(&file));
-                    image = Image::open_rw(file.clone()).unwrap();
+                    disk.file = Arc::new(MemoryFile::clone(&disk.file));
+                    disk.reopen();
                 }
             }
-            check(&image, &model);
+            check(&disk.image, &disk.model);
         }
-        image.close().unwrap();
-        check(&Image::open(file).unwrap(), &model);
+        disk.image.close().unwrap();
+        disk.reopen();
+        check(&disk.image, &disk.model);
     }
 }
 

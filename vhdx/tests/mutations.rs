@@ -293,7 +293,7 @@ fn sizes_that_cannot_be_are_refused() {
     parent
         .write_at(base.item(FILE_PARAMETERS) + 4, &[2])
         .unwrap();
-    assert_eq!(refused(parent), ErrorKind::Unsupported);
+    assert_eq!(refused(parent), ErrorKind::Damaged, "no locator");
 }
 
 #[test]
@@ -355,22 +355,39 @@ fn entries_past_the_last_block_are_ignored() {
 }
 
 #[test]
+fn blocks_that_share_space_are_found_when_a_small_table_is_opened() {
+    let file = shared_space(8 * MIB);
+    assert_eq!(refused(MemoryFile::clone(&file)), ErrorKind::Damaged);
+}
+
+#[test]
 fn blocks_that_share_space_are_found_before_anything_is_written() {
+    let file = shared_space(20 << 30);
+    let before = MemoryFile::clone(&file);
+    let image = Image::open_rw(file.clone()).unwrap();
+    for changed in [
+        image.write_at(4 * MIB, &[2; 512]),
+        image.write_at(0, &[2; 512]),
+        image.zero(0..512),
+    ] {
+        assert_eq!(changed.unwrap_err().kind(), ErrorKind::Damaged);
+    }
+    assert_eq!(*file, before);
+}
+
+/// A disk whose first two blocks have the same place.
+fn shared_space(size: u64) -> Arc<MemoryFile> {
     let file = Arc::new(MemoryFile::new());
     let options = failback_vhdx::CreateOptions {
         block_size: Some(1 << 20),
-        ..failback_vhdx::CreateOptions::new(8 * MIB, failback_vhdx::Kind::Dynamic)
+        ..failback_vhdx::CreateOptions::new(size, failback_vhdx::Kind::Dynamic)
     };
     let image = Image::create(file.clone(), &options).unwrap();
     image.write_at(0, &[1; 512]).unwrap();
     image.close().unwrap();
     let entry = read_u64(&*file, 3 * MIB);
     file.write_at(3 * MIB + 8, &entry.to_le_bytes()).unwrap();
-    let before = MemoryFile::clone(&file);
-    let image = Image::open_rw(file.clone()).unwrap();
-    let error = image.write_at(4 * MIB, &[2; 512]).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Damaged);
-    assert_eq!(*file, before);
+    file
 }
 
 #[test]

@@ -151,6 +151,10 @@ impl FileAt for Failing {
         self.step()?;
         self.file.zero(range)
     }
+    fn allocate(&self, range: Range<u64>) -> io::Result<()> {
+        self.step()?;
+        self.file.allocate(range)
+    }
     fn extent_at(&self, at: u64) -> io::Result<FileExtent> {
         self.file.extent_at(at)
     }

@@ -105,6 +105,10 @@ impl Target for MemoryDisk {
         self.change(range.start, len, |span| span.fill(0))
     }
 
+    fn zero_undefined(&self) -> Result<u64> {
+        Ok(0)
+    }
+
     fn flush(&self) -> Result<()> {
         Ok(())
     }

@@ -106,6 +106,14 @@ pub trait Target: Source {
     /// As [`Target::write`].
     fn zero(&self, range: Range<ByteOffset>) -> Result<()>;
 
+    /// Turns space whose content the format leaves undefined, and which [`Source::read`] gives as
+    /// zeros, into zeros for every reader; does nothing where the format knows no such space.
+    /// Returns how many blocks of the image that were.
+    ///
+    /// # Errors
+    /// As [`Target::write`].
+    fn zero_undefined(&self) -> Result<u64>;
+
     /// Returns once all earlier writes survive a power cut. After an error the disk is poisoned:
     /// each later call fails, because a second try would hide what the first one lost.
     ///

@@ -15,7 +15,7 @@ use crate::system::{Access, HostFile};
 pub fn open_source(path: &Path, format: Option<Format>) -> Result<Arc<dyn Source>> {
     let file = Arc::new(HostFile::open(path, Access::Read)?);
     match decide(&file, format)? {
-        Format::Vhdx => Ok(Arc::new(VhdxDisk::open(file)?)),
+        Format::Vhdx => Ok(Arc::new(VhdxDisk::open(file, Vec::new())?)),
         _ => Ok(Arc::new(RawDisk::open(file)?)),
     }
 }
@@ -27,7 +27,7 @@ pub fn open_source(path: &Path, format: Option<Format>) -> Result<Arc<dyn Source
 pub fn open_target(path: &Path, format: Option<Format>) -> Result<Arc<dyn Target>> {
     let file = Arc::new(HostFile::open(path, Access::Write)?);
     match decide(&file, format)? {
-        Format::Vhdx => Ok(Arc::new(VhdxDisk::open_rw(file)?)),
+        Format::Vhdx => Ok(Arc::new(VhdxDisk::open_rw(file, Vec::new())?)),
         _ => Ok(Arc::new(RawDisk::open(file)?)),
     }
 }

@@ -131,6 +131,10 @@ impl Target for RawDisk {
         self.changed("zero", range.start.0, self.file.zero(range.start.0..end))
     }
 
+    fn zero_undefined(&self) -> Result<u64> {
+        Ok(0)
+    }
+
     fn flush(&self) -> Result<()> {
         self.sound()?;
         self.changed("flush", 0, self.file.sync())

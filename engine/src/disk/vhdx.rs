@@ -4,38 +4,60 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use failback_vhdx as format;
-use failback_vhdx::{Image, LogState, Place, Run};
+use failback_vhdx::{FileAt, Image, LogState, Place, Run};
 
 use super::{DiskInfo, Extent, ExtentKind, Source, Target};
 use crate::error::{Error, ErrorKind, Result};
 use crate::system::{HostFile, MediumAccess};
 use crate::units::ByteOffset;
 
-/// A VHDX image on a file of this host.
+/// A VHDX image on a file of this host, over its parents where it is a differencing one.
 #[derive(Debug)]
 pub struct VhdxDisk {
     image: Image,
     file: Arc<HostFile>,
+    /// The files of the parents, nearest first; locked for as long as this is open.
+    parents: Vec<Arc<HostFile>>,
+    /// What was odd about other files that were looked at, one line each.
+    notes: Vec<String>,
 }
 
 impl VhdxDisk {
-    /// Opens for reading. A log that waits to be replayed is replayed in memory; the file is not
-    /// touched.
+    /// Opens for reading, over `parents`, nearest first. A log that waits to be replayed is
+    /// replayed in memory; no file is touched.
     ///
     /// # Errors
-    /// `Damaged`, `Unsupported`, `Io`.
-    pub fn open(file: Arc<HostFile>) -> Result<Self> {
-        let image = Image::open(file.clone()).map_err(|e| convert(&e, &file))?;
-        Ok(Self { image, file })
+    /// `Damaged`, `Unsupported`, `Refused` when a parent is missing or not the one named, `Usage`
+    /// for one too many, `Io`.
+    pub fn open(file: Arc<HostFile>, parents: Vec<Arc<HostFile>>) -> Result<Self> {
+        Self::open_with(file, parents, Image::open, Image::open_child)
     }
 
-    /// Opens for writing. Nothing is written before the first change.
+    /// Opens for writing, over `parents`, which are only read. Nothing is written before the first
+    /// change.
     ///
     /// # Errors
     /// As [`VhdxDisk::open`].
-    pub fn open_rw(file: Arc<HostFile>) -> Result<Self> {
-        let image = Image::open_rw(file.clone()).map_err(|e| convert(&e, &file))?;
-        Ok(Self { image, file })
+    pub fn open_rw(file: Arc<HostFile>, parents: Vec<Arc<HostFile>>) -> Result<Self> {
+        Self::open_with(file, parents, Image::open_rw, Image::open_child_rw)
+    }
+
+    fn open_with(
+        file: Arc<HostFile>,
+        parents: Vec<Arc<HostFile>>,
+        open: impl FnOnce(Arc<dyn FileAt>) -> format::Result<Image>,
+        open_child: impl FnOnce(Arc<dyn FileAt>, Arc<Image>) -> format::Result<Image>,
+    ) -> Result<Self> {
+        let image = match open_parents(&parents)? {
+            None => open(file.clone()),
+            Some(parent) => open_child(file.clone(), parent),
+        };
+        Ok(Self {
+            image: image.map_err(|e| convert(&e, &file))?,
+            file,
+            parents,
+            notes: Vec::new(),
+        })
     }
 
     /// Makes a new image in an empty file.
@@ -44,7 +66,32 @@ impl VhdxDisk {
     /// `Usage` for sizes that VHDX does not have, `NoSpace`, `Io`.
     pub fn create(file: Arc<HostFile>, options: &format::CreateOptions) -> Result<Self> {
         let image = Image::create(file.clone(), options).map_err(|e| convert(&e, &file))?;
-        Ok(Self { image, file })
+        Ok(Self {
+            image,
+            file,
+            parents: Vec::new(),
+            notes: Vec::new(),
+        })
+    }
+
+    /// Makes a differencing image in an empty file, over `parents`, nearest first.
+    ///
+    /// # Errors
+    /// As [`VhdxDisk::create`] and [`VhdxDisk::open`].
+    pub fn create_child(
+        file: Arc<HostFile>,
+        parents: Vec<Arc<HostFile>>,
+        options: &format::ChildOptions,
+    ) -> Result<Self> {
+        let parent = open_parents(&parents)?
+            .ok_or_else(|| Error::new(ErrorKind::Usage, "a differencing image needs a parent"))?;
+        let image = Image::create_child(file.clone(), parent, options);
+        Ok(Self {
+            image: image.map_err(|e| convert(&e, &file))?,
+            file,
+            parents,
+            notes: Vec::new(),
+        })
     }
 
     /// The image itself.
@@ -62,13 +109,60 @@ impl VhdxDisk {
         };
         let odd = self.image.warnings().iter().map(ToString::to_string);
         odd.chain(replayed)
+            .chain(self.notes.iter().cloned())
             .map(|line| crate::error::one_line(&line))
             .collect()
+    }
+
+    /// As [`Target::read_back`], from the image `level` steps down the chain.
+    fn read_back_from(&self, level: usize, image: &Image, at: u64, buf: &mut [u8]) -> Result<()> {
+        let file = match level.checked_sub(1) {
+            None => &self.file,
+            Some(parent) => &self.parents[parent],
+        };
+        let there = image.virtual_size().saturating_sub(at);
+        let there = usize::try_from(there).map_or(buf.len(), |there| there.min(buf.len()));
+        let (buf, behind) = buf.split_at_mut(there);
+        // A parent can be shorter than its child.
+        behind.fill(0);
+        let failed = |e: format::Error| convert(&e, file);
+        let mut runs = Vec::new();
+        image
+            .resolve(at..at + buf.len() as u64, &mut runs)
+            .map_err(failed)?;
+        for Run { disk, place } in runs {
+            let position = |offset: u64| usize::try_from(offset - at).expect("inside the buffer");
+            let piece = &mut buf[position(disk.start)..position(disk.end)];
+            match (place, image.parent()) {
+                (Place::File { at }, _) => file
+                    .read_past_cache(at, piece)
+                    .map_err(|e| Error::io(e, "read back").path(file.path()).at(at))?,
+                (Place::Parent, Some(parent)) => {
+                    self.read_back_from(level + 1, parent, disk.start, piece)?;
+                }
+                (Place::Replayed, _) => image.read_at(disk.start, piece).map_err(failed)?,
+                (Place::Zero | Place::Parent, _) => piece.fill(0),
+            }
+        }
+        Ok(())
     }
 
     fn converted<T>(&self, result: format::Result<T>) -> Result<T> {
         result.map_err(|e| convert(&e, &self.file))
     }
+}
+
+/// The nearest parent, standing on the others.
+pub(crate) fn open_parents(files: &[Arc<HostFile>]) -> Result<Option<Arc<Image>>> {
+    let mut below: Option<Arc<Image>> = None;
+    for file in files.iter().rev() {
+        let image = match below {
+            None => Image::open(file.clone()),
+            Some(parent) => Image::open_child(file.clone(), parent),
+        };
+        below = Some(Arc::new(image.map_err(|e| convert(&e, file))?));
+    }
+    Ok(below)
 }
 
 /// The format's error as the engine's: the same text, with the file named.
@@ -77,6 +171,7 @@ pub(crate) fn convert(error: &format::Error, file: &HostFile) -> Error {
     let kind = match error.kind() {
         From::NotVhdx | From::Damaged | From::Truncated => ErrorKind::Damaged,
         From::Unsupported => ErrorKind::Unsupported,
+        From::ParentNeeded | From::WrongParent => ErrorKind::Refused,
         From::InvalidArgument => ErrorKind::Usage,
         From::ReadOnly => ErrorKind::ReadOnly,
         _ => ErrorKind::Io,
@@ -90,6 +185,8 @@ pub(crate) fn convert(error: &format::Error, file: &HostFile) -> Error {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),
     };
+    // Paths of parents come from the image.
+    let text = crate::error::one_line(&text);
     Error::new(kind, text).path(file.path())
 }
 
@@ -136,27 +233,23 @@ impl Target for VhdxDisk {
         self.converted(self.image.zero(range.start.0..range.end.0))
     }
 
+    fn zero_undefined(&self) -> Result<u64> {
+        self.converted(self.image.zero_undefined())
+    }
+
     fn flush(&self) -> Result<()> {
         self.converted(self.image.flush())
     }
 
     fn read_back(&self, at: ByteOffset, buf: &mut [u8]) -> Result<()> {
-        let end = at.0.saturating_add(buf.len() as u64);
-        let mut runs = Vec::new();
-        self.converted(self.image.resolve(at.0..end, &mut runs))?;
-        for Run { disk, place } in runs {
-            let position = |offset: u64| usize::try_from(offset - at.0).expect("inside the buffer");
-            let piece = &mut buf[position(disk.start)..position(disk.end)];
-            match place {
-                Place::Zero => piece.fill(0),
-                Place::Replayed => self.converted(self.image.read_at(disk.start, piece))?,
-                Place::File { at } => self
-                    .file
-                    .read_past_cache(at, piece)
-                    .map_err(|e| Error::io(e, "read back").path(self.file.path()).at(at))?,
-            }
+        let end = at.0.checked_add(buf.len() as u64);
+        if end.is_none_or(|end| end > self.image.virtual_size()) {
+            let message = "range past the end of the disk";
+            return Err(Error::new(ErrorKind::Usage, message)
+                .path(self.file.path())
+                .at(at.0));
         }
-        Ok(())
+        self.read_back_from(0, &self.image, at.0, buf)
     }
 
     fn medium(&self) -> MediumAccess {

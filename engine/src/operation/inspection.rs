@@ -85,7 +85,7 @@ pub fn info(path: &Path, format: Option<Format>) -> Result<ImageInfo> {
         .map_err(|e| Error::io(e, "stat").path(path))?;
     let (disk, vhdx) = match decide_format(&file, format)? {
         Format::Vhdx => {
-            let disk = VhdxDisk::open(file.clone())?;
+            let disk = VhdxDisk::open(file.clone(), Vec::new())?;
             let vhdx = vhdx_info(disk.image(), disk.info().warnings)
                 .map_err(|e| crate::disk::vhdx_error(&e, &file))?;
             (disk.info(), Some(vhdx))

@@ -454,7 +454,7 @@ impl<'a> Role<'a> {
         let progress = &self.session.progress;
         progress.enter_verify();
         if let Some(applier) = self.applier {
-            applier.prove()?;
+            applier.finish()?;
         }
         let known = self.session.is_hashed().then(|| self.ledger().root());
         let root = match (self.session.options.verify, &finish) {

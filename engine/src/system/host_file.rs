@@ -234,6 +234,10 @@ impl FileAt for HostFile {
         self.file.zero(range)
     }
 
+    fn allocate(&self, range: Range<u64>) -> io::Result<()> {
+        self.file.allocate(range)
+    }
+
     fn extent_at(&self, at: u64) -> io::Result<FileExtent> {
         match self.is_device {
             // A device answers SEEK_HOLE with nothing useful: all of it is data.

@@ -184,6 +184,10 @@ impl Target for Faulty {
         self.disk.zero(range)
     }
 
+    fn zero_undefined(&self) -> Result<u64> {
+        self.disk.zero_undefined()
+    }
+
     fn flush(&self) -> Result<()> {
         match self.fault {
             Fault::FlushError => Err(Error::new(ErrorKind::Io, "flush failed")),
@@ -254,6 +258,10 @@ impl Target for Endless {
 
     fn zero(&self, _range: Range<ByteOffset>) -> Result<()> {
         Ok(())
+    }
+
+    fn zero_undefined(&self) -> Result<u64> {
+        Ok(0)
     }
 
     fn flush(&self) -> Result<()> {

@@ -132,6 +132,11 @@ impl FileAt for CrashFile {
         self.change(CrashOp::Zero(range))
     }
 
+    fn allocate(&self, range: Range<u64>) -> io::Result<()> {
+        // Changes no byte, so there is nothing to record.
+        self.now.allocate(range)
+    }
+
     fn extent_at(&self, at: u64) -> io::Result<FileExtent> {
         self.now.extent_at(at)
     }

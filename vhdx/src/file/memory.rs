@@ -126,6 +126,11 @@ impl FileAt for MemoryFile {
         Ok(())
     }
 
+    fn allocate(&self, _range: Range<u64>) -> io::Result<()> {
+        // Memory is taken page by page, as it is written: nothing can be promised ahead.
+        Ok(())
+    }
+
     fn extent_at(&self, at: u64) -> io::Result<FileExtent> {
         let content = self.content();
         let mut page = at / PAGE as u64;

@@ -5,7 +5,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 
-use super::{FileAt, FileExtent, write_zeros};
+use super::{FileAt, FileExtent, fill_holes, write_zeros};
 
 impl FileAt for File {
     fn len(&self) -> io::Result<u64> {
@@ -34,6 +34,14 @@ impl FileAt for File {
             return Ok(());
         }
         write_zeros(self, range)
+    }
+
+    fn allocate(&self, range: Range<u64>) -> io::Result<()> {
+        let range = range.start..range.end.min(device_or_file_len(self)?);
+        if range.is_empty() || reserve(self, &range)? {
+            return Ok(());
+        }
+        fill_holes(self, range)
     }
 
     fn extent_at(&self, at: u64) -> io::Result<FileExtent> {
@@ -65,6 +73,25 @@ fn punch(file: &File, range: &Range<u64>) -> bool {
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 fn punch(_file: &File, _range: &Range<u64>) -> bool {
     false
+}
+
+/// Takes the space of `range`; `false` where the file system does not know how, or the file is a
+/// device, whose space is all there.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn reserve(file: &File, range: &Range<u64>) -> io::Result<bool> {
+    use rustix::fs::{FallocateFlags, fallocate};
+    use rustix::io::Errno;
+    let flags = FallocateFlags::KEEP_SIZE;
+    match fallocate(file, flags, range.start, range.end - range.start) {
+        Ok(()) => Ok(true),
+        Err(Errno::OPNOTSUPP | Errno::NODEV | Errno::NOSYS) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn reserve(_file: &File, _range: &Range<u64>) -> io::Result<bool> {
+    Ok(false)
 }
 
 /// Asks the file system; `None` when its answer cannot be used. The file's cursor moves, which

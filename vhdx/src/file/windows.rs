@@ -55,6 +55,11 @@ impl FileAt for File {
         write_zeros(self, range)
     }
 
+    fn allocate(&self, _range: Range<u64>) -> io::Result<()> {
+        // A file that is not sparse has its space from the moment it gets its length.
+        Ok(())
+    }
+
     fn extent_at(&self, at: u64) -> io::Result<FileExtent> {
         let len = self.metadata()?.len();
         Ok(FileExtent {
