@@ -7,7 +7,9 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use failback_benches::{SAMPLE_SEED, disk};
 use failback_engine::Abort;
-use failback_engine::disk::{Format, MemoryDisk, NewDisk, PendingDisk, Source, open_source};
+use failback_engine::disk::{
+    Format, MemoryDisk, NewDisk, OpenOptions, PendingDisk, Source, open_source,
+};
 use failback_engine::hash::{Digest, HashKind, Hasher};
 use failback_engine::pipeline::{BufferPool, ScanCounts, Scanned, Scanner};
 use failback_engine::tree::{Leaf, TreeBuilder};
@@ -86,7 +88,7 @@ fn image(path: &Path, format: Format, content: &[u8]) -> Arc<dyn Source> {
     disk.close().expect("the image closes");
     drop(disk);
     pending.publish().expect("the name is free");
-    open_source(path, None).expect("a sound image")
+    open_source(path, &OpenOptions::default()).expect("a sound image")
 }
 
 criterion_group! {

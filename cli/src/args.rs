@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind as ClapKind;
 use clap::{Parser, Subcommand, ValueEnum};
-use failback_engine::disk::Format;
+use failback_engine::disk::{Format, OpenOptions};
 use failback_engine::endpoint::Endpoint;
 use failback_engine::hash::HashKind;
 use failback_engine::operation::{CompressChoice, Strategy};
@@ -73,6 +73,8 @@ pub(crate) enum Command {
     Map(MapArgs),
     /// Make TARGET's content equal to SOURCE's, sending only what differs; a missing TARGET is made
     Sync(SyncArgs),
+    /// Write what a differencing VHDX holds into its parent, which then is the disk
+    Merge(MergeArgs),
     /// Compare the contents of two endpoints by reading both; exit 0 equal, 1 different
     Verify(VerifyArgs),
     /// Run the agent: serve granted images to peers until interrupted
@@ -83,33 +85,64 @@ pub(crate) enum Command {
 pub(crate) struct InfoArgs {
     /// Image file or block device
     pub(crate) image: PathBuf,
-    /// Take the image for this format instead of going by its magic
-    #[arg(long, value_name = "raw|vhdx", value_parser = parse_engine::<Format>)]
-    pub(crate) format: Option<Format>,
+    #[command(flatten)]
+    pub(crate) open: OpenArgs,
     /// Print one JSON document
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// How the one image of a command is opened.
+#[derive(Debug, clap::Args)]
+pub(crate) struct OpenArgs {
+    /// Take the image for this format instead of going by its magic
+    #[arg(long, value_name = "raw|vhdx|vhd", value_parser = parse_engine::<Format>)]
+    pub(crate) format: Option<Format>,
+    /// A parent of a differencing image; repeatable, nearest first
+    #[arg(long = "parent", value_name = "PATH")]
+    pub(crate) parents: Vec<PathBuf>,
+    /// Take parents from where the images name them, inside the image's own directory only
+    #[arg(long)]
+    pub(crate) follow_parents: bool,
+}
+
+impl OpenArgs {
+    pub(crate) fn options(&self) -> OpenOptions {
+        OpenOptions {
+            format: self.format,
+            parents: self.parents.clone(),
+            follow_parents: self.follow_parents,
+            skip_sibling_check: false,
+        }
+    }
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct CreateArgs {
     /// The file to make; never replaces one
     pub(crate) image: PathBuf,
-    /// Size of the virtual disk
-    #[arg(long, value_parser = size::parse)]
-    pub(crate) size: u64,
+    /// Size of the virtual disk; a differencing image has its parent's
+    #[arg(long, value_parser = size::parse, required_unless_present = "parents")]
+    pub(crate) size: Option<u64>,
+    /// The parent of a differencing image, then the parent's parents; repeatable, nearest first
+    #[arg(long = "parent", value_name = "PATH")]
+    pub(crate) parents: Vec<PathBuf>,
+    /// Take the parent's parents from where the images name them, inside its own directory only
+    #[arg(long, requires = "parents")]
+    pub(crate) follow_parents: bool,
     /// Format; default: by suffix (.vhdx, .raw, .img)
     #[arg(long, value_name = "raw|vhdx|vhd", value_parser = parse_engine::<Format>)]
     pub(crate) format: Option<Format>,
-    /// Kind of VHDX: space taken when written, or all at once
-    #[arg(long, value_enum, default_value_t = Kind::Dynamic)]
-    pub(crate) kind: Kind,
-    /// Block of the image, 1M to 256M; default 32M dynamic, 2M fixed
+    /// Kind of VHDX: space taken when written, or all at once, or for what differs from a parent
+    /// only; default dynamic, or differencing where a parent is named
+    #[arg(long, value_enum)]
+    pub(crate) kind: Option<Kind>,
+    /// Block of the image, 1M to 256M; default 32M dynamic, 2M fixed and differencing
     #[arg(long, value_parser = size::parse)]
     pub(crate) block_size: Option<u64>,
-    /// Logical sector
-    #[arg(long, value_name = "512|4096", default_value = "512", value_parser = size::parse)]
-    pub(crate) sector_size: u64,
+    /// Logical sector, 512 if not given; a differencing image has its parent's
+    #[arg(long, value_name = "512|4096", value_parser = size::parse)]
+    pub(crate) sector_size: Option<u64>,
     /// Print one JSON document
     #[arg(long)]
     pub(crate) json: bool,
@@ -119,7 +152,6 @@ pub(crate) struct CreateArgs {
 pub(crate) enum Kind {
     Dynamic,
     Fixed,
-    /// Not in this release
     Differencing,
 }
 
@@ -130,9 +162,8 @@ pub(crate) struct MapArgs {
     /// Save the map to this file
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
-    /// Take the image for this format instead of going by its magic
-    #[arg(long, value_name = "raw|vhdx", value_parser = parse_engine::<Format>)]
-    pub(crate) format: Option<Format>,
+    #[command(flatten)]
+    pub(crate) open: OpenArgs,
     #[command(flatten)]
     pub(crate) hashing: HashArgs,
     #[command(flatten)]
@@ -161,8 +192,11 @@ pub(crate) struct SyncArgs {
     /// target that is partly new until the same command has run to its end
     #[arg(long, value_enum, default_value_t = ApplyArg::InPlace)]
     pub(crate) apply: ApplyArg,
+    /// Write to a VHDX though an image beside it stands on it, which breaks that one
+    #[arg(long)]
+    pub(crate) no_sibling_check: bool,
     #[command(flatten)]
-    pub(crate) formats: FormatArgs,
+    pub(crate) open: SidesArgs,
     #[command(flatten)]
     pub(crate) hashing: HashArgs,
     #[command(flatten)]
@@ -178,9 +212,30 @@ pub(crate) struct VerifyArgs {
     #[arg(value_parser = parse_engine::<Endpoint>)]
     pub(crate) b: Endpoint,
     #[command(flatten)]
-    pub(crate) formats: FormatArgs,
+    pub(crate) open: SidesArgs,
     #[command(flatten)]
     pub(crate) hashing: HashArgs,
+    #[command(flatten)]
+    pub(crate) output_args: OutputArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct MergeArgs {
+    /// The differencing image; to be deleted afterwards, which is left to you
+    pub(crate) image: PathBuf,
+    /// Its parent, which is written to, then the parent's parents; repeatable, nearest first
+    #[arg(
+        long = "parent",
+        value_name = "PATH",
+        required_unless_present = "follow_parents"
+    )]
+    pub(crate) parents: Vec<PathBuf>,
+    /// Take parents from where the images name them, inside the image's own directory only
+    #[arg(long)]
+    pub(crate) follow_parents: bool,
+    /// Merge though another image beside the parent stands on it, which breaks that one
+    #[arg(long)]
+    pub(crate) no_sibling_check: bool,
     #[command(flatten)]
     pub(crate) output_args: OutputArgs,
 }
@@ -198,6 +253,13 @@ pub(crate) struct ServeArgs {
         required = true
     )]
     pub(crate) grants: Vec<String>,
+    /// Take parents of differencing images from where the images name them, inside each image's
+    /// own directory only
+    #[arg(long)]
+    pub(crate) follow_parents: bool,
+    /// Let peers write to a VHDX though an image beside it stands on it, which breaks that one
+    #[arg(long)]
+    pub(crate) no_sibling_check: bool,
     /// Print what is printed as JSON lines
     #[arg(long)]
     pub(crate) json: bool,
@@ -225,14 +287,44 @@ impl HashArgs {
     }
 }
 
+/// How the two disks of a command are opened, where they are files here.
 #[derive(Debug, clap::Args)]
-pub(crate) struct FormatArgs {
+pub(crate) struct SidesArgs {
     /// Take the first disk for this format instead of going by its magic
-    #[arg(long, value_name = "raw|vhdx", value_parser = parse_engine::<Format>)]
-    pub(crate) source_format: Option<Format>,
+    #[arg(long, value_name = "raw|vhdx|vhd", value_parser = parse_engine::<Format>)]
+    source_format: Option<Format>,
     /// Take the second disk for this format, or make it so
-    #[arg(long, value_name = "raw|vhdx", value_parser = parse_engine::<Format>)]
-    pub(crate) target_format: Option<Format>,
+    #[arg(long, value_name = "raw|vhdx|vhd", value_parser = parse_engine::<Format>)]
+    target_format: Option<Format>,
+    /// A parent of the first disk, a differencing image; repeatable, nearest first
+    #[arg(long = "source-parent", value_name = "PATH")]
+    source_parents: Vec<PathBuf>,
+    /// A parent of the second disk, a differencing image; repeatable, nearest first
+    #[arg(long = "target-parent", value_name = "PATH")]
+    target_parents: Vec<PathBuf>,
+    /// Take parents from where the images name them, inside each image's own directory only
+    #[arg(long)]
+    follow_parents: bool,
+}
+
+impl SidesArgs {
+    pub(crate) fn source(&self) -> OpenOptions {
+        OpenOptions {
+            format: self.source_format,
+            parents: self.source_parents.clone(),
+            follow_parents: self.follow_parents,
+            skip_sibling_check: false,
+        }
+    }
+
+    pub(crate) fn target(&self, skip_sibling_check: bool) -> OpenOptions {
+        OpenOptions {
+            format: self.target_format,
+            parents: self.target_parents.clone(),
+            follow_parents: self.follow_parents,
+            skip_sibling_check,
+        }
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -327,7 +419,7 @@ pub(crate) fn explain(error: &clap::Error) -> ExitCode {
         }
         ClapKind::DisplayHelpOnMissingArgumentOrSubcommand | ClapKind::MissingSubcommand => {
             crate::output::complain(
-                "a command is missing: info, create, map, sync, verify, serve; see --help",
+                "a command is missing: info, create, map, sync, merge, verify, serve; see --help",
             );
             ExitCode::from(crate::output::EXIT_USAGE)
         }

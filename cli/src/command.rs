@@ -2,13 +2,15 @@
 
 use anyhow::Context;
 use failback_engine::agent::{Grants, serve as serve_peers};
-use failback_engine::disk::{Format, NewDisk, create as create_disk};
+use failback_engine::disk::{Format, NewDisk, OpenOptions, create as create_disk, create_child};
 use failback_engine::operation::{self, MapRequest, SyncRequest, VerifyRequest};
 use failback_engine::transport::link::{Listener, tcp, unix};
 use failback_engine::{Error, ErrorKind, Event, Observer};
 use serde::Serialize;
 
-use crate::args::{Command, CreateArgs, InfoArgs, Kind, MapArgs, ServeArgs, SyncArgs, VerifyArgs};
+use crate::args::{
+    Command, CreateArgs, InfoArgs, Kind, MapArgs, MergeArgs, ServeArgs, SyncArgs, VerifyArgs,
+};
 use crate::output;
 use crate::size;
 use crate::watch::{Watchers, cancel_on_signals};
@@ -20,13 +22,14 @@ pub(crate) fn run(command: Command) -> anyhow::Result<u8> {
         Command::Create(args) => create(&args),
         Command::Map(args) => map(args),
         Command::Sync(args) => sync(args),
+        Command::Merge(args) => merge(args),
         Command::Verify(args) => verify(args),
         Command::Serve(args) => serve(&args),
     }
 }
 
 fn info(args: &InfoArgs) -> anyhow::Result<u8> {
-    let info = operation::info(&args.image, args.format)?;
+    let info = operation::info(&args.image, &args.open.options())?;
     match args.json {
         true => output::document(&info)?,
         false => output::info(&info)?,
@@ -36,31 +39,47 @@ fn info(args: &InfoArgs) -> anyhow::Result<u8> {
 
 fn create(args: &CreateArgs) -> anyhow::Result<u8> {
     let usage = |message: &str| Error::new(ErrorKind::Usage, message).path(&args.image);
-    if args.kind == Kind::Differencing {
-        let message = "differencing images are not supported in this release";
-        return Err(Error::new(ErrorKind::Unsupported, message)
-            .path(&args.image)
-            .into());
-    }
     let format = args.format.or_else(|| Format::of_suffix(&args.image));
     let format =
         format.ok_or_else(|| usage("the suffix does not say what to make; give --format"))?;
-    if format == Format::Raw && args.kind == Kind::Fixed {
-        return Err(usage("a raw image has no kinds; leave --kind out").into());
-    }
     let narrow =
         |len: u64| u32::try_from(len).map_err(|_| usage("block or sector size is too large"));
-    create_disk(
-        &args.image,
-        &NewDisk {
-            format,
-            len: args.size,
-            sector_size: narrow(args.sector_size)?,
-            block_size: args.block_size.map(narrow).transpose()?,
-            is_fixed: args.kind == Kind::Fixed,
-        },
-    )?;
-    let info = operation::info(&args.image, Some(format))?;
+    let block_size = args.block_size.map(narrow).transpose()?;
+    let is_child = !args.parents.is_empty();
+    let open = OpenOptions {
+        parents: args.parents.clone(),
+        follow_parents: args.follow_parents,
+        ..OpenOptions::of_format(Some(format))
+    };
+    match (args.kind, args.size) {
+        (None | Some(Kind::Differencing), None) => {
+            if args.sector_size.is_some() {
+                return Err(usage("a differencing image has the sectors of its parent").into());
+            }
+            create_child(&args.image, &open, block_size)?;
+        }
+        (Some(Kind::Differencing), Some(_)) if !is_child => {
+            return Err(usage("a differencing image needs a --parent").into());
+        }
+        (_, Some(_)) if is_child => {
+            return Err(usage("a differencing image has the size of its parent").into());
+        }
+        (_, None) => return Err(usage("only a differencing image has a parent").into()),
+        (Some(_), Some(_)) if format == Format::Raw => {
+            return Err(usage("a raw image has no kinds; leave --kind out").into());
+        }
+        (kind, Some(len)) => create_disk(
+            &args.image,
+            &NewDisk {
+                format,
+                len,
+                sector_size: narrow(args.sector_size.unwrap_or(512))?,
+                block_size,
+                is_fixed: kind == Some(Kind::Fixed),
+            },
+        )?,
+    }
+    let info = operation::info(&args.image, &open)?;
     match args.json {
         true => output::document(&info)?,
         false => output::info(&info)?,
@@ -73,7 +92,7 @@ fn map(args: MapArgs) -> anyhow::Result<u8> {
     let cancel = cancel_on_signals()?;
     let request = MapRequest {
         path: args.image,
-        format: args.format,
+        open: args.open.options(),
         save_as: args.output,
         hash: args.hashing.hash(),
         block_size: args.hashing.block_size,
@@ -92,8 +111,8 @@ fn sync(args: SyncArgs) -> anyhow::Result<u8> {
     let watchers = Watchers::new(args.output_args.events.as_deref())?;
     let cancel = cancel_on_signals()?;
     let request = SyncRequest {
-        source_format: args.formats.source_format,
-        target_format: args.formats.target_format,
+        source_open: args.open.source(),
+        target_open: args.open.target(args.no_sibling_check),
         strategy: args.strategy.strategy(),
         hash: args.hashing.hash(),
         block_size: args.hashing.block_size,
@@ -106,14 +125,33 @@ fn sync(args: SyncArgs) -> anyhow::Result<u8> {
     output::report(&report, args.output_args.json)
 }
 
+fn merge(args: MergeArgs) -> anyhow::Result<u8> {
+    let watchers = Watchers::new(args.output_args.events.as_deref())?;
+    let cancel = cancel_on_signals()?;
+    let open = OpenOptions {
+        parents: args.parents,
+        follow_parents: args.follow_parents,
+        skip_sibling_check: args.no_sibling_check,
+        format: None,
+    };
+    let merged = operation::merge(&args.image, &open, &watchers, &cancel);
+    drop(watchers);
+    let merged = merged?;
+    match args.output_args.json {
+        true => output::document(&merged)?,
+        false => output::merged(&merged)?,
+    }
+    Ok(0)
+}
+
 fn verify(args: VerifyArgs) -> anyhow::Result<u8> {
     let watchers = Watchers::new(args.output_args.events.as_deref())?;
     let cancel = cancel_on_signals()?;
     let request = VerifyRequest {
         a: args.a,
         b: args.b,
-        a_format: args.formats.source_format,
-        b_format: args.formats.target_format,
+        a_open: args.open.source(),
+        b_open: args.open.target(true),
         hash: args.hashing.hash(),
         block_size: args.hashing.block_size,
     };
@@ -132,6 +170,11 @@ fn serve(args: &ServeArgs) -> anyhow::Result<u8> {
     for grant in &args.grants {
         grants.add_text(grant, |text| size::parse(text).ok())?;
     }
+    grants.open_all_with(&OpenOptions {
+        follow_parents: args.follow_parents,
+        skip_sibling_check: args.no_sibling_check,
+        ..OpenOptions::default()
+    });
     let watchers = Watchers::new(args.events.as_deref())?;
     let cancel = cancel_on_signals()?;
     let listener = listen(&args.listen)?;

@@ -8,7 +8,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use failback_engine::operation::{ImageInfo, MapReport};
+use failback_engine::operation::{ImageInfo, MapReport, MergeReport};
 use failback_engine::report::{Outcome, Report};
 use failback_engine::{Error, ErrorKind, one_line};
 use serde::Serialize;
@@ -186,6 +186,13 @@ pub(crate) fn info(info: &ImageInfo) -> anyhow::Result<()> {
             "  blocks        {} of {} allocated",
             vhdx.blocks_allocated, vhdx.blocks_total
         )?;
+        for parent in &info.chain {
+            match &parent.path {
+                Some(path) => writeln!(out, "  parent        {path}")?,
+                None => writeln!(out, "  parent        not looked at: {}", parent.named)?,
+            }
+            writeln!(out, "                {}", parent.linkage)?;
+        }
         match vhdx.log_entries {
             0 => writeln!(out, "  log           {}", vhdx.log)?,
             count => writeln!(
@@ -199,6 +206,28 @@ pub(crate) fn info(info: &ImageInfo) -> anyhow::Result<()> {
             writeln!(out, "  warning       {}", one_line(warning))?;
         }
     }
+    Ok(())
+}
+
+/// Prints how a merge ended.
+pub(crate) fn merged(merged: &MergeReport) -> anyhow::Result<()> {
+    for warning in &merged.warnings {
+        note(&format!("warning: {warning}"));
+    }
+    let mut out = std::io::stdout().lock();
+    writeln!(
+        out,
+        "{}: {} -> {}",
+        merged.outcome, merged.path, merged.parent
+    )?;
+    writeln!(
+        out,
+        "  {} copied, {} made zero in {:.2} s; {} is not needed any more",
+        show(merged.copied),
+        show(merged.zeroed),
+        merged.seconds,
+        merged.path
+    )?;
     Ok(())
 }
 

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use failback_engine::disk::{
-    ExtentKind, Format, MemoryDisk, NewDisk, Source, Target, create, open_source, open_target,
+    ExtentKind, Format, MemoryDisk, NewDisk, OpenOptions, Source, Target, create, open_source,
+    open_target,
 };
 use failback_engine::units::ByteOffset;
 use failback_engine::{ErrorKind, Result};
@@ -149,7 +150,11 @@ fn memory() {
 fn raw_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = made(dir.path(), "a.raw", &new_disk(Format::Raw, 512, false));
-    keeps_the_contract(open_target(&path, None).unwrap().as_ref());
+    keeps_the_contract(
+        open_target(&path, &OpenOptions::default())
+            .unwrap()
+            .as_ref(),
+    );
     assert_eq!(std::fs::metadata(&path).unwrap().len(), LEN as u64);
 }
 
@@ -160,7 +165,11 @@ fn vhdx(sector_size: u32, is_fixed: bool) {
         "a.vhdx",
         &new_disk(Format::Vhdx, sector_size, is_fixed),
     );
-    keeps_the_contract(open_target(&path, None).unwrap().as_ref());
+    keeps_the_contract(
+        open_target(&path, &OpenOptions::default())
+            .unwrap()
+            .as_ref(),
+    );
 }
 
 #[test]
@@ -191,22 +200,22 @@ fn a_disk_has_one_writer_or_many_readers() {
     let dir = tempfile::tempdir().unwrap();
     let path = made(dir.path(), "a.vhdx", &new_disk(Format::Vhdx, 512, false));
     let kind_of = |result: Result<()>| result.unwrap_err().kind();
-    let reader: Arc<dyn Source> = open_source(&path, None).unwrap();
-    let second: Arc<dyn Source> = open_source(&path, None).unwrap();
+    let reader: Arc<dyn Source> = open_source(&path, &OpenOptions::default()).unwrap();
+    let second: Arc<dyn Source> = open_source(&path, &OpenOptions::default()).unwrap();
     assert_eq!(
-        kind_of(open_target(&path, None).map(drop)),
+        kind_of(open_target(&path, &OpenOptions::default()).map(drop)),
         ErrorKind::InUse
     );
     drop((reader, second));
-    let writer = open_target(&path, None).unwrap();
+    let writer = open_target(&path, &OpenOptions::default()).unwrap();
     assert_eq!(
-        kind_of(open_target(&path, None).map(drop)),
+        kind_of(open_target(&path, &OpenOptions::default()).map(drop)),
         ErrorKind::InUse
     );
     assert_eq!(
-        kind_of(open_source(&path, None).map(drop)),
+        kind_of(open_source(&path, &OpenOptions::default()).map(drop)),
         ErrorKind::InUse
     );
     drop(writer);
-    open_target(&path, None).unwrap();
+    open_target(&path, &OpenOptions::default()).unwrap();
 }

@@ -8,7 +8,7 @@ mod kit;
 
 use std::sync::Arc;
 
-use failback_engine::disk::{Format, MemoryDisk, NewDisk, create, open_target};
+use failback_engine::disk::{Format, MemoryDisk, NewDisk, OpenOptions, create, open_target};
 use failback_engine::hash::{HashKind, Hasher};
 use failback_engine::sync::{SessionOptions, Task};
 use failback_engine::transport::{Compress, VerifyLevel};
@@ -314,7 +314,7 @@ fn a_failed_session_leaves_a_vhdx_with_an_empty_log() {
         is_fixed: false,
     };
     create(&path, &new).unwrap();
-    let target = open_target(&path, None).unwrap();
+    let target = open_target(&path, &OpenOptions::default()).unwrap();
     let source = Faulty::new(disk(64), Fault::ReadError(40 * BLOCK as u64));
     assert!(
         run_session(&source, target.as_ref(), delta(), false)
@@ -322,7 +322,7 @@ fn a_failed_session_leaves_a_vhdx_with_an_empty_log() {
             .is_err()
     );
     drop(target);
-    let info = failback_engine::operation::info(&path, None).unwrap();
+    let info = failback_engine::operation::info(&path, &OpenOptions::default()).unwrap();
     let vhdx = info.vhdx.unwrap();
     assert!(
         vhdx.blocks_allocated > 0,

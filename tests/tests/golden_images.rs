@@ -36,7 +36,6 @@ reads! {
 }
 
 refuses! {
-    a_differencing_vhdx_is_refused: "fat-differential.vhdx"
     a_dynamic_vhd_of_hyper_v_is_refused: "hyperv2012r2-dynamic.vhd"
     a_dynamic_vhd_of_qemu_is_refused: "ext2.vhd"
     a_fixed_vhd_is_not_taken_for_raw: "fat-parent.vhd"

@@ -220,7 +220,7 @@ impl Image {
         let disk = self.geometry.disk_range(block);
         let is_whole = range == disk;
         let entry = self.bat.entry(&self.storage, block)?;
-        let has_parent = self.parent.is_some();
+        let has_parent = self.has_parent();
         match (entry.state(), entry.stored_at()) {
             (State::Zero, _) => return Ok(()),
             (State::NotPresent, _) if !has_parent => return Ok(()),
@@ -259,7 +259,7 @@ impl Image {
             return Ok(at);
         }
         let block = self.geometry.block_at(at);
-        let has_parent = self.parent.is_some();
+        let has_parent = self.has_parent();
         let is_zero = |raw: u64| match raw & 0xF_FFFF {
             0 => !has_parent,
             2 => true,

@@ -173,6 +173,17 @@ impl Image {
         Self::open_as(file, Some(parent), true)
     }
 
+    /// Opens an image for reading without its parent, if it has one: to look at its structure, or
+    /// at what is stored in this file alone. Reading sectors that are with the parent fails with
+    /// [`ParentNeeded`](ErrorKind::ParentNeeded).
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open), except that no parent is needed.
+    pub fn open_detached(file: Arc<dyn FileAt>) -> Result<Self> {
+        let parse = || Self::assemble(Structures::read(file)?, None, false);
+        parse().map_err(|error| error.during("open"))
+    }
+
     /// What the image says of itself. Reads headers, log, region tables and metadata, and needs no
     /// parent.
     ///
@@ -280,6 +291,26 @@ impl Image {
     }
 
     fn parse(file: Arc<dyn FileAt>, parent: Option<Arc<Self>>, is_writable: bool) -> Result<Self> {
+        let mut structures = Structures::read(file)?;
+        let depth = parent.as_ref().map_or(0, |parent| parent.depth + 1);
+        if depth >= CHAIN_LEN_MAX {
+            return Err(Error::unsupported(format!(
+                "chain of more than {CHAIN_LEN_MAX} images"
+            )));
+        }
+        chain::check_parent(
+            &structures.metadata,
+            parent.as_deref(),
+            &mut structures.warnings,
+        )?;
+        Self::assemble(structures, parent, is_writable)
+    }
+
+    fn assemble(
+        structures: Structures,
+        parent: Option<Arc<Self>>,
+        is_writable: bool,
+    ) -> Result<Self> {
         let Structures {
             storage,
             headers,
@@ -287,18 +318,9 @@ impl Image {
             metadata,
             creator,
             log_state,
-            mut warnings,
-        } = Structures::read(file)?;
-        let depth = match &parent {
-            Some(parent) => parent.depth + 1,
-            None => 0,
-        };
-        if depth >= CHAIN_LEN_MAX {
-            return Err(Error::unsupported(format!(
-                "chain of more than {CHAIN_LEN_MAX} images"
-            )));
-        }
-        chain::check_parent(&metadata, parent.as_deref(), &mut warnings)?;
+            warnings,
+        } = structures;
+        let depth = parent.as_ref().map_or(0, |parent| parent.depth + 1);
         let geometry = metadata.geometry;
         let pages = Arc::new(Pages::default());
         let bat = Bat::new(geometry, regions, pages.clone(), &storage)?;

@@ -4,7 +4,7 @@ use std::ops::{ControlFlow, Range};
 
 use crate::bat::{Entry, State, Stretch};
 use crate::bitmap::Bitmap;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{AllocationSummary, Extent, ExtentKind, Place, Run};
 use crate::geometry::BlockIndex;
 use crate::image::Image;
@@ -117,8 +117,8 @@ impl Image {
                 end: self.geometry.disk_range(block).end,
             }),
             State::Zero => self.unstored_extent(block, ExtentKind::Zero, |raw| raw & LOW == 2),
-            State::NotPresent if self.parent.is_some() => self.parents_extent(at),
-            State::Undefined | State::Unmapped if self.parent.is_some() => {
+            State::NotPresent if self.has_parent() => self.parents_extent(at),
+            State::Undefined | State::Unmapped if self.has_parent() => {
                 self.unstored_extent(block, ExtentKind::Absent, |raw| matches!(raw & LOW, 1 | 3))
             }
             State::NotPresent | State::Undefined | State::Unmapped => {
@@ -140,7 +140,7 @@ impl Image {
                 Stretch::Hole(blocks) => sum.not_present += blocks.end - blocks.start,
                 Stretch::Entries(first, entries) => {
                     for (block, raw) in (first.0..).map(BlockIndex).zip(entries) {
-                        let entry = Entry::from_raw(*raw, self.parent.is_some())?;
+                        let entry = Entry::from_raw(*raw, self.has_parent())?;
                         if let Some(at) = entry.stored_at() {
                             self.bat.check_stored(&self.storage, block, at)?;
                         }
@@ -185,9 +185,14 @@ impl Image {
                 })?,
             },
             (_, Some(at)) => Content::Stored(at),
-            (State::NotPresent, None) if self.parent.is_some() => Content::Parent,
+            (State::NotPresent, None) if self.has_parent() => Content::Parent,
             _ => Content::Zero,
         })
+    }
+
+    /// Whether what is not stored here is with a parent, given or not.
+    pub(crate) fn has_parent(&self) -> bool {
+        self.geometry.has_bitmaps()
     }
 
     pub(crate) fn bitmap(&self, at: u64) -> Bitmap<'_> {
@@ -231,7 +236,7 @@ impl Image {
         if !is_long || !matches!(content, Content::Zero | Content::Parent) {
             return Ok(end);
         }
-        let run = match (content, self.parent.is_some()) {
+        let run = match (content, self.has_parent()) {
             (Content::Parent, _) => {
                 self.unstored_extent(block, ExtentKind::Absent, |raw| raw & LOW == 0)
             }
@@ -306,8 +311,8 @@ impl Image {
     /// Reads what the parent has at that place; behind its end there is nothing but zeros.
     fn read_parent(&self, at: u64, buf: &mut [u8]) -> Result<()> {
         let Some(parent) = &self.parent else {
-            buf.fill(0);
-            return Ok(());
+            let detail = "these sectors are with the parent, which was not given";
+            return Err(Error::new(ErrorKind::ParentNeeded, detail).offset(at));
         };
         let there = parent
             .virtual_size()
@@ -326,6 +331,10 @@ impl Image {
         let block = self.geometry.block_at(at);
         let here = self.unstored_extent(block, ExtentKind::Absent, |raw| raw & LOW == 0)?;
         match &self.parent {
+            None => Ok(Extent {
+                kind: ExtentKind::Data,
+                ..here
+            }),
             Some(parent) if at < parent.virtual_size() => {
                 let found = parent.extent_at(at)?;
                 Ok(Extent {
@@ -333,7 +342,7 @@ impl Image {
                     end: found.end.min(here.end),
                 })
             }
-            _ => Ok(here),
+            Some(_) => Ok(here),
         }
     }
 

@@ -98,6 +98,10 @@ fn only_the_named_parent_fits() {
     let alone = Image::open(child.clone()).unwrap_err();
     assert_eq!(alone.kind(), ErrorKind::ParentNeeded);
     assert!(alone.to_string().contains(".\\parent.vhdx"), "{alone}");
+    let detached = Image::open_detached(child.clone()).unwrap();
+    assert_eq!(detached.scan_allocation().unwrap().not_present, 8);
+    let beyond = detached.read_at(0, &mut [0; 512]).unwrap_err();
+    assert_eq!(beyond.kind(), ErrorKind::ParentNeeded);
     let (_, stranger) = small(8 * MIB, Kind::Dynamic);
     let wrong = Image::open_child(child.clone(), Arc::new(stranger)).unwrap_err();
     assert_eq!(wrong.kind(), ErrorKind::WrongParent);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use crate::disk::OpenOptions;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::DISK_LEN_MAX;
 
@@ -15,6 +16,8 @@ pub struct Grant {
     pub is_writable: bool,
     /// The largest disk that a first sync may make here, in bytes; `None`: the file has to exist.
     pub create_max: Option<u64>,
+    /// How the disk is opened.
+    pub open: OpenOptions,
 }
 
 /// Grants by name.
@@ -97,8 +100,16 @@ impl Grants {
                 path: PathBuf::from(path),
                 is_writable,
                 create_max: max.transpose()?,
+                open: OpenOptions::default(),
             },
         )
+    }
+
+    /// Opens all disks granted so far in this way.
+    pub fn open_all_with(&mut self, options: &OpenOptions) {
+        for grant in self.by_name.values_mut() {
+            grant.open = options.clone();
+        }
     }
 
     /// The grant of that name.
@@ -141,6 +152,7 @@ mod tests {
             path: "/a.vhdx".into(),
             is_writable: false,
             create_max: None,
+            open: OpenOptions::default(),
         };
         assert_eq!(grant("web=/a.vhdx"), plain);
         assert_eq!(grant("web=/a.vhdx:ro"), plain);

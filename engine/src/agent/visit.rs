@@ -102,7 +102,7 @@ fn prepare(link: &mut SessionLink, grants: &Grants) -> Result<(OpenDisk, Session
 
 fn open(grant: &Grant, request: &OpenRequest) -> Result<OpenDisk> {
     if request.access == Access::Read {
-        return Ok(OpenDisk::Read(open_source(&grant.path, None)?));
+        return Ok(OpenDisk::Read(open_source(&grant.path, &grant.open)?));
     }
     if !grant.is_writable {
         let message = format!(
@@ -141,7 +141,7 @@ fn open(grant: &Grant, request: &OpenRequest) -> Result<OpenDisk> {
                 "the granted disk does not exist, and the grant has no max=SIZE to make it";
             Err(Error::new(ErrorKind::NotGranted, message))
         }
-        (false, _, _) => Ok(OpenDisk::Write(open_target(&grant.path, None)?)),
+        (false, _, _) => Ok(OpenDisk::Write(open_target(&grant.path, &grant.open)?)),
     }
 }
 

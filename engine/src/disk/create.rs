@@ -4,12 +4,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use failback_vhdx::{CreateOptions, FileAt, Kind};
+use failback_vhdx::{ChildOptions, CreateOptions, FileAt, Kind};
 use tempfile::TempPath;
 
-use super::{Format, RawDisk, Target, VhdxDisk};
+use super::chain::open_parents;
+use super::{Format, OpenOptions, RawDisk, Target, VhdxDisk};
 use crate::error::{Error, ErrorKind, Result};
-use crate::system::{HostFile, sync_directory_of};
+use crate::system::{Access, HostFile, sync_directory_of};
 use crate::units::DISK_LEN_MAX;
 
 /// What a new disk should be.
@@ -109,6 +110,76 @@ pub fn create(path: &Path, new: &NewDisk) -> Result<()> {
     let pending = PendingDisk::create(path, new)?;
     pending.disk().close()?;
     pending.publish()
+}
+
+/// Makes a differencing VHDX at `path` over the parents that `options` name or let follow. It notes
+/// the nearest one by its name where both are in one directory, else by its whole path.
+///
+/// # Errors
+/// As [`create`] and [`open_source`](super::open_source); `Usage` without a parent and for other
+/// formats.
+pub fn create_child(path: &Path, options: &OpenOptions, block_size: Option<u32>) -> Result<()> {
+    if options.format != Some(Format::Vhdx) {
+        let message = "only a VHDX can be made as a differencing image in this release";
+        return Err(Error::new(ErrorKind::Unsupported, message).path(path));
+    }
+    refuse_existing(path)?;
+    let (file, temporary) = temporary_beside(path)?.into_parts();
+    let file = Arc::new(HostFile::adopt(file, &temporary, path)?);
+    let named = options.parents.first().map(|parent| locate(path, parent));
+    let parents = open_parents(&file, options, Access::Read, Access::Read)?;
+    let named = named.transpose()?.unwrap_or_default();
+    let disk = VhdxDisk::create_child(
+        file,
+        parents,
+        &ChildOptions {
+            block_size,
+            relative_path: named.relative,
+            absolute_path: named.absolute,
+            ..ChildOptions::new("")
+        },
+    )?;
+    disk.close()?;
+    let pending = PendingDisk {
+        disk: Arc::new(disk),
+        temporary,
+        path: path.to_owned(),
+    };
+    pending.publish()
+}
+
+/// How a child notes its parent.
+#[derive(Debug, Default)]
+struct Noted {
+    relative: Option<String>,
+    absolute: Option<String>,
+}
+
+fn locate(child: &Path, parent: &Path) -> Result<Noted> {
+    let failed = |e| Error::io(e, "find").path(parent);
+    let whole = parent.canonicalize().map_err(failed)?;
+    let directory = match child.parent() {
+        Some(directory) if !directory.as_os_str().is_empty() => directory,
+        _ => Path::new("."),
+    };
+    let directory = directory.canonicalize().map_err(failed)?;
+    let text = |path: &Path| {
+        path.to_str().map(str::to_owned).ok_or_else(|| {
+            let message = "has a name that no image can note: it is not Unicode";
+            Error::new(ErrorKind::Usage, message).path(parent)
+        })
+    };
+    let name = whole.file_name().map(Path::new).unwrap_or(&whole);
+    Ok(match whole.parent() == Some(&directory) {
+        true => Noted {
+            relative: Some(format!(".\\{}", text(name)?)),
+            absolute: Some(text(&whole)?),
+        },
+        false => Noted {
+            relative: None,
+            absolute: Some(text(&whole)?),
+        },
+    })
 }
 
 fn vhdx_options(new: &NewDisk) -> CreateOptions {

@@ -1,10 +1,12 @@
 //! Disks: what can be read ([`Source`]) and what can be changed ([`Target`]).
 
+mod chain;
 mod create;
 mod memory;
 mod open;
 mod probe;
 mod raw;
+mod siblings;
 mod vhdx;
 
 use std::fmt::Debug;
@@ -12,16 +14,18 @@ use std::ops::Range;
 
 use serde::Serialize;
 
-pub use create::{NewDisk, PendingDisk, create};
+pub use create::{NewDisk, PendingDisk, create, create_child};
 pub use memory::MemoryDisk;
-pub use open::{open_source, open_target};
+pub use open::{OpenOptions, open_source, open_target};
 pub use probe::{Format, probe};
 pub use raw::RawDisk;
 pub use vhdx::VhdxDisk;
 
+pub(crate) use chain::open_parents;
 pub(crate) use open::refuse_same_file;
 pub(crate) use probe::decide as decide_format;
-pub(crate) use vhdx::convert as vhdx_error;
+pub(crate) use siblings::refuse_children;
+pub(crate) use vhdx::{convert as vhdx_error, open_images};
 
 use crate::error::Result;
 use crate::system::MediumAccess;

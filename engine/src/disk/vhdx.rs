@@ -33,6 +33,14 @@ impl VhdxDisk {
         Self::open_with(file, parents, Image::open, Image::open_child)
     }
 
+    /// Opens for reading without its parents, to look at its structure.
+    ///
+    /// # Errors
+    /// As [`VhdxDisk::open`].
+    pub fn open_detached(file: Arc<HostFile>) -> Result<Self> {
+        Self::open_with(file, Vec::new(), Image::open_detached, Image::open_child)
+    }
+
     /// Opens for writing, over `parents`, which are only read. Nothing is written before the first
     /// change.
     ///
@@ -48,7 +56,7 @@ impl VhdxDisk {
         open: impl FnOnce(Arc<dyn FileAt>) -> format::Result<Image>,
         open_child: impl FnOnce(Arc<dyn FileAt>, Arc<Image>) -> format::Result<Image>,
     ) -> Result<Self> {
-        let image = match open_parents(&parents)? {
+        let image = match open_images(&parents)? {
             None => open(file.clone()),
             Some(parent) => open_child(file.clone(), parent),
         };
@@ -83,7 +91,7 @@ impl VhdxDisk {
         parents: Vec<Arc<HostFile>>,
         options: &format::ChildOptions,
     ) -> Result<Self> {
-        let parent = open_parents(&parents)?
+        let parent = open_images(&parents)?
             .ok_or_else(|| Error::new(ErrorKind::Usage, "a differencing image needs a parent"))?;
         let image = Image::create_child(file.clone(), parent, options);
         Ok(Self {
@@ -92,6 +100,12 @@ impl VhdxDisk {
             parents,
             notes: Vec::new(),
         })
+    }
+
+    /// Adds lines to the warnings of [`Source::info`].
+    #[must_use]
+    pub(crate) fn with_notes(self, notes: Vec<String>) -> Self {
+        Self { notes, ..self }
     }
 
     /// The image itself.
@@ -153,7 +167,7 @@ impl VhdxDisk {
 }
 
 /// The nearest parent, standing on the others.
-pub(crate) fn open_parents(files: &[Arc<HostFile>]) -> Result<Option<Arc<Image>>> {
+pub(crate) fn open_images(files: &[Arc<HostFile>]) -> Result<Option<Arc<Image>>> {
     let mut below: Option<Arc<Image>> = None;
     for file in files.iter().rev() {
         let image = match below {

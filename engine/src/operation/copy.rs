@@ -11,7 +11,7 @@ use super::job::{LocalTarget, SessionOutcome, SourceSide, TargetSide, run};
 use super::plan::{Strategy, check_fit, choose};
 use crate::abort::CancelToken;
 use crate::disk::{
-    DiskInfo, Format, NewDisk, PendingDisk, open_source, open_target, refuse_same_file,
+    DiskInfo, Format, NewDisk, OpenOptions, PendingDisk, open_source, open_target, refuse_same_file,
 };
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
@@ -42,10 +42,10 @@ pub struct SyncRequest {
     pub source: Endpoint,
     /// The disk that is made equal.
     pub target: Endpoint,
-    /// Format of a local source; `None`: by its magic.
-    pub source_format: Option<Format>,
-    /// Format of a local target; `None`: by its magic, or by its suffix when it has to be made.
-    pub target_format: Option<Format>,
+    /// How a local source is opened.
+    pub source_open: OpenOptions,
+    /// How a local target is opened, or made: by its suffix where no format is named.
+    pub target_open: OpenOptions,
     /// Delta, full, or the engine's choice.
     pub strategy: Strategy,
     /// The hash.
@@ -65,8 +65,8 @@ impl SyncRequest {
         Self {
             source,
             target,
-            source_format: None,
-            target_format: None,
+            source_open: OpenOptions::default(),
+            target_open: OpenOptions::default(),
             strategy: Strategy::Auto,
             hash: HashKind::Blake3,
             block_size: BlockSize::DEFAULT,
@@ -83,10 +83,10 @@ pub struct VerifyRequest {
     pub a: Endpoint,
     /// The other.
     pub b: Endpoint,
-    /// Format of `a` where it is local; `None`: by its magic.
-    pub a_format: Option<Format>,
-    /// Format of `b` where it is local; `None`: by its magic.
-    pub b_format: Option<Format>,
+    /// How `a` is opened where it is local.
+    pub a_open: OpenOptions,
+    /// How `b` is opened where it is local.
+    pub b_open: OpenOptions,
     /// The hash.
     pub hash: HashKind,
     /// The unit of comparison.
@@ -157,7 +157,7 @@ fn run_sync(
     if let (Endpoint::Path(source), Endpoint::Path(target)) = (&request.source, &request.target) {
         refuse_same_file(source, target)?;
     }
-    let source = open_source_side(&request.source, request.source_format)?;
+    let source = open_source_side(&request.source, &request.source_open)?;
     report.source.describe(&source.info());
     let (target, is_new) = open_target_side(request, &source.info())?;
     report.target.describe(&target.info());
@@ -216,9 +216,9 @@ fn run_verify(
     started: Instant,
 ) -> Result<()> {
     observer.event(&Event::Phase { phase: "plan" });
-    let a = open_source_side(&request.a, request.a_format)?;
+    let a = open_source_side(&request.a, &request.a_open)?;
     report.source.describe(&a.info());
-    let b = match open_source_side(&request.b, request.b_format)? {
+    let b = match open_source_side(&request.b, &request.b_open)? {
         SourceSide::Local(disk) => TargetSide::Local(LocalTarget::Compared(disk)),
         SourceSide::Remote(connection, info) => TargetSide::Remote(connection, info),
     };
@@ -287,9 +287,9 @@ fn warn(observer: &dyn Observer, disks: &[DiskInfo]) {
     }
 }
 
-fn open_source_side(endpoint: &Endpoint, format: Option<Format>) -> Result<SourceSide> {
+fn open_source_side(endpoint: &Endpoint, options: &OpenOptions) -> Result<SourceSide> {
     match endpoint {
-        Endpoint::Path(path) => Ok(SourceSide::Local(open_source(path, format)?)),
+        Endpoint::Path(path) => Ok(SourceSide::Local(open_source(path, options)?)),
         remote => {
             let mut connection = Connection::to(remote)?;
             let (info, _) = connection.open(wire::Access::Read, None)?;
@@ -306,7 +306,12 @@ fn open_target_side(request: &SyncRequest, source: &DiskInfo) -> Result<(TargetS
                 .symlink_metadata()
                 .is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) =>
         {
-            let new = new_disk(path, request.target_format, source)?;
+            if !request.target_open.parents.is_empty() {
+                let message = "does not exist, yet a parent of it was named; \
+                               make a differencing image first (failback create)";
+                return Err(Error::new(ErrorKind::Usage, message).path(path));
+            }
+            let new = new_disk(path, request.target_open.format, source)?;
             let pending = PendingDisk::create(path, &new)?;
             let disk = pending.disk();
             let finish = Box::new(move || pending.publish());
@@ -320,7 +325,7 @@ fn open_target_side(request: &SyncRequest, source: &DiskInfo) -> Result<(TargetS
             ))
         }
         Endpoint::Path(path) => {
-            let disk = open_target(path, request.target_format)?;
+            let disk = open_target(path, &request.target_open)?;
             let finish = Box::new(|| Ok(()));
             Ok((
                 TargetSide::Local(LocalTarget::Changed {

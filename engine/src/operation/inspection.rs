@@ -6,7 +6,7 @@ use std::sync::Arc;
 use failback_vhdx::{FileAt, Image, Kind, LogState};
 use serde::Serialize;
 
-use crate::disk::{Format, RawDisk, Source, VhdxDisk, decide_format};
+use crate::disk::{Format, OpenOptions, RawDisk, Source, VhdxDisk, decide_format, open_parents};
 use crate::error::{Error, Result};
 use crate::system::{Access, HostFile};
 
@@ -31,8 +31,8 @@ pub struct ImageInfo {
     pub block_size: Option<u32>,
     /// Changes when the image is replaced or rewritten.
     pub identity: String,
-    /// The images that this one stands on; empty, since this release refuses differencing images.
-    pub chain: Vec<String>,
+    /// The images that this one stands on, nearest first; empty for one without a parent.
+    pub chain: Vec<ParentInfo>,
     /// State of an interrupted job on this image; `null`: none. Always `null` in this release.
     pub state: Option<&'static str>,
     /// What only a VHDX has.
@@ -40,10 +40,22 @@ pub struct ImageInfo {
     pub vhdx: Option<VhdxInfo>,
 }
 
+/// One step down a chain.
+#[derive(Clone, Debug, Serialize)]
+pub struct ParentInfo {
+    /// Where the child says its parent is; a text of the image, not looked at.
+    pub named: String,
+    /// The file that was taken for it; `null` where none was named or followed, which ends the
+    /// list.
+    pub path: Option<String>,
+    /// What the parent's DataWriteGuid has to be.
+    pub linkage: String,
+}
+
 /// What only a VHDX has.
 #[derive(Clone, Debug, Serialize)]
 pub struct VhdxInfo {
-    /// `dynamic` or `fixed`.
+    /// `dynamic`, `fixed` or `differencing`.
     pub kind: &'static str,
     /// Physical sector in bytes.
     pub physical_sector_size: u32,
@@ -65,17 +77,20 @@ pub struct VhdxInfo {
     pub blocks_total: u64,
     /// Blocks that have space in the file.
     pub blocks_allocated: u64,
+    /// Of those, blocks that hold some of their sectors, the others being the parent's.
+    pub blocks_partial: u64,
     /// Bytes of those blocks.
     pub allocated: u64,
     /// What is odd and was got over.
     pub warnings: Vec<String>,
 }
 
-/// Looks at the image at `path`.
+/// Looks at the image at `path`. Of the parents of a differencing image those are opened that the
+/// options name or let follow; without any, nothing but the image itself is looked at.
 ///
 /// # Errors
 /// `Damaged`, `Unsupported`, `Refused`, `Io`.
-pub fn info(path: &Path, format: Option<Format>) -> Result<ImageInfo> {
+pub fn info(path: &Path, options: &OpenOptions) -> Result<ImageInfo> {
     let file = Arc::new(HostFile::open(path, Access::Inspect)?);
     let file_size = file
         .len()
@@ -83,14 +98,20 @@ pub fn info(path: &Path, format: Option<Format>) -> Result<ImageInfo> {
     let file_allocated = file
         .allocated_len()
         .map_err(|e| Error::io(e, "stat").path(path))?;
-    let (disk, vhdx) = match decide_format(&file, format)? {
+    let (disk, chain, vhdx) = match decide_format(&file, options.format)? {
         Format::Vhdx => {
-            let disk = VhdxDisk::open(file.clone(), Vec::new())?;
-            let vhdx = vhdx_info(disk.image(), disk.info().warnings)
-                .map_err(|e| crate::disk::vhdx_error(&e, &file))?;
-            (disk.info(), Some(vhdx))
+            let failed = |e| crate::disk::vhdx_error(&e, &file);
+            let parents = open_parents(&file, options, Access::Inspect, Access::Inspect)?;
+            let chain = chain_of(&file, &parents)?;
+            let is_whole = chain.last().is_none_or(|last| last.path.is_some());
+            let disk = match is_whole {
+                true => VhdxDisk::open(file.clone(), parents)?,
+                false => VhdxDisk::open_detached(file.clone())?,
+            };
+            let vhdx = vhdx_info(disk.image(), disk.info().warnings).map_err(failed)?;
+            (disk.info(), chain, Some(vhdx))
         }
-        _ => (RawDisk::open(file)?.info(), None),
+        _ => (RawDisk::open(file)?.info(), Vec::new(), None),
     };
     Ok(ImageInfo {
         schema: "failback.info/1",
@@ -102,10 +123,40 @@ pub fn info(path: &Path, format: Option<Format>) -> Result<ImageInfo> {
         logical_sector_size: disk.logical_sector_size,
         block_size: disk.image_block_size,
         identity: disk.identity,
-        chain: Vec::new(),
+        chain,
         state: None,
         vhdx,
     })
+}
+
+/// What each image of the chain says of its parent, and which file was taken for it.
+fn chain_of(file: &Arc<HostFile>, parents: &[Arc<HostFile>]) -> Result<Vec<ParentInfo>> {
+    let mut chain = Vec::new();
+    let mut image = file;
+    let mut parents = parents.iter();
+    loop {
+        let found = Image::inspect(image.clone());
+        let found = found.map_err(|e| crate::disk::vhdx_error(&e, image))?;
+        let Some(locator) = found.locator else {
+            return Ok(chain);
+        };
+        let paths = [
+            locator.relative_path(),
+            locator.volume_path(),
+            locator.absolute_win32_path(),
+        ];
+        let named = paths.into_iter().flatten().next().unwrap_or_default();
+        let parent = parents.next();
+        chain.push(ParentInfo {
+            named: crate::error::one_line(named),
+            path: parent.map(|parent| parent.path().display().to_string()),
+            linkage: locator.linkage().to_string(),
+        });
+        match parent {
+            Some(parent) => image = parent,
+            None => return Ok(chain),
+        }
+    }
 }
 
 fn vhdx_info(image: &Image, warnings: Vec<String>) -> failback_vhdx::Result<VhdxInfo> {
@@ -117,7 +168,8 @@ fn vhdx_info(image: &Image, warnings: Vec<String>) -> failback_vhdx::Result<Vhdx
     Ok(VhdxInfo {
         kind: match image.kind() {
             Kind::Fixed => "fixed",
-            _ => "dynamic",
+            Kind::Dynamic => "dynamic",
+            Kind::Differencing => "differencing",
         },
         physical_sector_size: image.physical_sector_size(),
         disk_id: image.disk_id().to_string(),
@@ -128,7 +180,8 @@ fn vhdx_info(image: &Image, warnings: Vec<String>) -> failback_vhdx::Result<Vhdx
         log_entries,
         sequence: image.sequence(),
         blocks_total: image.virtual_size().div_ceil(u64::from(image.block_size())),
-        blocks_allocated: allocation.present,
+        blocks_allocated: allocation.present + allocation.partially_present,
+        blocks_partial: allocation.partially_present,
         allocated: allocation.allocated,
         warnings,
     })

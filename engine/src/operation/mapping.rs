@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::job::with_progress;
 use crate::abort::{Abort, CancelToken};
-use crate::disk::{Format, open_source};
+use crate::disk::{OpenOptions, open_source};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer};
 use crate::hash::{HashKind, Hasher};
@@ -23,8 +23,8 @@ use crate::units::{BlockSize, Geometry};
 pub struct MapRequest {
     /// The image.
     pub path: PathBuf,
-    /// Its format; `None`: by its magic.
-    pub format: Option<Format>,
+    /// How it is opened.
+    pub open: OpenOptions,
     /// Where to save the map.
     pub save_as: Option<PathBuf>,
     /// The hash.
@@ -86,7 +86,7 @@ pub fn map(
         source: path.clone(),
         target: None,
     });
-    let disk = open_source(&request.path, request.format)?;
+    let disk = open_source(&request.path, &request.open)?;
     let info = disk.info();
     let geometry = Geometry::new(info.virtual_size, request.block_size)?;
     let hasher = Hasher::new(request.hash);

@@ -5,12 +5,14 @@ mod copy;
 mod inspection;
 mod job;
 mod mapping;
+mod merge;
 mod plan;
 mod relay;
 
 pub use copy::{CompressChoice, SyncRequest, VerifyRequest, sync, verify};
-pub use inspection::{ImageInfo, VhdxInfo, info};
+pub use inspection::{ImageInfo, ParentInfo, VhdxInfo, info};
 pub use mapping::{MapReport, MapRequest, map};
+pub use merge::{MergeReport, merge};
 pub use plan::{Plan, Strategy, choose};
 
 pub(crate) use connection::SOFTWARE;

@@ -1,0 +1,109 @@
+//! Children of a VHDX that is about to be written.
+//!
+//! A VHDX does not know its children, and each of them names it by a GUID that changes with its
+//! content: writing to a parent breaks every checkpoint made of it. So the images beside it are
+//! asked whether they stand on it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use failback_vhdx::{Description, Image};
+
+use super::Format;
+use crate::error::{Error, ErrorKind, Result, one_line};
+use crate::system::{Access, HostFile};
+
+/// Images of a directory that are looked at.
+const SIBLINGS_MAX: usize = 1000;
+
+/// Refuses when a regular `*.vhdx` or `*.avhdx` file in the directory of `file` names it as its
+/// parent, by GUID or by name. `allowed` are children that may. Only headers and metadata are
+/// read, no link is followed. Returns what could not be looked at, a line each.
+///
+/// # Errors
+/// `Refused` with the child's path.
+pub(crate) fn refuse_children(
+    file: &Arc<HostFile>,
+    found: &Description,
+    allowed: &[Arc<HostFile>],
+) -> Result<Vec<String>> {
+    let mut notes = Vec::new();
+    // The file itself may be reached through a link from another directory.
+    let Ok(place) = file.path().canonicalize() else {
+        return Ok(notes);
+    };
+    let (Some(directory), Some(name)) = (place.parent(), place.file_name()) else {
+        return Ok(notes);
+    };
+    let listed = match directory.read_dir() {
+        Ok(listed) => listed,
+        Err(e) => {
+            notes.push(format!(
+                "the directory cannot be read ({e}): children of this image were not looked for"
+            ));
+            return Ok(notes);
+        }
+    };
+    let images = listed.flatten().filter(|entry| {
+        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+        is_file && Format::of_suffix(&entry.path()) == Some(Format::Vhdx)
+    });
+    for (count, entry) in images.enumerate() {
+        if count >= SIBLINGS_MAX {
+            notes.push(format!(
+                "more than {SIBLINGS_MAX} images beside this one: the others were not looked at"
+            ));
+            break;
+        }
+        let path = entry.path();
+        match inspect(&path, file, allowed) {
+            Ok(None) => {}
+            Ok(Some(sibling)) if is_child(&sibling, found, &name.to_string_lossy()) => {
+                let message = format!(
+                    "is the parent of {}, which a write would break; merge or delete that first, \
+                     or pass --no-sibling-check",
+                    one_line(&path.to_string_lossy())
+                );
+                return Err(Error::new(ErrorKind::Refused, message).path(file.path()));
+            }
+            Ok(Some(_)) => {}
+            Err(error) => notes.push(format!("not looked at: {}", error.chain())),
+        }
+    }
+    Ok(notes)
+}
+
+/// What a sibling says of itself; `None` for the file itself and for allowed children.
+fn inspect(
+    path: &Path,
+    file: &Arc<HostFile>,
+    allowed: &[Arc<HostFile>],
+) -> Result<Option<Description>> {
+    let sibling = Arc::new(HostFile::open(path, Access::Inspect)?);
+    if sibling.is_same_file(file) || allowed.iter().any(|child| child.is_same_file(&sibling)) {
+        return Ok(None);
+    }
+    let found = Image::inspect(sibling.clone());
+    found
+        .map(Some)
+        .map_err(|e| super::vhdx::convert(&e, &sibling))
+}
+
+fn is_child(sibling: &Description, parent: &Description, name: &str) -> bool {
+    let Some(locator) = &sibling.locator else {
+        return false;
+    };
+    let guid = parent.data_write_guid;
+    let paths = [
+        locator.relative_path(),
+        locator.volume_path(),
+        locator.absolute_win32_path(),
+    ];
+    let names_it = |path: &str| {
+        let last = path.rsplit(['\\', '/']).next();
+        last.is_some_and(|last| last.eq_ignore_ascii_case(name))
+    };
+    locator.linkage() == guid
+        || locator.linkage2() == Some(guid)
+        || paths.into_iter().flatten().any(names_it)
+}

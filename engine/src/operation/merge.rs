@@ -1,0 +1,148 @@
+//! `merge`: a differencing VHDX goes into its parent.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use failback_vhdx::{Image, Merge};
+use serde::Serialize;
+
+use crate::abort::CancelToken;
+use crate::disk::{OpenOptions, open_images, open_parents, refuse_children, vhdx_error};
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::{Event, Observer};
+use crate::system::{Access, HostFile};
+
+/// What `failback merge` prints. Fields keep their names.
+#[derive(Clone, Debug, Serialize)]
+pub struct MergeReport {
+    /// `failback.merge/1`.
+    pub schema: &'static str,
+    /// `done`, or `already_merged` when the parent was the child's equal before.
+    pub outcome: &'static str,
+    /// The child, which is not needed any more.
+    pub path: String,
+    /// The parent, which has its content and identity now.
+    pub parent: String,
+    /// Bytes of the disk that went into the parent.
+    pub copied: u64,
+    /// Bytes of the disk that became zero in the parent.
+    pub zeroed: u64,
+    /// What is odd and was got over.
+    pub warnings: Vec<String>,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// Progress is told this often.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Writes what the differencing image at `path` holds into its parent, the nearest of the chain
+/// that `options` name or let follow. Whenever it ends, the chain reads as before; after an error
+/// or a cancel the same call goes on. The child is left where it is.
+///
+/// # Errors
+/// `Refused` when another image beside the parent stands on it, or without a parent; `InUse`,
+/// `Damaged`, `Unsupported` for disks of different length, `NoSpace`, `Io`, `Cancelled`.
+pub fn merge(
+    path: &Path,
+    options: &OpenOptions,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<MergeReport> {
+    let started = Instant::now();
+    observer.event(&Event::Started {
+        command: "merge",
+        source: path.display().to_string(),
+        target: None,
+    });
+    let child = Arc::new(HostFile::open(path, Access::Write)?);
+    let parents = open_parents(&child, options, Access::Write, Access::Read)?;
+    let [parent, below @ ..] = &parents[..] else {
+        let message = "no parent to merge into";
+        return Err(Error::new(ErrorKind::Refused, message).path(path));
+    };
+    let inspect =
+        |file: &Arc<HostFile>| Image::inspect(file.clone()).map_err(|e| vhdx_error(&e, file));
+    let (of_child, of_parent) = (inspect(&child)?, inspect(parent)?);
+    let warnings = match options.skip_sibling_check {
+        true => Vec::new(),
+        false => refuse_children(parent, &of_parent, std::slice::from_ref(&child))?,
+    };
+    let mut report = MergeReport {
+        schema: "failback.merge/1",
+        outcome: "already_merged",
+        path: path.display().to_string(),
+        parent: parent.path().display().to_string(),
+        copied: 0,
+        zeroed: 0,
+        warnings,
+        seconds: 0.0,
+    };
+    if of_child.data_write_guid != of_parent.data_write_guid {
+        let failed = |e| vhdx_error(&e, parent);
+        let image = match open_images(below)? {
+            None => Image::open_rw(parent.clone()).map_err(failed)?,
+            Some(below) => Image::open_child_rw(parent.clone(), below).map_err(failed)?,
+        };
+        let image = Image::open_child_rw(child.clone(), Arc::new(image))
+            .map_err(|e| vhdx_error(&e, &child))?;
+        let mut progress = Progress::new(observer, image.virtual_size(), started);
+        let merged = image.merge_into_parent(&mut |done| match cancel.is_cancelled() {
+            true => ControlFlow::Break(()),
+            false => {
+                progress.tell(done);
+                ControlFlow::Continue(())
+            }
+        });
+        match merged.map_err(|e| vhdx_error(&e, &child))? {
+            Merge::Done { copied, zeroed } => {
+                (report.outcome, report.copied, report.zeroed) = ("done", copied, zeroed);
+            }
+            Merge::Stopped => {
+                let message = "cancelled; the chain reads as before, and the same command goes on";
+                return Err(Error::new(ErrorKind::Cancelled, message).path(path));
+            }
+        }
+    }
+    report.seconds = started.elapsed().as_secs_f64();
+    observer.event(&Event::Finished {
+        outcome: report.outcome,
+        error: None,
+    });
+    Ok(report)
+}
+
+/// Tells how far a merge is, now and then.
+struct Progress<'a> {
+    observer: &'a dyn Observer,
+    total: u64,
+    started: Instant,
+    told: Instant,
+}
+
+impl<'a> Progress<'a> {
+    fn new(observer: &'a dyn Observer, total: u64, started: Instant) -> Self {
+        Self {
+            observer,
+            total,
+            started,
+            told: started,
+        }
+    }
+
+    fn tell(&mut self, done: u64) {
+        if self.told.elapsed() < PROGRESS_INTERVAL {
+            return;
+        }
+        self.told = Instant::now();
+        self.observer.event(&Event::Progress {
+            phase: "copy",
+            done,
+            total: self.total,
+            sent: 0,
+            seconds: self.started.elapsed().as_secs_f64(),
+        });
+    }
+}
