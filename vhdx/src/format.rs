@@ -31,6 +31,11 @@ pub(crate) const PAGE_LEN: usize = 4096;
 /// [`PAGE_LEN`] for offsets.
 pub(crate) const PAGE: u64 = PAGE_LEN as u64;
 
+/// Keys in a parent locator. The format allows 65535; Windows writes five.
+pub(crate) const LOCATOR_PAIRS_MAX: u16 = 256;
+/// The one type of parent locator there is.
+pub(crate) const LOCATOR_VHDX: Uuid = uuid!("B04AEFB7-D19E-4A81-B789-25B8E9445913");
+
 /// Largest virtual disk, by the format.
 pub(crate) const VIRTUAL_SIZE_MAX: u64 = 64 * TIB;
 /// Smallest and largest block, by the format; a power of two.
@@ -172,6 +177,34 @@ pub(crate) struct RawMetadataEntry {
     pub(crate) reserved: U32,
 }
 const _: () = assert!(size_of::<RawMetadataEntry>() == 32);
+
+/// Starts a parent locator, section 2.6.2.6.1.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct RawLocator {
+    /// [`LOCATOR_VHDX`].
+    pub(crate) kind: [u8; 16],
+    /// Zero.
+    pub(crate) reserved: U16,
+    /// At most [`LOCATOR_PAIRS_MAX`] here.
+    pub(crate) pair_count: U16,
+}
+const _: () = assert!(size_of::<RawLocator>() == 20);
+
+/// One key and its value, section 2.6.2.6.2. Both are UTF-16LE without an end mark.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct RawLocatorEntry {
+    /// Byte offset of the key in the item, greater than 0.
+    pub(crate) key_at: U32,
+    /// Byte offset of the value in the item, greater than 0.
+    pub(crate) value_at: U32,
+    /// Bytes, even, greater than 0.
+    pub(crate) key_len: U16,
+    /// Bytes, even, greater than 0.
+    pub(crate) value_len: U16,
+}
+const _: () = assert!(size_of::<RawLocatorEntry>() == 12);
 
 /// Starts a log entry, section 2.3.1.1.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
