@@ -24,6 +24,7 @@
 
 mod alloc;
 mod bat;
+mod check;
 mod create;
 mod error;
 mod extent;
@@ -41,6 +42,9 @@ mod resolve;
 mod storage;
 mod writing;
 
+pub use check::{
+    BlockSummary, CheckOptions, CheckReport, CheckSummary, Finding, ParentIdentity, Severity, check,
+};
 pub use create::CreateOptions;
 pub use error::{Error, ErrorKind, Result};
 pub use extent::{AllocationSummary, Extent, ExtentKind, Place, Run};

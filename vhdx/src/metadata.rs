@@ -198,7 +198,7 @@ fn item_range(entry: &RawMetadataEntry, region: &Range<u64>) -> Result<Range<u64
     Ok(region.start + at..region.start + at + len)
 }
 
-fn is_known(guid: Uuid) -> bool {
+pub(crate) fn is_known(guid: Uuid) -> bool {
     matches!(
         guid,
         ITEM_FILE_PARAMETERS
@@ -210,4 +210,4 @@ fn is_known(guid: Uuid) -> bool {
     )
 }
 
-const SIGNATURE: &[u8; 8] = b"metadata";
+pub(crate) const SIGNATURE: &[u8; 8] = b"metadata";
