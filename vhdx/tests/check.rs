@@ -16,7 +16,7 @@ use failback_vhdx::{
     ParentIdentity, Severity, Uuid, check,
 };
 use proptest::prelude::*;
-use support::{MIB, load, open_file, patch, real_images, small, unpack};
+use support::{MIB, load, open_file, patch, read_u64, real_images, small, unpack};
 
 const HEADERS: [u64; 2] = [64 << 10, 128 << 10];
 /// Where `Image::create` puts metadata and BAT.
@@ -87,6 +87,52 @@ fn the_dirty_image_is_read_through_its_log() {
     let image = Image::open(Arc::new(file)).unwrap();
     let present = image.scan_allocation().unwrap().present;
     assert_eq!(found.blocks.present, present);
+}
+
+#[test]
+fn a_log_that_must_not_be_replayed_is_told() {
+    let Some(base) = load("iotest-dirtylog-10G-4M.vhdx") else {
+        return;
+    };
+    let sixteen = |at: u64| {
+        let mut bytes = [0; 16];
+        base.read_at(at, &mut bytes).unwrap();
+        bytes
+    };
+    // Remains of older logs have other GUIDs.
+    let log = read_u64(&base, HEADERS[0] + 72);
+    let mut sectors = (log..log + MIB).step_by(4096);
+    let guid = sixteen(HEADERS[0] + 48);
+    let entry = sectors.find(|at| sixteen(*at).starts_with(b"loge") && sixteen(at + 32) == guid);
+    let entry = entry.unwrap();
+    let mut len = [0; 4];
+    base.read_at(entry + 8, &mut len).unwrap();
+    let len = usize::try_from(u32::from_le_bytes(len)).unwrap();
+    // Field of the entry, what it says, what is told and where.
+    let rows = [
+        (48, 1_u64 << 44, "log-flushed-length", entry),
+        (56, 1 << 60, "log-last-length", entry),
+        (80, HEADERS[1], "log-descriptor-target", entry + 64),
+        (80, log, "log-descriptor-target", entry + 64),
+        (16, 5, "log-no-entry", log),
+    ];
+    for (field, value, rule, at) in rows {
+        let file = base.clone();
+        patch(&file, entry, len, |bytes| {
+            bytes[field..field + 8].copy_from_slice(&value.to_le_bytes());
+        });
+        let found = report(&file);
+        assert!(
+            rules(&found).contains(&(rule, Some(at))),
+            "{:#?}",
+            found.findings
+        );
+        assert!(!is_accepted(&file), "{rule}");
+    }
+    // A torn entry is none: with no other one there is nothing to replay.
+    let torn = base.clone();
+    torn.write_at(entry + 100, &[0xAA]).unwrap();
+    assert!(rules(&report(&torn)).contains(&("log-no-entry", Some(log))));
 }
 
 #[test]

@@ -20,11 +20,24 @@ pub(super) fn check(
     findings: &mut Findings,
     summary: &mut CheckSummary,
 ) -> Result<()> {
+    let Some(region) = &layout.bat else {
+        return Ok(());
+    };
+    if let Some(metadata) = &layout.metadata
+        && metadata.start < region.end
+        && region.start < metadata.end
+    {
+        // The overlap was told. Metadata read as entries would be a flood of nonsense.
+        findings.note(BAT, region.start, "bat-not-checked", || {
+            "the metadata lie over it".to_owned()
+        });
+        return Ok(());
+    }
     let mut table = Table {
         view,
         layout,
         disk,
-        bat_at: 0,
+        bat_at: region.start,
         space: Space::new(view.len()),
         cut_block: None,
         partial: None,
@@ -32,10 +45,7 @@ pub(super) fn check(
         findings,
         summary,
     };
-    if let Some(region) = &layout.bat
-        && let Some(slot_count) = table.check_region(region)
-    {
-        table.bat_at = region.start;
+    if let Some(slot_count) = table.check_region(region) {
         table.walk(slot_count)?;
         table.finish();
     }
