@@ -8,7 +8,9 @@ use failback_engine::transport::link::{Listener, tcp, unix};
 use failback_engine::{Error, ErrorKind, Event, Observer};
 use serde::Serialize;
 
-use crate::args::{Command, CreateArgs, InfoArgs, Kind, MapArgs, ServeArgs, SyncArgs, VerifyArgs};
+use crate::args::{
+    CheckArgs, Command, CreateArgs, InfoArgs, Kind, MapArgs, ServeArgs, SyncArgs, VerifyArgs,
+};
 use crate::output;
 use crate::size;
 use crate::watch::{Watchers, cancel_on_signals};
@@ -17,6 +19,7 @@ use crate::watch::{Watchers, cancel_on_signals};
 pub(crate) fn run(command: Command) -> anyhow::Result<u8> {
     match command {
         Command::Info(args) => info(&args),
+        Command::Check(args) => check(&args),
         Command::Create(args) => create(&args),
         Command::Map(args) => map(args),
         Command::Sync(args) => sync(args),
@@ -32,6 +35,11 @@ fn info(args: &InfoArgs) -> anyhow::Result<u8> {
         false => output::info(&info)?,
     }
     Ok(0)
+}
+
+fn check(args: &CheckArgs) -> anyhow::Result<u8> {
+    let found = operation::check(&args.image, args.parent.as_deref())?;
+    output::check(&found, args.json)
 }
 
 fn create(args: &CreateArgs) -> anyhow::Result<u8> {

@@ -1,5 +1,6 @@
 //! Whole jobs on endpoints: what the command offers, for programs.
 
+mod check;
 mod connection;
 mod copy;
 mod inspection;
@@ -8,6 +9,7 @@ mod mapping;
 mod plan;
 mod relay;
 
+pub use check::{CheckFinding, ImageCheck, ImageSummary, check};
 pub use copy::{CompressChoice, SyncRequest, VerifyRequest, sync, verify};
 pub use inspection::{ImageInfo, VhdxInfo, info};
 pub use mapping::{MapReport, MapRequest, map};
