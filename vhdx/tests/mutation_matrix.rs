@@ -394,6 +394,12 @@ fn metadata_are_met_as_the_format_says() {
             size(4 * MIB + 100),
         ),
         row(
+            "an item of a wrong length",
+            Refuse,
+            &[("physical sector size", "item-length", METADATA + 0x10014)],
+            put(PHYSICAL_ENTRY + 20, &[3]),
+        ),
+        row(
             "no physical sector size",
             Refuse,
             &[
