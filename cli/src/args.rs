@@ -67,6 +67,8 @@ impl LogLevel {
 pub(crate) enum Command {
     /// Say what an image is: format, sizes, identity, allocation, log state
     Info(InfoArgs),
+    /// Tell all that is wrong with the structures of an image; exit 0 sound, 1 damaged
+    Check(CheckArgs),
     /// Make a new, empty image
     Create(CreateArgs),
     /// Build the checksum map of a disk; print its root and counts, and save it if asked to
@@ -115,6 +117,18 @@ impl OpenArgs {
             skip_sibling_check: false,
         }
     }
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct CheckArgs {
+    /// Image file or block device; it is only read
+    pub(crate) image: PathBuf,
+    /// The parent of a differencing image, to check that the two belong together
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) parent: Option<PathBuf>,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -419,7 +433,7 @@ pub(crate) fn explain(error: &clap::Error) -> ExitCode {
         }
         ClapKind::DisplayHelpOnMissingArgumentOrSubcommand | ClapKind::MissingSubcommand => {
             crate::output::complain(
-                "a command is missing: info, create, map, sync, merge, verify, serve; see --help",
+                "a command is missing: info, check, create, map, sync, merge, verify, serve; see --help",
             );
             ExitCode::from(crate::output::EXIT_USAGE)
         }

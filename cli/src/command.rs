@@ -9,7 +9,8 @@ use failback_engine::{Error, ErrorKind, Event, Observer};
 use serde::Serialize;
 
 use crate::args::{
-    Command, CreateArgs, InfoArgs, Kind, MapArgs, MergeArgs, ServeArgs, SyncArgs, VerifyArgs,
+    CheckArgs, Command, CreateArgs, InfoArgs, Kind, MapArgs, MergeArgs, ServeArgs, SyncArgs,
+    VerifyArgs,
 };
 use crate::output;
 use crate::size;
@@ -19,6 +20,7 @@ use crate::watch::{Watchers, cancel_on_signals};
 pub(crate) fn run(command: Command) -> anyhow::Result<u8> {
     match command {
         Command::Info(args) => info(&args),
+        Command::Check(args) => check(&args),
         Command::Create(args) => create(&args),
         Command::Map(args) => map(args),
         Command::Sync(args) => sync(args),
@@ -35,6 +37,11 @@ fn info(args: &InfoArgs) -> anyhow::Result<u8> {
         false => output::info(&info)?,
     }
     Ok(0)
+}
+
+fn check(args: &CheckArgs) -> anyhow::Result<u8> {
+    let found = operation::check(&args.image, args.parent.as_deref())?;
+    output::check(&found, args.json)
 }
 
 fn create(args: &CreateArgs) -> anyhow::Result<u8> {

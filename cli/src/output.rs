@@ -8,7 +8,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use failback_engine::operation::{ImageInfo, MapReport, MergeReport};
+use failback_engine::operation::{ImageCheck, ImageInfo, MapReport, MergeReport};
 use failback_engine::report::{Outcome, Report};
 use failback_engine::{Error, ErrorKind, one_line};
 use serde::Serialize;
@@ -19,6 +19,8 @@ use crate::size::show;
 pub(crate) const EXIT_USAGE: u8 = 2;
 const EXIT_DIFFERENT: u8 = 1;
 const EXIT_IO: u8 = 6;
+/// Exit code of a check that found errors: the command did what it was asked for.
+const EXIT_DAMAGED: u8 = 1;
 
 /// The exit code of a failure: whose fault it was.
 fn code_of(kind: ErrorKind) -> u8 {
@@ -229,6 +231,44 @@ pub(crate) fn merged(merged: &MergeReport) -> anyhow::Result<()> {
         merged.path
     )?;
     Ok(())
+}
+
+/// Prints what a check found, a line for each finding and one for the verdict, and says how to
+/// exit.
+pub(crate) fn check(check: &ImageCheck, json: bool) -> anyhow::Result<u8> {
+    match json {
+        true => document(check)?,
+        false => print_check(check)?,
+    }
+    Ok(match check.is_sound() {
+        true => 0,
+        false => EXIT_DAMAGED,
+    })
+}
+
+fn print_check(check: &ImageCheck) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    for finding in &check.findings {
+        let place = finding
+            .offset
+            .map_or(String::new(), |at| format!(" at {at:#x}"));
+        writeln!(
+            out,
+            "{}: {}{place}: {} [{}]",
+            finding.severity,
+            finding.structure,
+            one_line(&finding.detail),
+            finding.rule
+        )?;
+    }
+    if check.omitted > 0 {
+        writeln!(out, "and {} findings more", check.omitted)?;
+    }
+    let kind = check.summary.kind.unwrap_or("unknown kind");
+    let path = one_line(&check.path);
+    let (outcome, format, errors) = (check.outcome, &check.format, check.errors);
+    writeln!(out, "{outcome}: {path}: {format}, {kind}, {errors} errors")?;
+    out.flush()
 }
 
 /// Prints a map.

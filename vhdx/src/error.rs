@@ -71,6 +71,11 @@ impl Error {
         self.0.at
     }
 
+    /// What was found, without operation, structure and offset.
+    pub(crate) fn detail(&self) -> &str {
+        &self.0.detail
+    }
+
     pub(crate) fn new(kind: ErrorKind, detail: impl Into<Cow<'static, str>>) -> Self {
         Self(Box::new(Inner {
             kind,

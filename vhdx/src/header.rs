@@ -164,7 +164,7 @@ fn parse(raw: &RawHeader) -> Result<Header> {
     })
 }
 
-const SIGNATURE: &[u8; 4] = b"head";
+pub(crate) const SIGNATURE: &[u8; 4] = b"head";
 
 #[cfg(test)]
 mod tests {

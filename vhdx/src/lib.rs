@@ -30,6 +30,7 @@ mod bat;
 mod bitmap;
 mod chain;
 mod change;
+mod check;
 mod claims;
 mod create;
 mod error;
@@ -50,6 +51,9 @@ mod resolve;
 mod storage;
 mod writing;
 
+pub use check::{
+    BlockSummary, CheckOptions, CheckReport, CheckSummary, Finding, ParentIdentity, Severity, check,
+};
 pub use create::{ChildOptions, CreateOptions};
 pub use error::{Error, ErrorKind, Result};
 pub use extent::{AllocationSummary, Extent, ExtentKind, Place, Run};

@@ -4,5 +4,6 @@ mod entry;
 mod replay;
 mod writer;
 
-pub(crate) use replay::replay;
+pub(crate) use entry::{Descriptor, EntryHeader, restore_page};
+pub(crate) use replay::{Ring, active_head, replay, scan, visit};
 pub(crate) use writer::LogWriter;

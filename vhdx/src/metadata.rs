@@ -348,7 +348,7 @@ fn item_range(entry: &RawMetadataEntry, region: &Range<u64>) -> Result<Range<u64
     Ok(region.start + at..region.start + at + len)
 }
 
-fn is_known(guid: Uuid) -> bool {
+pub(crate) fn is_known(guid: Uuid) -> bool {
     matches!(
         guid,
         ITEM_FILE_PARAMETERS
@@ -360,7 +360,7 @@ fn is_known(guid: Uuid) -> bool {
     )
 }
 
-const SIGNATURE: &[u8; 8] = b"metadata";
+pub(crate) const SIGNATURE: &[u8; 8] = b"metadata";
 /// Bytes of items that mean nothing here and are copied to a child: what fits behind the table of
 /// a new image beside a locator.
 const OTHERS_LEN_MAX: u64 = 512 << 10;

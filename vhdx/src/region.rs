@@ -136,7 +136,7 @@ fn parse(bytes: &[u8], log: &Range<u64>) -> Result<Regions> {
     })
 }
 
-const SIGNATURE: &[u8; 4] = b"regi";
+pub(crate) const SIGNATURE: &[u8; 4] = b"regi";
 
 #[cfg(test)]
 mod tests {

@@ -1,5 +1,6 @@
 //! Whole jobs on endpoints: what the command offers, for programs.
 
+mod check;
 mod connection;
 mod copy;
 mod inspection;
@@ -9,6 +10,7 @@ mod merge;
 mod plan;
 mod relay;
 
+pub use check::{CheckFinding, ImageCheck, ImageSummary, check};
 pub use copy::{CompressChoice, SyncRequest, VerifyRequest, sync, verify};
 pub use inspection::{ImageInfo, ParentInfo, VhdxInfo, info};
 pub use mapping::{MapReport, MapRequest, map};

@@ -84,7 +84,7 @@ pub(crate) fn replay(
 }
 
 /// All valid entries, by byte offset in the ring.
-fn scan(ring: &Ring<'_>, log_guid: Uuid) -> Result<BTreeMap<u64, EntryHeader>> {
+pub(crate) fn scan(ring: &Ring<'_>, log_guid: Uuid) -> Result<BTreeMap<u64, EntryHeader>> {
     let mut budget = ring.len() * SCAN_FACTOR;
     let mut entries = BTreeMap::new();
     let mut at = 0;
@@ -105,7 +105,7 @@ fn scan(ring: &Ring<'_>, log_guid: Uuid) -> Result<BTreeMap<u64, EntryHeader>> {
 }
 
 /// Where the head of the active sequence is.
-fn active_head(entries: &BTreeMap<u64, EntryHeader>, ring_len: u64) -> Option<u64> {
+pub(crate) fn active_head(entries: &BTreeMap<u64, EntryHeader>, ring_len: u64) -> Option<u64> {
     let mut descending: Vec<(&u64, &EntryHeader)> = entries.iter().collect();
     descending.sort_by_key(|(at, entry)| (std::cmp::Reverse(entry.sequence), **at));
     let mut last = BTreeMap::new();
@@ -182,7 +182,7 @@ fn changed(at: u64) -> Error {
 
 /// Calls `each` with every descriptor and the ring offset of its data sector, until it says
 /// `false`.
-fn visit(
+pub(crate) fn visit(
     ring: &Ring<'_>,
     at: u64,
     header: &EntryHeader,
@@ -211,22 +211,23 @@ fn visit(
 }
 
 /// The log as a ring of bytes.
-struct Ring<'a> {
-    file: &'a dyn FileAt,
-    log: Range<u64>,
+pub(crate) struct Ring<'a> {
+    pub(crate) file: &'a dyn FileAt,
+    /// Not empty, inside the file.
+    pub(crate) log: Range<u64>,
 }
 
 impl Ring<'_> {
-    fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         self.log.end - self.log.start
     }
 
-    fn wrap(&self, at: u64) -> u64 {
+    pub(crate) fn wrap(&self, at: u64) -> u64 {
         at % self.len()
     }
 
     /// Reads from ring offset `at`, which may be past the end, around the end.
-    fn read(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+    pub(crate) fn read(&self, at: u64, buf: &mut [u8]) -> Result<()> {
         let at = self.wrap(at);
         let first = buf.len().min(to_usize(self.len() - at));
         let (head, wrapped) = buf.split_at_mut(first);
