@@ -1,13 +1,17 @@
 //! Goal: every disk keeps the contract of `Source` and `Target`. Method: one suite, run by memory,
-//! raw files and VHDX of both kinds and sector sizes; the model is a vector of bytes.
+//! raw files, VHDX of both kinds and sector sizes, VHD of all kinds; the model is a vector of
+//! bytes.
 #![allow(clippy::unwrap_used, reason = "a test states its expectations by it")]
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use failback_engine::disk::vhd::{ParentNames, VhdDisk, VhdImage};
 use failback_engine::disk::{
     ExtentKind, Format, MemoryDisk, NewDisk, Source, Target, create, open_source, open_target,
 };
+use failback_engine::system::{Access, HostFile};
 use failback_engine::units::ByteOffset;
 use failback_engine::{ErrorKind, Result};
 
@@ -181,6 +185,43 @@ fn vhdx_fixed_512() {
 #[test]
 fn vhdx_fixed_4096() {
     vhdx(4096, true);
+}
+
+fn vhd(is_fixed: bool) {
+    let dir = tempfile::tempdir().unwrap();
+    let new = new_disk(Format::Vhd, 512, is_fixed);
+    let path = made(dir.path(), "a.vhd", &new);
+    keeps_the_contract(open_target(&path, None).unwrap().as_ref());
+}
+
+#[test]
+fn vhd_dynamic() {
+    vhd(false);
+}
+
+#[test]
+fn vhd_fixed() {
+    vhd(true);
+}
+
+#[test]
+fn vhd_differencing() {
+    let dir = tempfile::tempdir().unwrap();
+    let new = new_disk(Format::Vhd, 512, false);
+    let parent = made(dir.path(), "parent.vhd", &new);
+    let file = |path: &Path, access| Arc::new(HostFile::open(path, access).unwrap());
+    let parent = VhdImage::open(file(&parent, Access::Read)).unwrap();
+    let path = dir.path().join("child.vhd");
+    File::create_new(&path).unwrap();
+    let names = ParentNames {
+        relative: ".\\parent.vhd",
+        absolute: None,
+    };
+    let parent = Arc::new(parent);
+    let child = file(&path, Access::Write);
+    drop(VhdImage::create_child(child, parent.clone(), names, Some(1 << 20)).unwrap());
+    let child = file(&path, Access::Write);
+    keeps_the_contract(&VhdDisk::open_child_rw(child, parent).unwrap());
 }
 
 // Goal: one writer, many readers, and the same rules for all formats. Method: each pair of opens on

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use failback_vhdx::{CreateOptions, FileAt, Kind};
 use tempfile::TempPath;
 
-use super::{Format, RawDisk, Target, VhdxDisk};
+use super::{Format, RawDisk, Target, VhdDisk, VhdxDisk, vhd};
 use crate::error::{Error, ErrorKind, Result};
 use crate::system::{HostFile, sync_directory_of};
 use crate::units::DISK_LEN_MAX;
@@ -15,15 +15,15 @@ use crate::units::DISK_LEN_MAX;
 /// What a new disk should be.
 #[derive(Clone, Copy, Debug)]
 pub struct NewDisk {
-    /// Raw or VHDX.
+    /// Raw, VHDX or VHD.
     pub format: Format,
     /// Bytes of the virtual disk.
     pub len: u64,
-    /// Logical sector in bytes: 512 or 4096. Raw has none and ignores it.
+    /// Logical sector in bytes: 512 or 4096 in a VHDX, 512 in a VHD. Raw has none and ignores it.
     pub sector_size: u32,
     /// Block of the image format in bytes; `None` for the format's default.
     pub block_size: Option<u32>,
-    /// Whether the space of a VHDX is allocated at once.
+    /// Whether the file of a VHDX or VHD holds the whole disk at once.
     pub is_fixed: bool,
 }
 
@@ -56,7 +56,8 @@ impl PendingDisk {
                 Arc::new(RawDisk::open(file)?)
             }
             Format::Vhdx => Arc::new(VhdxDisk::create(file, &vhdx_options(new))?),
-            Format::Vhd | Format::Foreign(_) => {
+            Format::Vhd => Arc::new(VhdDisk::create(file, &vhd_options(new, path)?)?),
+            Format::Foreign(_) => {
                 let message = format!(
                     "making {} images is not supported in this release",
                     new.format
@@ -122,6 +123,20 @@ fn vhdx_options(new: &NewDisk) -> CreateOptions {
         },
         ..CreateOptions::new(new.len, Kind::Dynamic)
     }
+}
+
+fn vhd_options(new: &NewDisk, path: &Path) -> Result<vhd::CreateOptions> {
+    if new.sector_size != vhd::SECTOR_SIZE {
+        let message = format!(
+            "every VHD has sectors of 512 bytes, not {}",
+            new.sector_size
+        );
+        return Err(Error::new(ErrorKind::Usage, message).path(path));
+    }
+    Ok(vhd::CreateOptions {
+        block_size: new.block_size,
+        ..vhd::CreateOptions::new(new.len, new.is_fixed)
+    })
 }
 
 fn refuse_existing(path: &Path) -> Result<()> {

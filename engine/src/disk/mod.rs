@@ -5,6 +5,7 @@ mod memory;
 mod open;
 mod probe;
 mod raw;
+pub mod vhd;
 mod vhdx;
 
 use std::fmt::Debug;
@@ -17,6 +18,7 @@ pub use memory::MemoryDisk;
 pub use open::{open_source, open_target};
 pub use probe::{Format, probe};
 pub use raw::RawDisk;
+pub use vhd::VhdDisk;
 pub use vhdx::VhdxDisk;
 
 pub(crate) use open::refuse_same_file;
@@ -50,7 +52,7 @@ pub struct Extent {
 /// What a disk is, apart from its content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DiskInfo {
-    /// `raw`, `vhdx` ...
+    /// `raw`, `vhdx`, `vhd` ...
     pub format: String,
     /// Bytes of the virtual disk.
     pub virtual_size: u64,

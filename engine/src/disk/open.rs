@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::probe::{Format, decide};
-use super::{RawDisk, Source, Target, VhdxDisk};
+use super::{RawDisk, Source, Target, VhdDisk, VhdxDisk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::system::{Access, HostFile};
 
@@ -16,6 +16,7 @@ pub fn open_source(path: &Path, format: Option<Format>) -> Result<Arc<dyn Source
     let file = Arc::new(HostFile::open(path, Access::Read)?);
     match decide(&file, format)? {
         Format::Vhdx => Ok(Arc::new(VhdxDisk::open(file)?)),
+        Format::Vhd => Ok(Arc::new(VhdDisk::open(file)?)),
         _ => Ok(Arc::new(RawDisk::open(file)?)),
     }
 }
@@ -28,6 +29,7 @@ pub fn open_target(path: &Path, format: Option<Format>) -> Result<Arc<dyn Target
     let file = Arc::new(HostFile::open(path, Access::Write)?);
     match decide(&file, format)? {
         Format::Vhdx => Ok(Arc::new(VhdxDisk::open_rw(file)?)),
+        Format::Vhd => Ok(Arc::new(VhdDisk::open_rw(file)?)),
         _ => Ok(Arc::new(RawDisk::open(file)?)),
     }
 }

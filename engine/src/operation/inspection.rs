@@ -6,7 +6,8 @@ use std::sync::Arc;
 use failback_vhdx::{FileAt, Image, Kind, LogState};
 use serde::Serialize;
 
-use crate::disk::{Format, RawDisk, Source, VhdxDisk, decide_format};
+use crate::disk::vhd::VhdImage;
+use crate::disk::{Format, RawDisk, Source, VhdDisk, VhdxDisk, decide_format};
 use crate::error::{Error, Result};
 use crate::system::{Access, HostFile};
 
@@ -17,7 +18,7 @@ pub struct ImageInfo {
     pub schema: &'static str,
     /// As it was named.
     pub path: String,
-    /// `raw`, `vhdx`.
+    /// `raw`, `vhdx`, `vhd`.
     pub format: String,
     /// Bytes of the virtual disk.
     pub virtual_size: u64,
@@ -38,6 +39,36 @@ pub struct ImageInfo {
     /// What only a VHDX has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vhdx: Option<VhdxInfo>,
+    /// What only a VHD has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vhd: Option<VhdInfo>,
+}
+
+/// What only a VHD has. Texts from the image are escaped.
+#[derive(Clone, Debug, Serialize)]
+pub struct VhdInfo {
+    /// `fixed`, `dynamic` or `differencing`.
+    pub kind: &'static str,
+    /// Id by which children know it.
+    pub disk_id: String,
+    /// Program and system that made the image; it decides what its size is.
+    pub creator: String,
+    /// Field that the size was taken from: `current_size` or `geometry`.
+    pub size_rule: &'static str,
+    /// Cylinders, heads, sectors.
+    pub geometry: [u32; 3],
+    /// Blocks of the disk; `null` for a fixed one.
+    pub blocks_total: Option<u64>,
+    /// Blocks that have space in the file.
+    pub blocks_allocated: Option<u64>,
+    /// Name of the parent of a differencing disk.
+    pub parent_name: Option<String>,
+    /// Id of that parent.
+    pub parent_id: Option<String>,
+    /// Paths at which it is said to be; `failback` opens none of them by itself.
+    pub parent_paths: Vec<String>,
+    /// What is odd and was got over.
+    pub warnings: Vec<String>,
 }
 
 /// What only a VHDX has.
@@ -83,14 +114,18 @@ pub fn info(path: &Path, format: Option<Format>) -> Result<ImageInfo> {
     let file_allocated = file
         .allocated_len()
         .map_err(|e| Error::io(e, "stat").path(path))?;
-    let (disk, vhdx) = match decide_format(&file, format)? {
+    let (disk, vhdx, vhd) = match decide_format(&file, format)? {
         Format::Vhdx => {
             let disk = VhdxDisk::open(file.clone())?;
             let vhdx = vhdx_info(disk.image(), disk.info().warnings)
                 .map_err(|e| crate::disk::vhdx_error(&e, &file))?;
-            (disk.info(), Some(vhdx))
+            (disk.info(), Some(vhdx), None)
         }
-        _ => (RawDisk::open(file)?.info(), None),
+        Format::Vhd => {
+            let disk = VhdDisk::inspect(file)?;
+            (disk.info(), None, Some(vhd_info(disk.image())))
+        }
+        _ => (RawDisk::open(file)?.info(), None, None),
     };
     Ok(ImageInfo {
         schema: "failback.info/1",
@@ -105,6 +140,7 @@ pub fn info(path: &Path, format: Option<Format>) -> Result<ImageInfo> {
         chain: Vec::new(),
         state: None,
         vhdx,
+        vhd,
     })
 }
 
@@ -132,4 +168,22 @@ fn vhdx_info(image: &Image, warnings: Vec<String>) -> failback_vhdx::Result<Vhdx
         allocated: allocation.allocated,
         warnings,
     })
+}
+
+fn vhd_info(image: &VhdImage) -> VhdInfo {
+    let chs = image.geometry();
+    let counts = image.block_counts();
+    VhdInfo {
+        kind: image.kind().name(),
+        disk_id: image.unique_id().to_string(),
+        creator: image.creator(),
+        size_rule: image.size_rule().name(),
+        geometry: [chs.cylinders.into(), chs.heads.into(), chs.sectors.into()],
+        blocks_total: counts.map(|(total, _)| total),
+        blocks_allocated: counts.map(|(_, stored)| stored),
+        parent_name: image.parent_name().map(str::to_owned),
+        parent_id: image.parent_id().map(|id| id.to_string()),
+        parent_paths: image.parent_paths(),
+        warnings: image.warnings().to_vec(),
+    }
 }

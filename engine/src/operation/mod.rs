@@ -9,7 +9,7 @@ mod plan;
 mod relay;
 
 pub use copy::{CompressChoice, SyncRequest, VerifyRequest, sync, verify};
-pub use inspection::{ImageInfo, VhdxInfo, info};
+pub use inspection::{ImageInfo, VhdInfo, VhdxInfo, info};
 pub use mapping::{MapReport, MapRequest, map};
 pub use plan::{Plan, Strategy, choose};
 
