@@ -16,7 +16,7 @@ use crate::size;
 
 const AFTER_HELP: &str = "\
 Endpoints:
-  PATH                        image file or block device; VHDX and raw are told apart by magic
+  PATH                        image file or block device; VHDX, VHD and raw are told apart by magic
   unix:///PATH/SOCKET#NAME    a grant of an agent (failback serve) behind a Unix socket
   tcp://127.0.0.1:PORT/NAME   a grant of an agent on a loopback address
 
@@ -84,7 +84,7 @@ pub(crate) struct InfoArgs {
     /// Image file or block device
     pub(crate) image: PathBuf,
     /// Take the image for this format instead of going by its magic
-    #[arg(long, value_name = "raw|vhdx", value_parser = parse_engine::<Format>)]
+    #[arg(long, value_name = "raw|vhdx|vhd", value_parser = parse_engine::<Format>)]
     pub(crate) format: Option<Format>,
     /// Print one JSON document
     #[arg(long)]
@@ -98,13 +98,14 @@ pub(crate) struct CreateArgs {
     /// Size of the virtual disk
     #[arg(long, value_parser = size::parse)]
     pub(crate) size: u64,
-    /// Format; default: by suffix (.vhdx, .raw, .img)
+    /// Format; default: by suffix (.vhdx, .vhd, .raw, .img)
     #[arg(long, value_name = "raw|vhdx|vhd", value_parser = parse_engine::<Format>)]
     pub(crate) format: Option<Format>,
-    /// Kind of VHDX: space taken when written, or all at once
-    #[arg(long, value_enum, default_value_t = Kind::Dynamic)]
-    pub(crate) kind: Kind,
-    /// Block of the image, 1M to 256M; default 32M dynamic, 2M fixed
+    /// Space taken when written, or all at once; default: dynamic VHDX, fixed VHD
+    #[arg(long, value_enum)]
+    pub(crate) kind: Option<Kind>,
+    /// Block of the image; VHDX: 1M to 256M, default 32M dynamic, 2M fixed; VHD: 4K to 256M,
+    /// default 2M
     #[arg(long, value_parser = size::parse)]
     pub(crate) block_size: Option<u64>,
     /// Logical sector
@@ -131,7 +132,7 @@ pub(crate) struct MapArgs {
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
     /// Take the image for this format instead of going by its magic
-    #[arg(long, value_name = "raw|vhdx", value_parser = parse_engine::<Format>)]
+    #[arg(long, value_name = "raw|vhdx|vhd", value_parser = parse_engine::<Format>)]
     pub(crate) format: Option<Format>,
     #[command(flatten)]
     pub(crate) hashing: HashArgs,
@@ -228,10 +229,10 @@ impl HashArgs {
 #[derive(Debug, clap::Args)]
 pub(crate) struct FormatArgs {
     /// Take the first disk for this format instead of going by its magic
-    #[arg(long, value_name = "raw|vhdx", value_parser = parse_engine::<Format>)]
+    #[arg(long, value_name = "raw|vhdx|vhd", value_parser = parse_engine::<Format>)]
     pub(crate) source_format: Option<Format>,
     /// Take the second disk for this format, or make it so
-    #[arg(long, value_name = "raw|vhdx", value_parser = parse_engine::<Format>)]
+    #[arg(long, value_name = "raw|vhdx|vhd", value_parser = parse_engine::<Format>)]
     pub(crate) target_format: Option<Format>,
 }
 

@@ -36,7 +36,7 @@ fn info(args: &InfoArgs) -> anyhow::Result<u8> {
 
 fn create(args: &CreateArgs) -> anyhow::Result<u8> {
     let usage = |message: &str| Error::new(ErrorKind::Usage, message).path(&args.image);
-    if args.kind == Kind::Differencing {
+    if args.kind == Some(Kind::Differencing) {
         let message = "differencing images are not supported in this release";
         return Err(Error::new(ErrorKind::Unsupported, message)
             .path(&args.image)
@@ -45,7 +45,7 @@ fn create(args: &CreateArgs) -> anyhow::Result<u8> {
     let format = args.format.or_else(|| Format::of_suffix(&args.image));
     let format =
         format.ok_or_else(|| usage("the suffix does not say what to make; give --format"))?;
-    if format == Format::Raw && args.kind == Kind::Fixed {
+    if format == Format::Raw && args.kind == Some(Kind::Fixed) {
         return Err(usage("a raw image has no kinds; leave --kind out").into());
     }
     let narrow =
@@ -57,7 +57,10 @@ fn create(args: &CreateArgs) -> anyhow::Result<u8> {
             len: args.size,
             sector_size: narrow(args.sector_size)?,
             block_size: args.block_size.map(narrow).transpose()?,
-            is_fixed: args.kind == Kind::Fixed,
+            is_fixed: match args.kind {
+                Some(kind) => kind == Kind::Fixed,
+                None => format == Format::Vhd,
+            },
         },
     )?;
     let info = operation::info(&args.image, Some(format))?;
