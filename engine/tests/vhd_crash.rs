@@ -8,9 +8,9 @@ mod vhd_support;
 
 use std::sync::Arc;
 
-use failback_engine::disk::vhd::{CreateOptions, Severity, VhdImage, check};
+use failback_engine::disk::vhd::{CreateOptions, Finding, Severity, VhdImage, check};
 use failback_engine::{ErrorKind, Result};
-use failback_vhdx::{CrashFile, Fate, FileAt, MemoryFile};
+use failback_vhdx::{CrashFile, CrashOp, Fate, FileAt, MemoryFile};
 use vhd_support::{Random, SECTOR, chain, empty, read_all};
 
 const LEN: u64 = 512 << 10;
@@ -192,32 +192,91 @@ fn a_damaged_copy_is_mended_safely() {
     survives(0x5eed_0008, &base, VhdImage::open_rw, VhdImage::open);
 }
 
-// Goal: recovering from a cut is as safe as the rest. Method: cut a session, change one sector of
-// what is left, cut that at every change.
-#[test]
-fn a_cut_after_a_cut_is_survived() {
-    let mut random = Random(0x5eed_0009);
-    let base = empty(LEN, false, BLOCK);
-    let file = Arc::new(CrashFile::new(MemoryFile::clone(&base)));
-    let image = VhdImage::open_rw(file.clone()).unwrap();
-    let mut history = History::new(vec![0; SECTORS]);
+// Goal: recovering from a cut is as safe as the rest, with what the first cut left where new blocks
+// go. Method: cut a session, change one sector of what is left, cut that at every change.
+fn survives_twice(
+    seed: u64,
+    base: &MemoryFile,
+    open_rw: impl Fn(Arc<dyn FileAt>) -> Result<VhdImage>,
+    open: impl Fn(Arc<dyn FileAt>) -> Result<VhdImage>,
+) {
+    let mut random = Random(seed);
+    let file = Arc::new(CrashFile::new(base.clone()));
+    let image = open_rw(file.clone()).unwrap();
+    let mut history = History::new(sectors_of(&image, "before"));
     play(&image, &file, &mut history, &mut random);
     for prefix in (0..=file.op_count()).step_by(3) {
         let cut = file.materialise(prefix, |_| fate(&mut random));
         let again = Arc::new(CrashFile::new(cut));
-        let found = read_all(&VhdImage::open(again.clone()).unwrap());
-        let image = VhdImage::open_rw(again.clone()).unwrap();
-        image.write_at(LEN - 512, &[255; SECTOR]).unwrap();
-        image.zero(0..u64::from(BLOCK)).unwrap();
+        let found = read_all(&open(again.clone()).unwrap());
+        let image = open_rw(again.clone()).unwrap();
+        let places = [0, 41, 433, 701, SECTORS - 1].map(|sector| sector * SECTOR);
+        for at in places {
+            image.write_at(at as u64, &[255; SECTOR]).unwrap();
+        }
         image.close().unwrap();
         for second in 0..=again.op_count() {
             let cut = Arc::new(again.materialise(second, |_| fate(&mut random)));
-            let bytes = read_all(&VhdImage::open(cut).unwrap());
-            let block = usize::try_from(BLOCK).unwrap();
-            let last = SECTORS * SECTOR - SECTOR;
-            let what = format!("prefix {prefix}, then {second}");
-            assert!(bytes[block..last] == found[block..last], "{what}");
-            assert!([found[last], 255].contains(&bytes[last]), "{what}");
+            let mut bytes = read_all(&open(cut).unwrap());
+            for at in places {
+                let sector = &mut bytes[at..at + SECTOR];
+                if sector == [255; SECTOR] {
+                    sector.copy_from_slice(&found[at..at + SECTOR]);
+                }
+            }
+            assert!(
+                bytes == found,
+                "prefix {prefix}, then {second}, seed {seed:#x}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_cut_after_a_cut_of_a_disk_is_survived() {
+    let base = empty(LEN, false, BLOCK);
+    survives_twice(0x5eed_0009, &base, VhdImage::open_rw, VhdImage::open);
+}
+
+#[test]
+fn a_cut_after_a_cut_of_a_child_is_survived() {
+    let (parent, base) = chain(LEN, BLOCK);
+    survives_twice(
+        0x5eed_000a,
+        &base,
+        |file| VhdImage::open_child_rw(file, parent.clone()),
+        |file| VhdImage::open_child(file, parent.clone()),
+    );
+}
+
+// Goal: once the file has grown there is a footer at its end at any time: some readers know no
+// copy. Method: every cut of a session from where it overwrites the old footer, up to its close.
+#[test]
+fn a_grown_file_always_ends_with_a_footer() {
+    let mut random = Random(0x5eed_000b);
+    // The first block begins where its table and the footer meet.
+    let base = empty(4 * LEN, false, BLOCK);
+    let old_footer = base.len().unwrap() - 512;
+    let file = Arc::new(CrashFile::new(MemoryFile::clone(&base)));
+    let image = VhdImage::open_rw(file.clone()).unwrap();
+    image.write_at(0, &[1; 4096]).unwrap();
+    image.flush().unwrap();
+    image.close().unwrap();
+    let overwrites = |op: &CrashOp| match op {
+        CrashOp::Write { at, data } => (*at..*at + data.len() as u64).contains(&old_footer),
+        CrashOp::Zero(range) => range.contains(&old_footer),
+        _ => false,
+    };
+    let grown = file.ops().iter().position(overwrites).unwrap();
+    for prefix in grown..=file.op_count() {
+        for _ in 0..16 {
+            let cut = file.materialise(prefix, |_| fate(&mut random));
+            let findings = check(&cut).unwrap();
+            let is_footer = |one: &Finding| one.structure.starts_with("footer");
+            assert!(
+                !findings.iter().any(is_footer),
+                "prefix {prefix}: {findings:?}"
+            );
         }
     }
 }

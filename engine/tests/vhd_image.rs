@@ -14,7 +14,7 @@ use failback_engine::disk::ExtentKind;
 use failback_engine::disk::vhd::{CreateOptions, Severity, VhdImage, VhdKind, check};
 use failback_vhdx::{FileAt, MemoryFile};
 use proptest::prelude::*;
-use vhd_support::{NAMES, Random, SECTOR, chain, empty, read_all, sha256, span, unpack};
+use vhd_support::{NAMES, Random, SECTOR, chain, empty, mend_sums, read_all, sha256, span, unpack};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -151,23 +151,6 @@ proptest! {
 
 fn is_warning(finding: &failback_engine::disk::vhd::Finding) -> bool {
     finding.severity == Severity::Warning
-}
-
-/// Makes the sums of header and footers right again, so that damage gets past them; the footer at
-/// the end becomes the damaged copy.
-fn mend_sums(file: &MemoryFile) {
-    let mut bytes = file.to_bytes();
-    let end = bytes.len() - 512;
-    for (range, sum_at) in [(0..512, 64), (512..1536, 36)] {
-        let part = &mut bytes[range];
-        part[sum_at..sum_at + 4].fill(0);
-        let sum = part
-            .iter()
-            .fold(0_u32, |sum, byte| sum.wrapping_add((*byte).into()));
-        part[sum_at..sum_at + 4].copy_from_slice(&(!sum).to_be_bytes());
-    }
-    bytes.copy_within(0..512, end);
-    file.write_at(0, &bytes).unwrap();
 }
 
 fn harmless(file: &Arc<MemoryFile>, parent: &Arc<VhdImage>, random: &mut Random) {

@@ -9,7 +9,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use failback_engine::disk::vhd::{CreateOptions, SizeRule, VhdImage};
-use vhd_support::{NAMES, Random, SECTOR, has, read_all, run, sha256, span};
+use failback_vhdx::FileAt;
+use vhd_support::{NAMES, Random, SECTOR, empty, has, mend_sums, read_all, run, sha256, span};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -134,8 +135,8 @@ fn what_qemu_writes_is_read_and_written_here() {
     }
 }
 
-// Goal: QEMU takes the size that is meant, for sizes that no geometry can express. Method: its own
-// account of images made here.
+// Goal: QEMU takes the size that is meant, for sizes that no geometry can express, and the same as
+// we do of other programs' images. Method: its own account of images made here, under each name.
 #[test]
 fn qemu_agrees_on_sizes() {
     if !has("qemu-img") {
@@ -152,13 +153,25 @@ fn qemu_agrees_on_sizes() {
     ] {
         let path = dir.path().join(format!("{len}.vhd"));
         drop(VhdImage::create(new_file(&path), &CreateOptions::new(len, false)).unwrap());
-        let args = ["info", "--output=json", "-f", "vpc", path.to_str().unwrap()];
-        let said = String::from_utf8(run("qemu-img", &args).stdout).unwrap();
-        assert!(
-            said.contains(&format!("\"virtual-size\": {len},")),
-            "{said}"
-        );
+        assert!(qemu_says_size(&path, len), "{len}");
     }
+    let path = dir.path().join("creators.vhd");
+    for creator in [
+        b"win ", b"qem2", b"d2v ", b"vs  ", b"none", b"vpc ", b"qemu",
+    ] {
+        let file = empty(100 * GIB + 1024, false, 2 << 20);
+        file.write_at(28, creator).unwrap();
+        mend_sums(&file);
+        fs::write(&path, file.to_bytes()).unwrap();
+        let size = VhdImage::open(file).unwrap().virtual_size();
+        assert!(qemu_says_size(&path, size), "{creator:?} {size}");
+    }
+}
+
+fn qemu_says_size(path: &Path, len: u64) -> bool {
+    let args = ["info", "--output=json", "-f", "vpc", path.to_str().unwrap()];
+    let said = String::from_utf8(run("qemu-img", &args).stdout).unwrap();
+    said.contains(&format!("\"virtual-size\": {len},"))
 }
 
 #[test]

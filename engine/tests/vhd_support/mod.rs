@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 
 use failback_engine::disk::vhd::{CreateOptions, ParentNames, VhdImage};
-use failback_vhdx::MemoryFile;
+use failback_vhdx::{FileAt, MemoryFile};
 use sha2::{Digest, Sha256};
 
 pub(crate) const SECTOR: usize = 512;
@@ -65,6 +65,23 @@ pub(crate) fn read_all(image: &VhdImage) -> Vec<u8> {
     let mut bytes = vec![0xee; usize::try_from(image.virtual_size()).unwrap()];
     image.read_at(0, &mut bytes).unwrap();
     bytes
+}
+
+/// Makes the sums of header and footers right again, so that damage gets past them; the footer at
+/// the end becomes the damaged copy.
+pub(crate) fn mend_sums(file: &MemoryFile) {
+    let mut bytes = file.to_bytes();
+    let end = bytes.len() - 512;
+    for (range, sum_at) in [(0..512, 64), (512..1536, 36)] {
+        let part = &mut bytes[range];
+        part[sum_at..sum_at + 4].fill(0);
+        let sum = part
+            .iter()
+            .fold(0_u32, |sum, byte| sum.wrapping_add((*byte).into()));
+        part[sum_at..sum_at + 4].copy_from_slice(&(!sum).to_be_bytes());
+    }
+    bytes.copy_within(0..512, end);
+    file.write_at(0, &bytes).unwrap();
 }
 
 /// Offsets of a disk in memory.

@@ -173,7 +173,8 @@ fn write_fixed(file: &dyn FileAt, len: u64, footer: &Footer) -> Result<()> {
     sync(file)
 }
 
-/// Footers come last: what a crash leaves before is no VHD.
+/// One barrier is enough: what a crash leaves before it lacks a footer, the header or a part of the
+/// table, and is refused; or it is whole.
 fn write_sparse(
     file: &dyn FileAt,
     footer: &Footer,
@@ -197,7 +198,6 @@ fn write_sparse(
     }
     file.set_len(end + FOOTER_LEN as u64)
         .map_err(|e| Error::io(e, "set length"))?;
-    sync(file)?;
     write(file, 0, footer.bytes())?;
     write(file, end, footer.bytes())?;
     sync(file)

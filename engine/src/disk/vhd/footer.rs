@@ -132,8 +132,8 @@ impl Footer {
         })
     }
 
-    /// A footer for a new image. The creator is `win `, since only a few names make other readers
-    /// take the size from its field and not from the geometry; see docs/decisions.
+    /// A footer for a new image. The creator is `win `: a name that makes every reader take the
+    /// size from its field and not from the geometry; see docs/decisions/0010-vhd.md.
     pub(super) fn new(new: &NewFooter) -> Self {
         let chs = Chs::for_len(new.len);
         let mut raw = RawFooter {
@@ -171,9 +171,9 @@ impl Footer {
 
     /// Bytes of the disk, and which field says so.
     ///
-    /// Virtual PC and QEMU before 2.3 meant the geometry, and rounded the disk to it; the largest
-    /// geometry says nothing, since it also stands for all larger disks. Everybody else means the
-    /// size.
+    /// Virtual PC, and QEMU unless told otherwise, meant the geometry, and rounded the disk to it;
+    /// the largest geometry says nothing, since it also stands for all larger disks. Everybody
+    /// else means the size.
     pub(super) fn virtual_size(&self) -> (u64, SizeRule) {
         let is_by_geometry = GEOMETRY_CREATORS.contains(&&self.creator_app);
         match is_by_geometry && self.chs != Chs::MAX && !self.chs.is_empty() {

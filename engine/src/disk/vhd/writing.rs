@@ -7,21 +7,22 @@
 //! ```text
 //! grow      | ... blocks | footer |
 //!           | ... blocks | footer |   room, reads zero   | footer |   new footer, sync
-//!           the old footer is overwritten only from here on; if the new one is lost with the
-//!           length, the copy at the start stands in for it
+//!           the old footer is overwritten only from here on; if a crash leaves the length
+//!           without the new one, the copy at the start stands in for it
 //!
 //! store     room that held anything before is made zero, then the block is known in memory
 //! write     bytes of the block, in place; bits of the child in memory
 //!
-//! flush     1 bitmaps of blocks that are not yet in the table
-//!           2 sync                                  bytes and those bitmaps are durable
-//!           3 bits of blocks in the table, entries of new blocks: 512 bytes each
-//!           4 sync                                  only now does anything refer to them
+//! flush     1 sync                                  bytes are durable
+//!           2 bitmaps; entries of new blocks, 512 bytes each
+//!           3 sync                                  only now does anything refer to the bytes
 //!
 //! close     flush; footer behind the last block, sync; cut the room off, sync
 //! ```
 //!
-//! Without step 2 an entry or a bit could reach the medium before the bytes that it uncovers.
+//! Without step 1 an entry or a bit could reach the medium before the bytes that it uncovers.
+//! Within step 2 order is of no matter: the bitmap of a new block was made zero with its room, so
+//! that its entry without its bits shows what was there before, the parent.
 //!
 //! Footer and header keep their bytes: children know their parent by the unique id, and some by
 //! the timestamp of its footer, so neither is touched to mark a change.
@@ -365,13 +366,9 @@ impl VhdImage {
             let new = std::mem::take(&mut *locked(&writer.pending));
             (new, state.bitmaps.take_dirty())
         };
-        let (of_new, of_old): (Vec<_>, Vec<_>) = bitmaps
-            .into_iter()
-            .partition(|(block, _)| new.contains(block));
-        self.write_bitmaps(sparse, &of_new)?;
         self.sync()?;
-        if !new.is_empty() || !of_old.is_empty() {
-            self.write_bitmaps(sparse, &of_old)?;
+        if !new.is_empty() || !bitmaps.is_empty() {
+            self.write_bitmaps(sparse, &bitmaps)?;
             self.write_entries(sparse, &new)?;
             self.sync()?;
         }
