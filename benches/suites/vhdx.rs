@@ -19,7 +19,7 @@ fn read(criterion: &mut Criterion) {
     let place = tempfile::tempdir().expect("a temporary directory");
     let content = disk(DISK_LEN, SAMPLE_SEED);
     let raw = new_file(&place.path().join("disk.raw"));
-    write_raw(&*raw, &content);
+    write_raw(&raw, &content);
     let path = place.path().join("disk.vhdx");
     write_image(
         &Image::create(new_file(&path), &options(Kind::Dynamic)).expect("an image"),
@@ -64,7 +64,7 @@ fn write(criterion: &mut Criterion) {
         new_file(&path)
     };
     group.bench_function("raw", |bencher| {
-        let write = |file: Arc<File>| write_raw(&*file, &content);
+        let write = |file: Arc<File>| write_raw(&file, &content);
         bencher.iter_batched(fresh, write, BatchSize::PerIteration);
     });
     let image = || Image::create(fresh(), &options(Kind::Dynamic)).expect("an image");
@@ -84,7 +84,7 @@ fn options(kind: Kind) -> CreateOptions {
 fn write_raw(file: &File, content: &[u8]) {
     each_piece(|at| {
         file.write_at(at, piece(content, at))
-            .expect("room for the file")
+            .expect("room for the file");
     });
 }
 
@@ -92,7 +92,7 @@ fn write_image(image: &Image, content: &[u8]) {
     each_piece(|at| {
         image
             .write_at(at, piece(content, at))
-            .expect("room for the image")
+            .expect("room for the image");
     });
     image.close().expect("the image closes");
 }

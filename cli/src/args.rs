@@ -16,7 +16,7 @@ use crate::size;
 
 const AFTER_HELP: &str = "\
 Endpoints:
-  PATH                        image file or block device; VHDX and raw are told apart by magic
+  PATH                        image file or block device; VHDX, VHD and raw are told apart by magic
   unix:///PATH/SOCKET#NAME    a grant of an agent (failback serve) behind a Unix socket
   tcp://127.0.0.1:PORT/NAME   a grant of an agent on a loopback address
 
@@ -144,14 +144,15 @@ pub(crate) struct CreateArgs {
     /// Take the parent's parents from where the images name them, inside its own directory only
     #[arg(long, requires = "parents")]
     pub(crate) follow_parents: bool,
-    /// Format; default: by suffix (.vhdx, .raw, .img)
+    /// Format; default: by suffix (.vhdx, .vhd, .raw, .img)
     #[arg(long, value_name = "raw|vhdx|vhd", value_parser = parse_engine::<Format>)]
     pub(crate) format: Option<Format>,
-    /// Kind of VHDX: space taken when written, or all at once, or for what differs from a parent
-    /// only; default dynamic, or differencing where a parent is named
+    /// Space taken when written, or all at once, or for what differs from a parent only; default:
+    /// differencing where a parent is named, else dynamic VHDX, fixed VHD
     #[arg(long, value_enum)]
     pub(crate) kind: Option<Kind>,
-    /// Block of the image, 1M to 256M; default 32M dynamic, 2M fixed and differencing
+    /// Block of the image; VHDX: 1M to 256M, default 32M dynamic, 2M fixed and differencing; VHD:
+    /// 4K to 256M, default 2M
     #[arg(long, value_parser = size::parse)]
     pub(crate) block_size: Option<u64>,
     /// Logical sector, 512 if not given; a differencing image has its parent's
@@ -433,7 +434,8 @@ pub(crate) fn explain(error: &clap::Error) -> ExitCode {
         }
         ClapKind::DisplayHelpOnMissingArgumentOrSubcommand | ClapKind::MissingSubcommand => {
             crate::output::complain(
-                "a command is missing: info, check, create, map, sync, merge, verify, serve; see --help",
+                "a command is missing: info, check, create, map, sync, merge, verify, serve; \
+                 see --help",
             );
             ExitCode::from(crate::output::EXIT_USAGE)
         }

@@ -82,7 +82,10 @@ fn create(args: &CreateArgs) -> anyhow::Result<u8> {
                 len,
                 sector_size: narrow(args.sector_size.unwrap_or(512))?,
                 block_size,
-                is_fixed: kind == Some(Kind::Fixed),
+                is_fixed: match kind {
+                    Some(kind) => kind == Kind::Fixed,
+                    None => format == Format::Vhd,
+                },
             },
         )?,
     }

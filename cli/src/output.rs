@@ -8,7 +8,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use failback_engine::operation::{ImageCheck, ImageInfo, MapReport, MergeReport};
+use failback_engine::operation::{ImageCheck, ImageInfo, MapReport, MergeReport, VhdInfo};
 use failback_engine::report::{Outcome, Report};
 use failback_engine::{Error, ErrorKind, one_line};
 use serde::Serialize;
@@ -207,6 +207,39 @@ pub(crate) fn info(info: &ImageInfo) -> anyhow::Result<()> {
         for warning in &vhdx.warnings {
             writeln!(out, "  warning       {}", one_line(warning))?;
         }
+    }
+    if let Some(vhd) = &info.vhd {
+        vhd_info(&mut out, vhd, info.block_size)?;
+    }
+    Ok(())
+}
+
+fn vhd_info(out: &mut impl Write, vhd: &VhdInfo, block_size: Option<u32>) -> std::io::Result<()> {
+    let [cylinders, heads, sectors] = vhd.geometry;
+    match block_size {
+        Some(block) => writeln!(
+            out,
+            "  kind          {}, {} blocks",
+            vhd.kind,
+            show(block.into())
+        )?,
+        None => writeln!(out, "  kind          {}", vhd.kind)?,
+    }
+    if let (Some(total), Some(allocated)) = (vhd.blocks_total, vhd.blocks_allocated) {
+        writeln!(out, "  blocks        {allocated} of {total} allocated")?;
+    }
+    writeln!(out, "  disk id       {}", vhd.disk_id)?;
+    writeln!(out, "  geometry      {cylinders}/{heads}/{sectors}")?;
+    writeln!(out, "  size taken of {}", vhd.size_rule)?;
+    writeln!(out, "  creator       {}", vhd.creator)?;
+    if let Some(name) = &vhd.parent_name {
+        writeln!(out, "  parent        {name}")?;
+    }
+    for path in &vhd.parent_paths {
+        writeln!(out, "  parent path   {path}")?;
+    }
+    for warning in &vhd.warnings {
+        writeln!(out, "  warning       {}", one_line(warning))?;
     }
     Ok(())
 }

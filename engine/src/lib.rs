@@ -9,7 +9,7 @@
 //!           pipeline      tree              apply    the only module that changes a target
 //!       read, zero?, hash  root over all    write, flush, read back
 //!              |
-//!            disk: raw file, block device, VHDX, memory --> system: locks, direct reads
+//!            disk: raw file, block device, VHDX, VHD, memory --> system: locks, direct reads
 //! ```
 //! The library prints nothing, installs no signal handler or logger, and leaves no thread behind. A
 //! job is started by one call, watched through an [`Observer`], and ended early by a

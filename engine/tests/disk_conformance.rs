@@ -1,13 +1,14 @@
 //! Goal: every disk keeps the contract of `Source` and `Target`. Method: one suite, run by memory,
-//! raw files and VHDX of both kinds and sector sizes; the model is a vector of bytes.
+//! raw files, VHDX of both kinds and sector sizes, VHD of all kinds; the model is a vector of
+//! bytes.
 #![allow(clippy::unwrap_used, reason = "a test states its expectations by it")]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use failback_engine::disk::{
-    ExtentKind, Format, MemoryDisk, NewDisk, OpenOptions, Source, Target, create, open_source,
-    open_target,
+    ExtentKind, Format, MemoryDisk, NewDisk, OpenOptions, Source, Target, create, create_child,
+    open_source, open_target,
 };
 use failback_engine::units::ByteOffset;
 use failback_engine::{ErrorKind, Result};
@@ -190,6 +191,54 @@ fn vhdx_fixed_512() {
 #[test]
 fn vhdx_fixed_4096() {
     vhdx(4096, true);
+}
+
+fn vhd(is_fixed: bool) {
+    let dir = tempfile::tempdir().unwrap();
+    let new = new_disk(Format::Vhd, 512, is_fixed);
+    let path = made(dir.path(), "a.vhd", &new);
+    keeps_the_contract(
+        open_target(&path, &OpenOptions::default())
+            .unwrap()
+            .as_ref(),
+    );
+}
+
+#[test]
+fn vhd_dynamic() {
+    vhd(false);
+}
+
+#[test]
+fn vhd_fixed() {
+    vhd(true);
+}
+
+fn child(format: Format) {
+    let dir = tempfile::tempdir().unwrap();
+    let new = new_disk(format, 512, false);
+    let parent = made(dir.path(), "parent.image", &new);
+    let path = dir.path().join("child.image");
+    let options = OpenOptions {
+        parents: vec![parent],
+        ..OpenOptions::of_format(Some(format))
+    };
+    create_child(&path, &options, Some(1 << 20)).unwrap();
+    let options = OpenOptions {
+        skip_sibling_check: true,
+        ..options
+    };
+    keeps_the_contract(open_target(&path, &options).unwrap().as_ref());
+}
+
+#[test]
+fn vhd_differencing() {
+    child(Format::Vhd);
+}
+
+#[test]
+fn vhdx_differencing() {
+    child(Format::Vhdx);
 }
 
 // Goal: one writer, many readers, and the same rules for all formats. Method: each pair of opens on

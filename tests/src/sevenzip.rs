@@ -17,7 +17,7 @@ pub fn content_sha256(path: &Path, format: Format) -> String {
     }
     // The type is named: by itself 7-Zip would go on into the file system on the disk.
     let mut child = Command::new("7zz")
-        .args(["x", "-so", "-tvhdx"])
+        .args(["x", "-so", &format!("-t{}", format.name())])
         .arg(path)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -94,6 +94,63 @@ fn the_chain_by_windows_is_read_over_a_named_and_a_followed_parent() {
 }
 
 #[test]
+fn the_vhd_chain_by_windows_is_read_described_and_checked() {
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let Some((_, parent)) = images::unpack("fat-parent.vhd", dir.path()) else {
+        return;
+    };
+    let Some((image, child)) = images::unpack("fat-differential.vhd", dir.path()) else {
+        return;
+    };
+    let parent = parent.to_str().expect("a plain path");
+    let target = dir.path().join("out.vhdx");
+    drop(sync_with(&child, &target, &[]).exits(3));
+    for options in [&["--follow-parents"][..], &["--source-parent", parent]] {
+        let run = sync_with(&child, &target, options).exits(0);
+        report::assert_done(&run.json());
+        let content = sevenzip::content_sha256(&target, qemu::Format::Dynamic(32));
+        assert_eq!(content, image.content_sha256);
+        fs::remove_file(&target).expect("remove");
+    }
+    let command = ["info".as_ref(), child.as_os_str(), "--json".as_ref()];
+    let info = failback(command).exits(0).json();
+    assert!(info["chain"][0]["path"].is_null());
+    let command = ["check".as_ref(), child.as_os_str(), "--json".as_ref()];
+    let check = failback(command).exits(0).json();
+    assert_eq!(
+        (&check["outcome"], &check["format"]),
+        (&"sound".into(), &"vhd".into())
+    );
+    place::scribble(&child, 20, b"spoilt");
+    let check = failback(["check".as_ref(), child.as_os_str()]).exits(0);
+    assert!(check.stdout.contains("footer copy"), "{}", check.stdout);
+    let len = fs::metadata(&child).expect("child").len();
+    place::scribble(&child, len - 500, b"spoilt");
+    drop(failback(["check".as_ref(), child.as_os_str()]).exits(1));
+}
+
+#[test]
+fn a_vhd_child_made_here_takes_the_changes() {
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let [raw, parent, child, new, flat] = place::paths(
+        dir.path(),
+        ["old.raw", "base.vhd", "top.vhd", "new.raw", "flat.raw"],
+    );
+    disk::write_raw(&raw, LEN, 30, 3);
+    drop(sync_with(&raw, &parent, &[]).exits(0));
+    let before = sha256::of_file(&parent);
+    let command = ["create".as_ref(), child.as_os_str(), "--parent".as_ref()];
+    drop(failback(command.into_iter().chain([parent.as_os_str()])).exits(0));
+    fs::copy(&raw, &new).expect("copy");
+    disk::write_changes(&new, &disk::changes(LEN, 40, 5));
+    let run = sync_with(&new, &child, &["--follow-parents"]).exits(0);
+    report::assert_done(&run.json());
+    drop(sync_with(&child, &flat, &["--follow-parents"]).exits(0));
+    assert_eq!(sha256::of_file(&flat), sha256::of_file(&new));
+    assert_eq!(sha256::of_file(&parent), before);
+}
+
+#[test]
 fn a_child_without_its_parent_or_with_another_is_refused() {
     let Some((dir, parent, child, _)) = real_chain() else {
         return;

@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use failback_tests::qemu::Format::{self, Dynamic, Fixed, Raw};
+use failback_tests::qemu::Format::{self, Dynamic, Fixed, Raw, VhdDynamic, VhdFixed};
 use failback_tests::{cli, disk, place, qemu, report, sevenzip, sha256, skip_without};
 use tempfile::TempDir;
 
@@ -41,6 +41,15 @@ pairs! {
     fixed_to_small_blocks: Fixed => Dynamic(1);
     fixed_to_large_blocks: Fixed => Dynamic(32);
     fixed_to_fixed: Fixed => Fixed;
+    raw_to_dynamic_vhd: Raw => VhdDynamic;
+    raw_to_fixed_vhd: Raw => VhdFixed;
+    vhdx_to_dynamic_vhd: Dynamic(32) => VhdDynamic;
+    vhdx_to_fixed_vhd: Dynamic(1) => VhdFixed;
+    dynamic_vhd_to_raw: VhdDynamic => Raw;
+    dynamic_vhd_to_vhdx: VhdDynamic => Dynamic(1);
+    dynamic_vhd_to_fixed_vhd: VhdDynamic => VhdFixed;
+    fixed_vhd_to_vhdx: VhdFixed => Dynamic(32);
+    fixed_vhd_to_dynamic_vhd: VhdFixed => VhdDynamic;
 }
 
 #[test]
@@ -64,7 +73,12 @@ fn only_dirty_pages_travel() {
 #[test]
 fn a_missing_target_is_made_by_its_suffix() {
     skip_without!("qemu-img", "7zz");
-    for (name, format) in [("new.vhdx", Dynamic(2)), ("new.raw", Raw), ("new.img", Raw)] {
+    for (name, format) in [
+        ("new.vhdx", Dynamic(2)),
+        ("new.vhd", VhdFixed),
+        ("new.raw", Raw),
+        ("new.img", Raw),
+    ] {
         let pair = Pair::new(Dynamic(2), Raw, DISK_LEN);
         let target = pair.dir.path().join(name);
 
@@ -75,6 +89,50 @@ fn a_missing_target_is_made_by_its_suffix() {
         qemu::assert_identical((&pair.source, Dynamic(2)), (&target, format));
         qemu::assert_clean(&target, format);
     }
+}
+
+#[test]
+fn a_small_block_of_a_vhd_is_no_block_of_a_vhdx() {
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let [source, target] = place::paths(dir.path(), ["a.vhd", "b.vhdx"]);
+    let made = ["create", "--kind=dynamic", "--block-size=512K", "--size=9M"].map(as_str);
+    let _ = cli::failback(made.into_iter().chain([source.as_path()])).exits(0);
+
+    let run = cli::sync(&source, &target).exits(0);
+
+    report::assert_done(&run.json());
+}
+
+#[test]
+fn a_disk_with_large_sectors_becomes_no_vhd() {
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let [source, target] = place::paths(dir.path(), ["a.vhdx", "b.vhd"]);
+    let made = ["create", "--sector-size=4096", "--size=9M"].map(as_str);
+    let _ = cli::failback(made.into_iter().chain([source.as_path()])).exits(0);
+
+    let run = cli::sync(&source, &target).exits(3);
+
+    report::assert_failure(&run.json(), "refused");
+    assert_eq!(place::names(dir.path()), ["a.vhdx"]);
+}
+
+#[test]
+fn a_new_vhd_is_what_azure_takes() {
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let image = dir.path().join("a.vhd");
+
+    let run = cli::failback([
+        as_str("create"),
+        &image,
+        as_str("--size=20M"),
+        as_str("--json"),
+    ]);
+
+    let said = run.exits(0).json();
+    assert_eq!(said["vhd"]["kind"], "fixed");
+    assert_eq!(said["vhd"]["size_rule"], "current_size");
+    assert_eq!(said["vhd"]["warnings"], serde_json::json!([]));
+    assert_eq!(fs::metadata(&image).expect("image").len(), (20 << 20) + 512);
 }
 
 #[test]
@@ -153,7 +211,7 @@ fn the_root_is_the_same_in_every_format() {
     let dir = tempfile::tempdir().expect("temporary folder");
     let raw = dir.path().join("a.raw");
     disk::write_raw(&raw, DISK_LEN, 40, 9);
-    let images = [Dynamic(1), Dynamic(32), Fixed].map(|format| {
+    let images = [Dynamic(1), Dynamic(32), Fixed, VhdDynamic, VhdFixed].map(|format| {
         let image = dir.path().join(format!("{format:?}.vhdx"));
         qemu::convert(&raw, &image, format);
         image
@@ -161,7 +219,7 @@ fn the_root_is_the_same_in_every_format() {
 
     let roots = images.map(|image| root_of(&image));
 
-    assert_eq!(roots, [root_of(&raw), root_of(&raw), root_of(&raw)]);
+    assert_eq!(roots, [(); 5].map(|()| root_of(&raw)));
 }
 
 /// A source, and a target that is an older copy of it.

@@ -7,10 +7,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use failback_vhdx::Image;
+use failback_vhdx::{Image, ParentLocator};
 
 use super::vhdx::convert;
-use super::{Format, OpenOptions, probe};
+use super::{Format, OpenOptions, VhdDisk, probe};
 use crate::error::{Error, ErrorKind, Result};
 use crate::system::{Access, HostFile};
 
@@ -61,19 +61,30 @@ fn push(chain: &mut Vec<Arc<HostFile>>, path: &Path, access: Access) -> Result<(
 
 /// The parent that an image names, as a file beside it; `None` for an image without parent.
 fn named_parent(file: &Arc<HostFile>) -> Result<Option<PathBuf>> {
-    if probe(file)? != Format::Vhdx {
-        return Ok(None);
-    }
-    let found = Image::inspect(file.clone()).map_err(|e| convert(&e, file))?;
-    let Some(locator) = found.locator else {
+    let named = match probe(file)? {
+        Format::Vhdx => {
+            let found = Image::inspect(file.clone()).map_err(|e| convert(&e, file))?;
+            let path = |locator: ParentLocator| locator.relative_path().map(str::to_owned);
+            found
+                .locator
+                .map(|locator| path(locator).unwrap_or_default())
+        }
+        Format::Vhd => {
+            let found = VhdDisk::inspect(file.clone())?;
+            let paths = found.image().parent_paths();
+            let plain = paths.into_iter().find(|path| plain_name(path).is_some());
+            found.image().parent_id().map(|_| plain.unwrap_or_default())
+        }
+        _ => None,
+    };
+    let Some(named) = named else {
         return Ok(None);
     };
-    let named = locator.relative_path().unwrap_or_default();
     let refused = |message: &str| {
         let message = format!("{message}: {named}");
         Error::new(ErrorKind::Refused, crate::error::one_line(&message)).path(file.path())
     };
-    let name = plain_name(named)
+    let name = plain_name(&named)
         .ok_or_else(|| refused("names no parent in its own directory; name it yourself"))?;
     let path = match file.path().parent() {
         Some(directory) => directory.join(name),

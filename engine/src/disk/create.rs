@@ -8,7 +8,8 @@ use failback_vhdx::{ChildOptions, CreateOptions, FileAt, Kind};
 use tempfile::TempPath;
 
 use super::chain::open_parents;
-use super::{Format, OpenOptions, RawDisk, Target, VhdxDisk};
+use super::vhd;
+use super::{Format, OpenOptions, RawDisk, Target, VhdDisk, VhdxDisk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::system::{Access, HostFile, sync_directory_of};
 use crate::units::DISK_LEN_MAX;
@@ -16,15 +17,15 @@ use crate::units::DISK_LEN_MAX;
 /// What a new disk should be.
 #[derive(Clone, Copy, Debug)]
 pub struct NewDisk {
-    /// Raw or VHDX.
+    /// Raw, VHDX or VHD.
     pub format: Format,
     /// Bytes of the virtual disk.
     pub len: u64,
-    /// Logical sector in bytes: 512 or 4096. Raw has none and ignores it.
+    /// Logical sector in bytes: 512 or 4096 in a VHDX, 512 in a VHD. Raw has none and ignores it.
     pub sector_size: u32,
     /// Block of the image format in bytes; `None` for the format's default.
     pub block_size: Option<u32>,
-    /// Whether the space of a VHDX is allocated at once.
+    /// Whether the file of a VHDX or VHD holds the whole disk at once.
     pub is_fixed: bool,
 }
 
@@ -57,7 +58,8 @@ impl PendingDisk {
                 Arc::new(RawDisk::open(file)?)
             }
             Format::Vhdx => Arc::new(VhdxDisk::create(file, &vhdx_options(new))?),
-            Format::Vhd | Format::Foreign(_) => {
+            Format::Vhd => Arc::new(VhdDisk::create(file, &vhd_options(new, path)?)?),
+            Format::Foreign(_) => {
                 let message = format!(
                     "making {} images is not supported in this release",
                     new.format
@@ -112,36 +114,46 @@ pub fn create(path: &Path, new: &NewDisk) -> Result<()> {
     pending.publish()
 }
 
-/// Makes a differencing VHDX at `path` over the parents that `options` name or let follow. It notes
-/// the nearest one by its name where both are in one directory, else by its whole path.
+/// Makes a differencing image at `path` over the parents that `options` name or let follow. It
+/// notes the nearest one by its name where both are in one directory, else by its whole path.
 ///
 /// # Errors
 /// As [`create`] and [`open_source`](super::open_source); `Usage` without a parent and for other
 /// formats.
 pub fn create_child(path: &Path, options: &OpenOptions, block_size: Option<u32>) -> Result<()> {
-    if options.format != Some(Format::Vhdx) {
-        let message = "only a VHDX can be made as a differencing image in this release";
-        return Err(Error::new(ErrorKind::Unsupported, message).path(path));
-    }
     refuse_existing(path)?;
     let (file, temporary) = temporary_beside(path)?.into_parts();
     let file = Arc::new(HostFile::adopt(file, &temporary, path)?);
     let named = options.parents.first().map(|parent| locate(path, parent));
     let parents = open_parents(&file, options, Access::Read, Access::Read)?;
     let named = named.transpose()?.unwrap_or_default();
-    let disk = VhdxDisk::create_child(
-        file,
-        parents,
-        &ChildOptions {
-            block_size,
-            relative_path: named.relative,
-            absolute_path: named.absolute,
-            ..ChildOptions::new("")
-        },
-    )?;
+    let disk: Arc<dyn Target> = match options.format {
+        Some(Format::Vhdx) => Arc::new(VhdxDisk::create_child(
+            file,
+            parents,
+            &ChildOptions {
+                block_size,
+                relative_path: named.relative,
+                absolute_path: named.absolute,
+                ..ChildOptions::new("")
+            },
+        )?),
+        Some(Format::Vhd) => {
+            let absolute = named.absolute.as_deref();
+            let names = vhd::ParentNames {
+                relative: named.relative.as_deref().or(absolute).unwrap_or_default(),
+                absolute,
+            };
+            Arc::new(VhdDisk::create_child(file, &parents, names, block_size)?)
+        }
+        _ => {
+            let message = "a differencing image is a VHDX or a VHD";
+            return Err(Error::new(ErrorKind::Usage, message).path(path));
+        }
+    };
     disk.close()?;
     let pending = PendingDisk {
-        disk: Arc::new(disk),
+        disk,
         temporary,
         path: path.to_owned(),
     };
@@ -193,6 +205,20 @@ fn vhdx_options(new: &NewDisk) -> CreateOptions {
         },
         ..CreateOptions::new(new.len, Kind::Dynamic)
     }
+}
+
+fn vhd_options(new: &NewDisk, path: &Path) -> Result<vhd::CreateOptions> {
+    if new.sector_size != vhd::SECTOR_SIZE {
+        let message = format!(
+            "every VHD has sectors of 512 bytes, not {}",
+            new.sector_size
+        );
+        return Err(Error::new(ErrorKind::Usage, message).path(path));
+    }
+    Ok(vhd::CreateOptions {
+        block_size: new.block_size,
+        ..vhd::CreateOptions::new(new.len, new.is_fixed)
+    })
 }
 
 fn refuse_existing(path: &Path) -> Result<()> {

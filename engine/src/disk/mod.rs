@@ -7,6 +7,7 @@ mod open;
 mod probe;
 mod raw;
 mod siblings;
+pub mod vhd;
 mod vhdx;
 
 use std::fmt::Debug;
@@ -19,6 +20,7 @@ pub use memory::MemoryDisk;
 pub use open::{OpenOptions, open_source, open_target};
 pub use probe::{Format, probe};
 pub use raw::RawDisk;
+pub use vhd::VhdDisk;
 pub use vhdx::VhdxDisk;
 
 pub(crate) use chain::open_parents;
@@ -54,7 +56,7 @@ pub struct Extent {
 /// What a disk is, apart from its content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DiskInfo {
-    /// `raw`, `vhdx` ...
+    /// `raw`, `vhdx`, `vhd` ...
     pub format: String,
     /// Bytes of the virtual disk.
     pub virtual_size: u64,

@@ -9,7 +9,7 @@ use super::chain::open_parents;
 use super::probe::{Format, decide};
 use super::siblings::refuse_children;
 use super::vhdx::convert;
-use super::{RawDisk, Source, Target, VhdxDisk};
+use super::{RawDisk, Source, Target, VhdDisk, VhdxDisk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::system::{Access, HostFile};
 
@@ -51,6 +51,10 @@ pub fn open_source(path: &Path, options: &OpenOptions) -> Result<Arc<dyn Source>
             let parents = open_parents(&file, options, Access::Read, Access::Read)?;
             Ok(Arc::new(VhdxDisk::open(file, parents)?))
         }
+        Format::Vhd => {
+            let parents = open_parents(&file, options, Access::Read, Access::Read)?;
+            Ok(Arc::new(VhdDisk::open(file, &parents)?))
+        }
         _ => Ok(Arc::new(RawDisk::open(file)?)),
     }
 }
@@ -66,6 +70,10 @@ pub fn open_target(path: &Path, options: &OpenOptions) -> Result<Arc<dyn Target>
     refuse_needless_parents(path, format, options)?;
     match format {
         Format::Vhdx => Ok(Arc::new(open_vhdx_target(file, options)?)),
+        Format::Vhd => {
+            let parents = open_parents(&file, options, Access::Read, Access::Read)?;
+            Ok(Arc::new(VhdDisk::open_rw(file, &parents)?))
+        }
         _ => Ok(Arc::new(RawDisk::open(file)?)),
     }
 }

@@ -17,7 +17,7 @@ pub enum Format {
     Raw,
     /// VHDX.
     Vhdx,
-    /// VHD, which this release recognises and refuses.
+    /// VHD.
     Vhd,
     /// The format of another product, by name.
     Foreign(&'static str),
@@ -117,18 +117,13 @@ fn has_vhd_footer(file: &HostFile, len: u64) -> std::io::Result<bool> {
 ///
 /// # Errors
 /// `Refused` for another product's image, `Damaged` for a name that promises an image which is not
-/// there, `Unsupported` for VHD.
+/// there.
 pub(crate) fn decide(file: &HostFile, wanted: Option<Format>) -> Result<Format> {
     let found = match wanted {
         Some(format) => format,
         None => probe(file)?,
     };
     match found {
-        Format::Vhd => {
-            let message = "VHD images are not supported in this release (VHDX and raw are); \
-                           to read the file's own bytes say --source-format/--target-format raw";
-            Err(Error::new(ErrorKind::Unsupported, message).path(file.path()))
-        }
         Format::Foreign(name) => {
             let message = format!(
                 "is a {name} image, which is not supported; \

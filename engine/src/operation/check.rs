@@ -3,9 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use failback_vhdx::{CheckOptions, CheckSummary, Finding, ParentIdentity, Severity};
+use failback_vhdx::{CheckOptions, CheckSummary, FileAt, Finding, ParentIdentity, Severity};
 use serde::Serialize;
 
+use crate::disk::vhd::{self, VhdImage};
 use crate::disk::{Format, probe, vhdx_error};
 use crate::error::{Error, ErrorKind, Result, one_line};
 use crate::system::{Access, HostFile};
@@ -17,7 +18,7 @@ pub struct ImageCheck {
     pub schema: &'static str,
     /// As it was named.
     pub path: String,
-    /// `vhdx`.
+    /// `vhdx`, `vhd`.
     pub format: String,
     /// `sound` without an error among the findings, else `damaged`.
     pub outcome: &'static str,
@@ -119,10 +120,26 @@ pub fn check(path: &Path, parent: Option<&Path>) -> Result<ImageCheck> {
                 summary: summary(&report.summary),
             })
         }
-        Format::Vhd => Err(unsupported(
-            path,
-            "VHD images are not checked in this release",
-        )),
+        Format::Vhd => {
+            let findings = vhd::check(&*file).map_err(|e| e.path(path))?;
+            let errors = findings
+                .iter()
+                .filter(|f| f.severity == vhd::Severity::Error);
+            let errors = errors.count() as u64;
+            let len = file
+                .len()
+                .map_err(|e| Error::io(e, "read length").path(path))?;
+            Ok(ImageCheck {
+                schema: "failback.check/1",
+                path: path.display().to_string(),
+                format: Format::Vhd.to_string(),
+                outcome: if errors == 0 { "sound" } else { "damaged" },
+                findings: findings.iter().map(vhd_finding).collect(),
+                omitted: 0,
+                errors,
+                summary: vhd_summary(&file, len),
+            })
+        }
         Format::Raw => Err(unsupported(path, "is no image with a structure to check")),
         Format::Foreign(name) => {
             let message = format!("is a {name} image, which is not supported");
@@ -160,6 +177,34 @@ fn finding(found: &Finding) -> CheckFinding {
         },
         detail: one_line(&found.detail),
     }
+}
+
+fn vhd_finding(found: &vhd::Finding) -> CheckFinding {
+    CheckFinding {
+        structure: found.structure,
+        offset: found.at,
+        rule: found.rule,
+        severity: match found.severity {
+            vhd::Severity::Warning => "warning",
+            vhd::Severity::Error => "error",
+        },
+        detail: one_line(&found.detail),
+    }
+}
+
+fn vhd_summary(file: &Arc<HostFile>, file_size: u64) -> ImageSummary {
+    let mut sum = ImageSummary {
+        file_size,
+        ..summary(&CheckSummary::default())
+    };
+    // A damaged image has no more to tell than its findings.
+    if let Ok(image) = VhdImage::inspect(file.clone()) {
+        sum.kind = Some(image.kind().name());
+        if let Some((total, stored)) = image.block_counts() {
+            (sum.blocks_not_present, sum.blocks_present) = (total - stored, stored);
+        }
+    }
+    sum
 }
 
 fn summary(found: &CheckSummary) -> ImageSummary {

@@ -10,6 +10,7 @@ use super::connection::Connection;
 use super::job::{LocalTarget, SessionOutcome, SourceSide, TargetSide, run};
 use super::plan::{Strategy, check_fit, choose};
 use crate::abort::CancelToken;
+use crate::disk::vhd::{NEW_DISK_LEN_MAX, SECTOR_SIZE};
 use crate::disk::{
     DiskInfo, Format, NewDisk, OpenOptions, PendingDisk, open_source, open_target, refuse_same_file,
 };
@@ -353,10 +354,13 @@ fn open_target_side(request: &SyncRequest, source: &DiskInfo) -> Result<(TargetS
 pub(crate) fn new_disk(path: &Path, format: Option<Format>, source: &DiskInfo) -> Result<NewDisk> {
     let format = format.or_else(|| Format::of_suffix(path)).ok_or_else(|| {
         let message = "does not exist, and its suffix does not say what to make \
-                       (.vhdx, .raw, .img, or --target-format)";
+                       (.vhdx, .vhd, .raw, .img, or --target-format)";
         Error::new(ErrorKind::Usage, message).path(path)
     })?;
     let sector_size = source.logical_sector_size.unwrap_or(SECTOR_SIZE_DEFAULT);
+    if format == Format::Vhd {
+        return new_vhd(path, source, sector_size);
+    }
     if format == Format::Vhdx && !source.virtual_size.is_multiple_of(u64::from(sector_size)) {
         let message = format!(
             "a disk of {} bytes does not fit a VHDX: not a multiple of {sector_size}",
@@ -368,10 +372,42 @@ pub(crate) fn new_disk(path: &Path, format: Option<Format>, source: &DiskInfo) -
         format,
         len: source.virtual_size,
         sector_size,
-        block_size: source.image_block_size,
+        // A VHD may have smaller blocks than any VHDX.
+        block_size: source
+            .image_block_size
+            .filter(|size| *size >= VHDX_BLOCK_SIZE_MIN),
         is_fixed: false,
     })
 }
+
+/// A fixed VHD: the kind that Azure takes, and the one that a crash cannot disorder.
+fn new_vhd(path: &Path, source: &DiskInfo, sector_size: u32) -> Result<NewDisk> {
+    let len = source.virtual_size;
+    let unfit = match () {
+        () if sector_size != SECTOR_SIZE => Some(format!("its sectors have {sector_size} bytes")),
+        () if len == 0 || !len.is_multiple_of(SECTOR_SIZE.into()) => {
+            Some(format!("{len} bytes are no whole number of sectors"))
+        }
+        () if len > NEW_DISK_LEN_MAX => Some(format!("{len} bytes are more than 2040 GiB")),
+        () => None,
+    };
+    match unfit {
+        Some(why) => {
+            let message = format!("the source does not fit a VHD: {why}");
+            Err(Error::new(ErrorKind::GeometryMismatch, message).path(path))
+        }
+        None => Ok(NewDisk {
+            format: Format::Vhd,
+            len,
+            sector_size,
+            block_size: None,
+            is_fixed: true,
+        }),
+    }
+}
+
+/// Bytes of the smallest block of a VHDX.
+const VHDX_BLOCK_SIZE_MIN: u32 = 1 << 20;
 
 /// Sector of a new disk whose source states none.
 const SECTOR_SIZE_DEFAULT: u32 = 512;

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use failback_vhdx::{FileAt, Image, Kind, LogState};
 use serde::Serialize;
 
-use crate::disk::{Format, OpenOptions, RawDisk, Source, VhdxDisk, decide_format, open_parents};
+use crate::disk::vhd::VhdImage;
+use crate::disk::{
+    Format, OpenOptions, RawDisk, Source, VhdDisk, VhdxDisk, decide_format, open_parents,
+};
 use crate::error::{Error, Result};
 use crate::system::{Access, HostFile};
 
@@ -17,7 +20,7 @@ pub struct ImageInfo {
     pub schema: &'static str,
     /// As it was named.
     pub path: String,
-    /// `raw`, `vhdx`.
+    /// `raw`, `vhdx`, `vhd`.
     pub format: String,
     /// Bytes of the virtual disk.
     pub virtual_size: u64,
@@ -38,6 +41,36 @@ pub struct ImageInfo {
     /// What only a VHDX has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vhdx: Option<VhdxInfo>,
+    /// What only a VHD has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vhd: Option<VhdInfo>,
+}
+
+/// What only a VHD has. Texts from the image are escaped.
+#[derive(Clone, Debug, Serialize)]
+pub struct VhdInfo {
+    /// `fixed`, `dynamic` or `differencing`.
+    pub kind: &'static str,
+    /// Id by which children know it.
+    pub disk_id: String,
+    /// Program and system that made the image; it decides what its size is.
+    pub creator: String,
+    /// Field that the size was taken from: `current_size` or `geometry`.
+    pub size_rule: &'static str,
+    /// Cylinders, heads, sectors.
+    pub geometry: [u32; 3],
+    /// Blocks of the disk; `null` for a fixed one.
+    pub blocks_total: Option<u64>,
+    /// Blocks that have space in the file.
+    pub blocks_allocated: Option<u64>,
+    /// Name of the parent of a differencing disk.
+    pub parent_name: Option<String>,
+    /// Id of that parent.
+    pub parent_id: Option<String>,
+    /// Paths at which it is said to be; `failback` opens none of them by itself.
+    pub parent_paths: Vec<String>,
+    /// What is odd and was got over.
+    pub warnings: Vec<String>,
 }
 
 /// One step down a chain.
@@ -48,7 +81,7 @@ pub struct ParentInfo {
     /// The file that was taken for it; `null` where none was named or followed, which ends the
     /// list.
     pub path: Option<String>,
-    /// What the parent's DataWriteGuid has to be.
+    /// What the parent's DataWriteGuid, or the unique id of a VHD, has to be.
     pub linkage: String,
 }
 
@@ -98,7 +131,7 @@ pub fn info(path: &Path, options: &OpenOptions) -> Result<ImageInfo> {
     let file_allocated = file
         .allocated_len()
         .map_err(|e| Error::io(e, "stat").path(path))?;
-    let (disk, chain, vhdx) = match decide_format(&file, options.format)? {
+    let (disk, chain, vhdx, vhd) = match decide_format(&file, options.format)? {
         Format::Vhdx => {
             let failed = |e| crate::disk::vhdx_error(&e, &file);
             let parents = open_parents(&file, options, Access::Inspect, Access::Inspect)?;
@@ -109,9 +142,15 @@ pub fn info(path: &Path, options: &OpenOptions) -> Result<ImageInfo> {
                 false => VhdxDisk::open_detached(file.clone())?,
             };
             let vhdx = vhdx_info(disk.image(), disk.info().warnings).map_err(failed)?;
-            (disk.info(), chain, Some(vhdx))
+            (disk.info(), chain, Some(vhdx), None)
         }
-        _ => (RawDisk::open(file)?.info(), Vec::new(), None),
+        Format::Vhd => {
+            let parents = open_parents(&file, options, Access::Inspect, Access::Inspect)?;
+            let chain = vhd_chain_of(&file, &parents)?;
+            let disk = VhdDisk::inspect(file)?;
+            (disk.info(), chain, None, Some(vhd_info(disk.image())))
+        }
+        _ => (RawDisk::open(file)?.info(), Vec::new(), None, None),
     };
     Ok(ImageInfo {
         schema: "failback.info/1",
@@ -126,6 +165,7 @@ pub fn info(path: &Path, options: &OpenOptions) -> Result<ImageInfo> {
         chain,
         state: None,
         vhdx,
+        vhd,
     })
 }
 
@@ -151,6 +191,30 @@ fn chain_of(file: &Arc<HostFile>, parents: &[Arc<HostFile>]) -> Result<Vec<Paren
             named: crate::error::one_line(named),
             path: parent.map(|parent| parent.path().display().to_string()),
             linkage: locator.linkage().to_string(),
+        });
+        match parent {
+            Some(parent) => image = parent,
+            None => return Ok(chain),
+        }
+    }
+}
+
+/// As [`chain_of`], for VHDs.
+fn vhd_chain_of(file: &Arc<HostFile>, parents: &[Arc<HostFile>]) -> Result<Vec<ParentInfo>> {
+    let mut chain = Vec::new();
+    let mut image = file;
+    let mut parents = parents.iter();
+    loop {
+        let found = VhdDisk::inspect(image.clone())?;
+        let Some(id) = found.image().parent_id() else {
+            return Ok(chain);
+        };
+        let named = found.image().parent_name().unwrap_or_default();
+        let parent = parents.next();
+        chain.push(ParentInfo {
+            named: crate::error::one_line(named),
+            path: parent.map(|parent| parent.path().display().to_string()),
+            linkage: id.to_string(),
         });
         match parent {
             Some(parent) => image = parent,
@@ -185,4 +249,22 @@ fn vhdx_info(image: &Image, warnings: Vec<String>) -> failback_vhdx::Result<Vhdx
         allocated: allocation.allocated,
         warnings,
     })
+}
+
+fn vhd_info(image: &VhdImage) -> VhdInfo {
+    let chs = image.geometry();
+    let counts = image.block_counts();
+    VhdInfo {
+        kind: image.kind().name(),
+        disk_id: image.unique_id().to_string(),
+        creator: image.creator(),
+        size_rule: image.size_rule().name(),
+        geometry: [chs.cylinders.into(), chs.heads.into(), chs.sectors.into()],
+        blocks_total: counts.map(|(total, _)| total),
+        blocks_allocated: counts.map(|(_, stored)| stored),
+        parent_name: image.parent_name().map(str::to_owned),
+        parent_id: image.parent_id().map(|id| id.to_string()),
+        parent_paths: image.parent_paths(),
+        warnings: image.warnings().to_vec(),
+    }
 }

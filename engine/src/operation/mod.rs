@@ -12,7 +12,7 @@ mod relay;
 
 pub use check::{CheckFinding, ImageCheck, ImageSummary, check};
 pub use copy::{CompressChoice, SyncRequest, VerifyRequest, sync, verify};
-pub use inspection::{ImageInfo, ParentInfo, VhdxInfo, info};
+pub use inspection::{ImageInfo, ParentInfo, VhdInfo, VhdxInfo, info};
 pub use mapping::{MapReport, MapRequest, map};
 pub use merge::{MergeReport, merge};
 pub use plan::{Plan, Strategy, choose};
