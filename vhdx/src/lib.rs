@@ -25,6 +25,10 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod alloc;
 mod bat;
 mod bitmap;
