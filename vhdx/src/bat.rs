@@ -174,6 +174,7 @@ impl Bat {
         let slot_count = self.geometry.slot_count();
         let mut slot = self.geometry.slot_of(first);
         let mut buf = Vec::new();
+        let mut piece = WALK_ENTRIES_FIRST;
         while slot.0 < slot_count {
             let (dirty, clean_end) = self.dirty_at(slot, slot_count);
             let end = if let Some(page) = dirty {
@@ -201,7 +202,8 @@ impl Bat {
                     }
                     end.0
                 } else {
-                    let count = whole.clamp(1, WALK_ENTRIES);
+                    let count = whole.clamp(1, piece);
+                    piece = (piece * 4).min(WALK_ENTRIES);
                     read_entries(storage, at, to_usize(count), &mut buf)?;
                     if self.visit_entries(slot, &buf, &mut visit)?.is_break() {
                         return Ok(());
@@ -386,7 +388,9 @@ const STATE_BITS: u64 = 0b111;
 const RESERVED_BITS: u64 = 0xF_FFF8;
 const PRESENT: u64 = 6;
 const PARTIALLY_PRESENT: u64 = 7;
-/// Entries read at once by a walk: 1 MiB.
+/// Entries read at first by a walk, 4 KiB: many walks end soon.
+const WALK_ENTRIES_FIRST: u64 = 1 << 9;
+/// Entries read at once by a long walk: 1 MiB.
 const WALK_ENTRIES: u64 = 1 << 17;
 
 #[cfg(test)]

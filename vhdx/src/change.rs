@@ -1,9 +1,9 @@
 //! Changing the content of the disk: writes, zeros, and new places for blocks.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::sync::PoisonError;
 
-use crate::bat::{Entry, State};
+use crate::bat::{Entry, State, Stretch};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::ExtentKind;
 use crate::format::BITMAP_LEN;
@@ -101,12 +101,17 @@ impl Image {
             .map_err(|error| error.during("zero undefined blocks"))?;
         let mut count = 0;
         let mut next = BlockIndex(0);
-        while let Some(block) = self.find_undefined(next)? {
-            let disk = self.geometry.disk_range(block);
-            self.zero(disk)?;
-            (count, next) = (count + 1, BlockIndex(block.0 + 1));
+        loop {
+            let found = self.undefined_from(next)?;
+            let Some(last) = found.last() else {
+                return Ok(count);
+            };
+            next = BlockIndex(last.0 + 1);
+            for block in &found {
+                self.zero(self.geometry.disk_range(*block))?;
+            }
+            count += found.len() as u64;
         }
-        Ok(count)
     }
 
     fn check_change(&self, range: &Range<u64>) -> Result<()> {
@@ -273,22 +278,28 @@ impl Image {
         Ok(run.end.min(end))
     }
 
-    /// The first block at or behind `from` in state 1 or 3.
-    fn find_undefined(&self, from: BlockIndex) -> Result<Option<BlockIndex>> {
+    /// The next blocks at or behind `from` in state 1 or 3, in order; none when there are no more.
+    fn undefined_from(&self, from: BlockIndex) -> Result<Vec<BlockIndex>> {
+        let mut found = Vec::new();
         if from.0 >= self.geometry.block_count() {
-            return Ok(None);
+            return Ok(found);
         }
-        let other = |raw: u64| !matches!(raw & 0b111, 1 | 3);
-        if !other(self.bat.entry(&self.storage, from)?.to_raw()) {
-            return Ok(Some(from));
-        }
-        let run = self.unstored_extent(from, ExtentKind::Data, other)?;
-        match run.end < self.virtual_size() {
-            true => Ok(Some(self.geometry.block_at(run.end))),
-            false => Ok(None),
-        }
+        self.bat.walk(&self.storage, from, |stretch| {
+            if let Stretch::Entries(first, entries) = stretch {
+                let blocks = (first.0..).map(BlockIndex).zip(entries);
+                let undefined = blocks.filter(|(_, raw)| matches!(**raw & 0b111, 1 | 3));
+                found.extend(undefined.map(|(block, _)| block));
+            }
+            Ok(match found.len() < UNDEFINED_FOUND_MAX {
+                true => ControlFlow::Continue(()),
+                false => ControlFlow::Break(()),
+            })
+        })?;
+        Ok(found)
     }
 }
 
+/// Undefined blocks found at once, 512 KiB, give or take what one look at the table shows.
+const UNDEFINED_FOUND_MAX: usize = 1 << 16;
 /// Blocks from which on a walk over the table costs less than a look at each entry.
 const SKIP_BLOCKS_MIN: u64 = 1024;
