@@ -1,6 +1,9 @@
 //! What the VHDX format costs over a raw file: one thread, pieces of 1 MiB, files in the page
 //! cache. The raw file is the yardstick in each group; `qemu-img` reads the same VHDX where it is
 //! installed, into nothing, with its start counted.
+//!
+//! Both files get their length before their bytes, as images do: how a file was made decides how
+//! the page cache holds it, which was seen to change reads by 15 %, more than any format here.
 
 use std::fs::File;
 use std::path::Path;
@@ -19,6 +22,7 @@ fn read(criterion: &mut Criterion) {
     let place = tempfile::tempdir().expect("a temporary directory");
     let content = disk(DISK_LEN, SAMPLE_SEED);
     let raw = new_file(&place.path().join("disk.raw"));
+    raw.set_len(DISK_LEN as u64).expect("a length");
     write_raw(&raw, &content);
     let path = place.path().join("disk.vhdx");
     write_image(
@@ -29,12 +33,19 @@ fn read(criterion: &mut Criterion) {
     let mut buf = vec![0; PIECE_LEN];
     let mut group = criterion.benchmark_group("vhdx_read");
     group.throughput(Throughput::Bytes(DISK_LEN as u64));
-    group.bench_function("raw", |bencher| {
-        bencher.iter(|| each_piece(|at| raw.read_at(at, &mut buf).expect("the file reads")));
-    });
-    group.bench_function("dynamic", |bencher| {
-        bencher.iter(|| each_piece(|at| image.read_at(at, &mut buf).expect("the image reads")));
-    });
+    // The yardstick on both sides of what it measures: the machine drifts.
+    for (before, after) in [
+        ("raw_1", "dynamic_1"),
+        ("raw_2", "dynamic_2"),
+        ("raw_3", "dynamic_3"),
+    ] {
+        group.bench_function(before, |bencher| {
+            bencher.iter(|| each_piece(|at| raw.read_at(at, &mut buf).expect("the file reads")));
+        });
+        group.bench_function(after, |bencher| {
+            bencher.iter(|| each_piece(|at| image.read_at(at, &mut buf).expect("it reads")));
+        });
+    }
     let parent = Arc::new(image);
     let child = Image::create_child(
         new_file(&place.path().join("child.vhdx")),
@@ -63,9 +74,14 @@ fn write(criterion: &mut Criterion) {
         drop(std::fs::remove_file(&path));
         new_file(&path)
     };
+    let sized = || {
+        let file = fresh();
+        file.set_len(DISK_LEN as u64).expect("a length");
+        file
+    };
     group.bench_function("raw", |bencher| {
         let write = |file: Arc<File>| write_raw(&file, &content);
-        bencher.iter_batched(fresh, write, BatchSize::PerIteration);
+        bencher.iter_batched(sized, write, BatchSize::PerIteration);
     });
     let image = || Image::create(fresh(), &options(Kind::Dynamic)).expect("an image");
     group.bench_function("dynamic", |bencher| {
