@@ -10,8 +10,10 @@
 //! A power cut in the middle of `pending` leaves a subset of it, so looking right before each sync
 //! looks at every prefix: a state is held against the promises of the earliest moment at which it
 //! can arise as well as of the latest. Headers and log entries carry checksums, since a medium may
-//! spoil the sector in which the power failed: they are cut at any byte. Subsets are all there are up to [`ALL_SUBSETS_MAX`] pending
-//! changes, else prefixes, all but one, only one, and random ones.
+//! spoil the sector in which the power failed: they are cut at any byte.
+//!
+//! Subsets are all there are up to [`ALL_SUBSETS_MAX`] pending changes, else prefixes, all but one,
+//! only one, and random ones.
 
 use std::ops::{ControlFlow, RangeInclusive};
 use std::sync::Arc;
