@@ -7,6 +7,8 @@
 //! ```text
 //!   vhdx_open         a whole file     opens or not; reads the same twice, never past the end
 //!   vhdx_log_replay   a log            replay in memory == replay on disk; opening changes nothing
+//!   vhdx_metadata     tables and items  description == image; locators only in children
+//!   vhdx_write        steps             what was written is read, also after reopening and replay
 //!   wire_frames       a byte stream    decoded at once == decoded in pieces; encodes to itself
 //! ```
 //!
@@ -16,11 +18,15 @@
 
 mod image;
 mod log;
+mod metadata;
 mod sparse;
 mod sums;
 mod wire;
+mod write;
 
 pub use image::vhdx_open;
 pub use log::vhdx_log_replay;
+pub use metadata::vhdx_metadata;
 pub use sparse::{pack, unpack};
 pub use wire::wire_frames;
+pub use write::vhdx_write;

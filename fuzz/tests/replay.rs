@@ -18,6 +18,16 @@ fn vhdx_log_replay_holds() {
 }
 
 #[test]
+fn vhdx_metadata_holds() {
+    replay("vhdx_metadata", failback_fuzz::vhdx_metadata);
+}
+
+#[test]
+fn vhdx_write_holds() {
+    replay("vhdx_write", failback_fuzz::vhdx_write);
+}
+
+#[test]
 fn wire_frames_hold() {
     replay("wire_frames", failback_fuzz::wire_frames);
 }
@@ -50,9 +60,11 @@ fn corpora_are_small() {
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 3] = [
+const TARGETS: [(&str, Target); 5] = [
     ("vhdx_open", failback_fuzz::vhdx_open),
     ("vhdx_log_replay", failback_fuzz::vhdx_log_replay),
+    ("vhdx_metadata", failback_fuzz::vhdx_metadata),
+    ("vhdx_write", failback_fuzz::vhdx_write),
     ("wire_frames", failback_fuzz::wire_frames),
 ];
 

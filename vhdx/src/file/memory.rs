@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::{FileAt, FileExtent};
 
 /// A growable file in memory that holds only the 4 KiB pages ever written, so that images of
-/// many TiB fit. [`Clone`] makes an independent copy of the current content.
+/// many TiB fit. [`Clone`] makes an independent copy of the current content; pages are shared until
+/// one of the two changes them, so that it costs little.
 #[derive(Debug, Default)]
 pub struct MemoryFile(RwLock<Content>);
 
@@ -16,7 +17,7 @@ pub struct MemoryFile(RwLock<Content>);
 struct Content {
     len: u64,
     /// By page number. Bytes at and past `len` are zero.
-    pages: BTreeMap<u64, Box<[u8; PAGE]>>,
+    pages: BTreeMap<u64, Arc<[u8; PAGE]>>,
 }
 
 impl MemoryFile {
@@ -171,8 +172,8 @@ impl Content {
             let bytes = self
                 .pages
                 .entry(page)
-                .or_insert_with(|| Box::new([0; PAGE]));
-            bytes[within..within + piece.len()].copy_from_slice(&data[piece]);
+                .or_insert_with(|| Arc::new([0; PAGE]));
+            Arc::make_mut(bytes)[within..within + piece.len()].copy_from_slice(&data[piece]);
         }
     }
 
@@ -193,7 +194,7 @@ impl Content {
             } else if let Some(bytes) = self.pages.get_mut(&page) {
                 let from = index(range.start.max(start) - start);
                 let to = index(range.end.min(end) - start);
-                bytes[from..to].fill(0);
+                Arc::make_mut(bytes)[from..to].fill(0);
             }
         }
     }
