@@ -98,7 +98,7 @@ fn undefined_and_discarded_blocks_become_zero_ones() {
     image.write_at(0, &vec![9; 1 << 20]).unwrap();
     image.close().unwrap();
     // An anchor to old content, as Windows leaves it, and a block without one.
-    file.write_at(BAT + 16, &(4 * MIB | 3).to_le_bytes())
+    file.write_at(BAT + 16, &((4 * MIB) | 3).to_le_bytes())
         .unwrap();
     file.write_at(BAT + 40, &1_u64.to_le_bytes()).unwrap();
     let [before, _] = header_guids(&*file);
