@@ -296,6 +296,27 @@ fn a_merged_parent_has_the_content_of_the_chain() {
         refused.error_line()
     );
     fs::remove_file(&second).expect("remove");
+    // A copy of the child has its identity, and is not its parent.
+    let copy = chain.dir.path().join("copy.vhdx");
+    fs::copy(&chain.child, &copy).expect("copy");
+    let command = [
+        "merge".as_ref(),
+        chain.child.as_os_str(),
+        "--parent".as_ref(),
+    ];
+    let options = [
+        copy.as_os_str(),
+        "--parent".as_ref(),
+        chain.parent.as_os_str(),
+    ];
+    let options = options.into_iter().chain(["--no-sibling-check".as_ref()]);
+    let wrong = failback(command.into_iter().chain(options)).exits(3);
+    assert!(
+        wrong.error_line().contains("is a copy"),
+        "{}",
+        wrong.error_line()
+    );
+    fs::remove_file(&copy).expect("remove");
     let done = merge(&["--json"]).exits(0).json();
     assert_eq!(done["outcome"], "done");
     qemu::assert_identical(

@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 
 use crate::bat::{Entry, State, Stretch};
 use crate::error::{Error, ErrorKind, Result};
-use crate::extent::ExtentKind;
+use crate::extent::{ExtentKind, Place};
 use crate::format::BITMAP_LEN;
 use crate::geometry::BlockIndex;
 use crate::image::{Image, Kind};
@@ -92,7 +92,8 @@ impl Image {
 
     /// Turns blocks whose content is undefined or was discarded (states 1 and 3) into zero ones.
     /// Both read as zeros here; another reader may take what such a block held before for its
-    /// content. Returns how many there were.
+    /// content. Where a parent's shows through, it is hidden behind zeros. Returns how many there
+    /// were.
     ///
     /// # Errors
     /// As for [`write_at`](Self::write_at).
@@ -104,7 +105,7 @@ impl Image {
         loop {
             let found = self.undefined_from(next)?;
             let Some(last) = found.last() else {
-                return Ok(count);
+                break;
             };
             next = BlockIndex(last.0 + 1);
             for block in &found {
@@ -112,6 +113,49 @@ impl Image {
             }
             count += found.len() as u64;
         }
+        let mut ancestors = vec![self];
+        while let Some(parent) = ancestors[ancestors.len() - 1].parent.as_deref() {
+            count += self.hide_undefined(&ancestors, parent)?;
+            ancestors.push(parent);
+        }
+        Ok(count)
+    }
+
+    /// Zeroes here what is undefined in `parent` and shows through all images `above` it.
+    fn hide_undefined(&self, above: &[&Self], parent: &Self) -> Result<u64> {
+        let mut count = 0;
+        let mut next = BlockIndex(0);
+        loop {
+            let found = parent.undefined_from(next)?;
+            let Some(last) = found.last() else {
+                return Ok(count);
+            };
+            next = BlockIndex(last.0 + 1);
+            for block in found {
+                let disk = parent.geometry.disk_range(block);
+                let mut seen = Vec::from([disk]);
+                for image in above {
+                    seen = image.falls_through(&seen)?;
+                }
+                count += u64::from(!seen.is_empty());
+                for range in seen {
+                    self.zero(range)?;
+                }
+            }
+        }
+    }
+
+    /// The parts of these ranges that are with the parent.
+    fn falls_through(&self, ranges: &[Range<u64>]) -> Result<Vec<Range<u64>>> {
+        let mut runs = Vec::new();
+        for range in ranges {
+            let end = range.end.min(self.virtual_size());
+            if range.start < end {
+                self.resolve(range.start..end, &mut runs)?;
+            }
+        }
+        let parents = runs.into_iter().filter(|run| run.place == Place::Parent);
+        Ok(parents.map(|run| run.disk).collect())
     }
 
     fn check_change(&self, range: &Range<u64>) -> Result<()> {
@@ -181,6 +225,10 @@ impl Image {
         if space.is_recycled && !matches!(payload, Payload::Bytes(_) if payload.len() == block_size)
         {
             self.storage.zero(space.at..space.at + block_size)?;
+        }
+        if self.kind == Kind::Fixed {
+            // QEMU makes fixed images whose blocks get their place late.
+            self.storage.allocate(space.at..space.at + block_size)?;
         }
         match payload {
             Payload::Bytes(bytes) => self.storage.write_at(space.at + within, bytes)?,
@@ -274,7 +322,7 @@ impl Image {
         if !is_zero(state.to_raw()) {
             return Ok(at);
         }
-        let run = self.unstored_extent(block, ExtentKind::Zero, is_zero)?;
+        let run = self.unstored_extent(block, ExtentKind::Zero, end, is_zero)?;
         Ok(run.end.min(end))
     }
 

@@ -10,7 +10,7 @@ use crate::bat::Bat;
 use crate::chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::FileAt;
-use crate::format::{CREATOR_LEN, FILE_MAGIC, HEADER_SECTION_LEN};
+use crate::format::{CREATOR_LEN, FILE_MAGIC, HEADER_SECTION_LEN, LOG_LEN_MAX};
 use crate::geometry::{BlockIndex, Geometry};
 use crate::header::{Header, Headers};
 use crate::locator::ParentLocator;
@@ -180,7 +180,7 @@ impl Image {
     /// # Errors
     /// As for [`open`](Self::open), except that no parent is needed.
     pub fn open_detached(file: Arc<dyn FileAt>) -> Result<Self> {
-        let parse = || Self::assemble(Structures::read(file)?, None, false);
+        let parse = || Self::assemble(Structures::read(file, LOG_LEN_MAX)?, None, false);
         parse().map_err(|error| error.during("open"))
     }
 
@@ -190,7 +190,17 @@ impl Image {
     /// # Errors
     /// As for [`open`](Self::open), except by the BAT.
     pub fn inspect(file: Arc<dyn FileAt>) -> Result<Description> {
-        let structures = Structures::read(file).map_err(|error| error.during("inspect"))?;
+        Self::inspect_within(file, LOG_LEN_MAX)
+    }
+
+    /// As [`inspect`](Self::inspect), for images that nobody vouches for: a log in use of more than
+    /// `log_len_max` bytes is not replayed, since reading it takes time by its length.
+    ///
+    /// # Errors
+    /// As for [`inspect`](Self::inspect); [`Unsupported`](ErrorKind::Unsupported) for such a log.
+    pub fn inspect_within(file: Arc<dyn FileAt>, log_len_max: u64) -> Result<Description> {
+        let structures =
+            Structures::read(file, log_len_max).map_err(|error| error.during("inspect"))?;
         let metadata = structures.metadata;
         Ok(Description {
             virtual_size: metadata.geometry.virtual_size(),
@@ -291,7 +301,7 @@ impl Image {
     }
 
     fn parse(file: Arc<dyn FileAt>, parent: Option<Arc<Self>>, is_writable: bool) -> Result<Self> {
-        let mut structures = Structures::read(file)?;
+        let mut structures = Structures::read(file, LOG_LEN_MAX)?;
         let depth = parent.as_ref().map_or(0, |parent| parent.depth + 1);
         if depth >= CHAIN_LEN_MAX {
             return Err(Error::unsupported(format!(
@@ -371,13 +381,16 @@ struct Structures {
 }
 
 impl Structures {
-    fn read(file: Arc<dyn FileAt>) -> Result<Self> {
+    fn read(file: Arc<dyn FileAt>, log_len_max: u64) -> Result<Self> {
         let mut warnings = Vec::new();
         let creator = read_creator(&*file)?;
         let headers = Headers::read(&*file, &mut warnings)?;
         let Header { log, log_guid, .. } = headers.current.clone();
         let (overlay, log_state) = if log_guid.is_nil() {
             (None, LogState::Empty)
+        } else if log.end - log.start > log_len_max {
+            let detail = format!("log of {} bytes in use", log.end - log.start);
+            return Err(Error::unsupported(detail));
         } else {
             let (overlay, entries) = log::replay(&*file, &log, log_guid)?;
             (Some(overlay), LogState::Replayed { entries })

@@ -104,6 +104,18 @@ impl ParentLocator {
         next
     }
 
+    /// The same for a parent that is known by `linkage` now and is about to be known by `linkage2`.
+    pub(crate) fn between(&self, linkage: Uuid, linkage2: Uuid) -> Self {
+        let mut next = self.with_linkage2(linkage2);
+        next.linkage = linkage;
+        for (key, value) in &mut next.entries {
+            if key == LINKAGE {
+                *value = braced(linkage);
+            }
+        }
+        next
+    }
+
     /// Reads the content of the metadata item.
     ///
     /// # Errors

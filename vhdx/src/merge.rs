@@ -5,12 +5,14 @@
 //! sector that is written to the parent is one that the child holds itself.
 //!
 //! ```text
-//! child    parent_linkage2 = a new GUID G, logged and synced        parent is still the old one
+//! child    parent_linkage = what the parent is called now, parent_linkage2 = a new GUID G,
+//!          logged and synced                                        parent is still the old one
 //! parent   DataWriteGuid = G, synced; then the child's sectors      either name fits the child
 //! parent   flush; DataWriteGuid = that of the child, synced         the parent is the child now
 //! ```
 //!
-//! Interrupted at any point, the chain opens with its content, and merging again goes on. In the
+//! G is new each time, also when a merge goes on: no other image knows a parent that is half merged
+//! by its name. Interrupted at any point, the chain opens, and merging again goes on. In the
 //! end the parent has the child's identity, so that children of the child are children of the
 //! parent; the child itself no longer opens over it and is to be deleted by the caller.
 
@@ -62,6 +64,19 @@ impl Image {
             .map_err(|error| error.during("merge"))
     }
 
+    /// Does in the file what a log says that was replayed when the image was opened, and leaves it
+    /// at rest. Does nothing otherwise, and changes nothing that a user of the disk could see.
+    ///
+    /// # Errors
+    /// As for [`write_at`](Self::write_at).
+    pub fn settle(&self) -> Result<()> {
+        if self.storage.overlay().is_none() {
+            return Ok(());
+        }
+        self.begin(DataIdentity::Kept)?;
+        self.close()
+    }
+
     fn merge(&self, on_progress: &mut dyn FnMut(u64) -> ControlFlow<()>) -> Result<Merge> {
         let parent = self.parent.as_deref();
         let parent = parent.ok_or_else(|| Error::invalid("image has no parent"))?;
@@ -75,13 +90,15 @@ impl Image {
             return Err(Error::unsupported("the parent's disk has another length"));
         }
         self.close()?;
+        parent.close()?;
         let identity = self.announce(parent)?;
         parent.begin(DataIdentity::Given(identity))?;
+        // Whole blocks of both, so that a zero block stays one.
+        let window = WINDOW_LEN.max(self.block_size().max(parent.block_size()).into());
         let (mut copied, mut zeroed) = (0, 0);
         let mut runs = Vec::new();
         let mut at = 0;
         while at < self.virtual_size() {
-            let window = u64::from(self.block_size()) * WINDOW_BLOCKS;
             let end = self.virtual_size().min(at + window);
             runs.clear();
             self.resolve(at..end, &mut runs)?;
@@ -117,14 +134,16 @@ impl Image {
     /// Notes in this image the second name that the parent is about to have, and returns it.
     fn announce(&self, parent: &Self) -> Result<Uuid> {
         let locator = self.parent_locator().expect("an image with a parent");
-        // Noted by a merge that was interrupted, before or after the parent took that name.
-        if let Some(noted) = locator.linkage2() {
-            return Ok(noted);
+        let found = parent.data_write_guid();
+        let is_known = found == locator.linkage() || Some(found) == locator.linkage2();
+        if !is_known || found == self.data_write_guid() {
+            let detail = "the parent has changed since the image was opened";
+            return Err(Error::new(ErrorKind::WrongParent, detail).of("parent locator"));
         }
-        debug_assert_eq!(parent.data_write_guid(), locator.linkage());
         let identity = Uuid::new_v4();
+        let locator = locator.between(found, identity);
         let region = &self.bat.regions().metadata;
-        let edits = replace_locator(&self.storage, region, &locator.with_linkage2(identity))?;
+        let edits = replace_locator(&self.storage, region, &locator)?;
         self.begin(DataIdentity::Kept)?;
         for (at, bytes) in edits {
             self.edit(at, &bytes)?;
@@ -174,7 +193,8 @@ impl Image {
     }
 }
 
-/// Blocks whose places are looked up at once.
-const WINDOW_BLOCKS: u64 = 1024;
+/// Bytes of the disk whose places are looked up at once, where blocks are not larger. Each sector
+/// can be a run of its own: the largest block has 524,288 of them, 20 MiB of memory.
+const WINDOW_LEN: u64 = 64 << 20;
 /// Bytes copied at once.
 const COPY_LEN: u64 = 1 << 20;

@@ -182,6 +182,12 @@ pub(crate) fn replace_locator(
         .ok_or_else(|| Error::damaged("parent locator", "missing"))?;
     let bytes = locator.encode();
     let len = bytes.len() as u64;
+    // A key more can be one too many: what cannot be read again is not written.
+    if ParentLocator::parse(&bytes).is_err() {
+        return Err(Error::unsupported(
+            "no room for another key in the parent locator",
+        ));
+    }
     if len == found.range.end - found.range.start {
         return Ok(vec![(found.range.start, bytes)]);
     }

@@ -110,19 +110,24 @@ impl Image {
         }
         let block = self.geometry.block_at(at);
         let entry = self.bat.entry(&self.storage, block)?;
+        let size = self.virtual_size();
         match entry.state() {
             State::Present => self.stored_extent(at),
             State::PartiallyPresent => Ok(Extent {
                 kind: ExtentKind::Data,
                 end: self.geometry.disk_range(block).end,
             }),
-            State::Zero => self.unstored_extent(block, ExtentKind::Zero, |raw| raw & LOW == 2),
+            State::Zero => {
+                self.unstored_extent(block, ExtentKind::Zero, size, |raw| raw & LOW == 2)
+            }
             State::NotPresent if self.has_parent() => self.parents_extent(at),
             State::Undefined | State::Unmapped if self.has_parent() => {
-                self.unstored_extent(block, ExtentKind::Absent, |raw| matches!(raw & LOW, 1 | 3))
+                self.unstored_extent(block, ExtentKind::Absent, size, |raw| {
+                    matches!(raw & LOW, 1 | 3)
+                })
             }
             State::NotPresent | State::Undefined | State::Unmapped => {
-                self.unstored_extent(block, ExtentKind::Absent, |raw| {
+                self.unstored_extent(block, ExtentKind::Absent, size, |raw| {
                     matches!(raw & LOW, 0 | 1 | 3)
                 })
             }
@@ -238,12 +243,14 @@ impl Image {
         }
         let run = match (content, self.has_parent()) {
             (Content::Parent, _) => {
-                self.unstored_extent(block, ExtentKind::Absent, |raw| raw & LOW == 0)
+                self.unstored_extent(block, ExtentKind::Absent, range.end, |raw| raw & LOW == 0)
             }
-            (_, true) => {
-                self.unstored_extent(block, ExtentKind::Zero, |raw| matches!(raw & LOW, 1..=3))
+            (_, true) => self.unstored_extent(block, ExtentKind::Zero, range.end, |raw| {
+                matches!(raw & LOW, 1..=3)
+            }),
+            (_, false) => {
+                self.unstored_extent(block, ExtentKind::Zero, range.end, |raw| raw & LOW <= 3)
             }
-            (_, false) => self.unstored_extent(block, ExtentKind::Zero, |raw| raw & LOW <= 3),
         }?;
         Ok(run.end.min(range.end))
     }
@@ -328,33 +335,36 @@ impl Image {
 
     /// What the parent has at `at`, to where neither it nor this image changes its kind.
     fn parents_extent(&self, at: u64) -> Result<Extent> {
-        let block = self.geometry.block_at(at);
-        let here = self.unstored_extent(block, ExtentKind::Absent, |raw| raw & LOW == 0)?;
-        match &self.parent {
-            None => Ok(Extent {
-                kind: ExtentKind::Data,
-                ..here
-            }),
+        // The parent first: how far it is the same bounds how far this image is looked at.
+        let size = self.virtual_size();
+        let (kind, limit) = match &self.parent {
+            None => (ExtentKind::Data, size),
             Some(parent) if at < parent.virtual_size() => {
                 let found = parent.extent_at(at)?;
-                Ok(Extent {
-                    kind: found.kind,
-                    end: found.end.min(here.end),
-                })
+                (found.kind, found.end.min(size))
             }
-            Some(_) => Ok(here),
-        }
+            Some(_) => (ExtentKind::Absent, size),
+        };
+        let block = self.geometry.block_at(at);
+        let here = self.unstored_extent(block, kind, limit, |raw| raw & LOW == 0)?;
+        Ok(Extent {
+            kind,
+            end: here.end.min(limit),
+        })
     }
 
-    /// From `block` on, all blocks whose raw entries are alike. `is_alike` says so of entry 0
-    /// exactly when holes of the table belong to the run.
+    /// From `block` on, blocks whose raw entries are alike: all of them up to `limit`, a byte of
+    /// the disk, or so many that whoever asks again and again goes on well. `is_alike` says so of
+    /// entry 0 exactly when holes of the table belong to the run.
     pub(crate) fn unstored_extent(
         &self,
         block: BlockIndex,
         kind: ExtentKind,
+        limit: u64,
         is_alike: impl Fn(u64) -> bool,
     ) -> Result<Extent> {
         let mut end = self.geometry.block_count();
+        let mut looked_at = 0;
         self.bat.walk(&self.storage, block, |stretch| {
             let stop = match stretch {
                 Stretch::Hole(_) if is_alike(0) => None,
@@ -362,7 +372,13 @@ impl Image {
                 Stretch::Bitmap(..) => None,
                 Stretch::Entries(first, entries) => {
                     let other = entries.iter().position(|raw| !is_alike(*raw));
-                    other.map(|count| first.0 + count as u64)
+                    let last = first.0 + entries.len() as u64;
+                    looked_at += entries.len();
+                    let is_enough = looked_at >= RUN_ENTRIES_MAX
+                        || last << self.block_size().trailing_zeros() >= limit;
+                    other
+                        .map(|count| first.0 + count as u64)
+                        .or_else(|| is_enough.then_some(last))
                 }
             };
             let Some(stop) = stop else {
@@ -426,6 +442,8 @@ fn past_end(at: u64) -> Error {
 const LOW: u64 = 0xF_FFFF;
 /// Questions to the file system for one answer of [`Image::extent_at`] about stored blocks.
 const STORED_CALLS_MAX: usize = 256;
+/// Entries of the table looked at for one run, holes not counted: 1 MiB and what was begun.
+const RUN_ENTRIES_MAX: usize = 1 << 17;
 /// Blocks from which on a walk over the table, which asks the file for holes and reads pieces of
 /// up to 1 MiB, costs less than a look at each entry.
 const WALK_BLOCKS_MIN: u64 = 1024;

@@ -94,6 +94,14 @@ impl Storage {
     }
 
     pub(crate) fn read_at(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+        // Systems take offsets below 2^63 only, and call others an invalid argument.
+        if at
+            .checked_add(buf.len() as u64)
+            .is_none_or(|end| end > self.len())
+        {
+            let error = io::ErrorKind::UnexpectedEof.into();
+            return Err(Error::io("read", error).offset(at));
+        }
         match self.overlay() {
             Some(overlay) => overlay.read_at(&*self.file, at, buf),
             None => self

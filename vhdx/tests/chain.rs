@@ -259,6 +259,64 @@ fn a_stopped_merge_goes_on() {
 }
 
 #[test]
+fn a_second_name_that_a_child_came_with_is_not_given_to_a_parent() {
+    let base = parent();
+    let image = Arc::new(Image::open(base.clone()).unwrap());
+    let (file, child) = child_of(&image, 1 << 20);
+    let content = change(&child);
+    let identity = child.data_write_guid();
+    drop((child, image));
+    // As if somebody had noted the child's own name: a parent that has it counts as merged.
+    let utf16 =
+        |text: String| -> Vec<u8> { text.encode_utf16().flat_map(u16::to_le_bytes).collect() };
+    let mut metadata = vec![0; 1 << 20];
+    file.read_at(2 * MIB, &mut metadata).unwrap();
+    let nil = utf16(format!("{{{}}}", failback_vhdx::Uuid::nil()));
+    let at = metadata
+        .windows(nil.len())
+        .position(|text| text == nil)
+        .unwrap();
+    file.write_at(2 * MIB + at as u64, &utf16(format!("{{{identity}}}")))
+        .unwrap();
+    let opened = Arc::new(Image::open_rw(base.clone()).unwrap());
+    let linkage = opened.data_write_guid();
+    let child = Image::open_child_rw(file.clone(), opened).unwrap();
+    assert_eq!(child.parent_locator().unwrap().linkage2(), Some(identity));
+    let stopped = child.merge_into_parent(&mut |_| ControlFlow::Break(()));
+    assert_eq!(stopped.unwrap(), Merge::Stopped);
+    let half = Arc::new(Image::open(base.clone()).unwrap());
+    assert!(![identity, linkage].contains(&half.data_write_guid()));
+    assert!(read_all(&Image::open_child(file, half).unwrap()) == content);
+}
+
+#[test]
+fn undefined_blocks_of_a_parent_are_hidden_where_they_show_through() {
+    let base = parent();
+    // Blocks 1 and 2 of the parent are discarded, with an anchor to what they held.
+    for block in [1, 2] {
+        let at = 3 * MIB + block * 8;
+        let entry = support::read_u64(&*base, at) & !7 | 3;
+        base.write_at(at, &entry.to_le_bytes()).unwrap();
+    }
+    let lower = Arc::new(Image::open(base).unwrap());
+    let (file, child) = child_of(&lower, 1 << 20);
+    child.write_at(2 * MIB, &vec![7; 1 << 20]).unwrap();
+    child.close().unwrap();
+    let middle = Arc::new(Image::open_child(file, lower).unwrap());
+    let (_, top) = child_of(&middle, 2 << 20);
+    let before = read_all(&top);
+    assert_eq!(top.zero_undefined().unwrap(), 1);
+    assert!(read_all(&top) == before);
+    let mut runs = Vec::new();
+    top.resolve(MIB..2 * MIB, &mut runs).unwrap();
+    assert!(
+        runs.iter()
+            .all(|run| run.place != failback_vhdx::Place::Parent)
+    );
+    assert_eq!(top.zero_undefined().unwrap(), 0);
+}
+
+#[test]
 fn a_power_cut_at_any_change_of_a_merge_leaves_the_chain_and_the_merge_can_be_done() {
     let base = parent();
     let image = Arc::new(Image::open(base.clone()).unwrap());

@@ -123,6 +123,28 @@ fn undefined_and_discarded_blocks_become_zero_ones() {
 }
 
 #[test]
+fn places_no_file_can_have_are_damage_on_a_real_file_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("far.vhdx");
+    let image = Image::create(new_file(&path), &CreateOptions::new(8 * MIB, Kind::Dynamic));
+    drop(image.unwrap());
+    let mut bytes = std::fs::read(&path).unwrap();
+    for table in [192 << 10, 256 << 10] {
+        // The metadata region, the second entry.
+        bytes[table + 16 + 32 + 16..][..8].copy_from_slice(&(1_u64 << 63).to_le_bytes());
+        bytes[table + 4..table + 8].fill(0);
+        let sum = support::crc32c(&bytes[table..table + (64 << 10)]);
+        bytes[table + 4..table + 8].copy_from_slice(&sum.to_le_bytes());
+    }
+    std::fs::write(&path, bytes).unwrap();
+    let file = support::open_file(&path);
+    let error = Image::open(file.clone()).unwrap_err();
+    assert_eq!(error.kind(), failback_vhdx::ErrorKind::Truncated);
+    let found = failback_vhdx::check(&*file, &failback_vhdx::CheckOptions::default()).unwrap();
+    assert!(!found.is_sound());
+}
+
+#[test]
 #[cfg(target_os = "linux")]
 fn a_fixed_image_has_its_space_and_keeps_it() {
     use std::os::unix::fs::MetadataExt;

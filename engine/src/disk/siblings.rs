@@ -15,10 +15,12 @@ use crate::system::{Access, HostFile};
 
 /// Images of a directory that are looked at.
 const SIBLINGS_MAX: usize = 1000;
+/// Bytes of a log in use that is replayed in memory for that; writers make 1 MiB.
+const LOG_LEN_MAX: u64 = 16 << 20;
 
 /// Refuses when a regular `*.vhdx` or `*.avhdx` file in the directory of `file` names it as its
-/// parent, by GUID or by name. `allowed` are children that may. Only headers and metadata are
-/// read, no link is followed. Returns what could not be looked at, a line each.
+/// parent, by GUID or by name. `allowed` are children that may. Only headers, a log in use and
+/// metadata are read, no link is followed. Returns what could not be looked at, a line each.
 ///
 /// # Errors
 /// `Refused` with the child's path.
@@ -29,11 +31,11 @@ pub(crate) fn refuse_children(
 ) -> Result<Vec<String>> {
     let mut notes = Vec::new();
     // The file itself may be reached through a link from another directory.
-    let Ok(place) = file.path().canonicalize() else {
-        return Ok(notes);
-    };
+    let place = file.path().canonicalize();
+    let place = place.map_err(|e| Error::io(e, "look for children of").path(file.path()))?;
     let (Some(directory), Some(name)) = (place.parent(), place.file_name()) else {
-        return Ok(notes);
+        let message = "has no directory to look for its children in";
+        return Err(Error::new(ErrorKind::Refused, message).path(file.path()));
     };
     let listed = match directory.read_dir() {
         Ok(listed) => listed,
@@ -83,7 +85,7 @@ fn inspect(
     if sibling.is_same_file(file) || allowed.iter().any(|child| child.is_same_file(&sibling)) {
         return Ok(None);
     }
-    let found = Image::inspect(sibling.clone());
+    let found = Image::inspect_within(sibling.clone(), LOG_LEN_MAX);
     found
         .map(Some)
         .map_err(|e| super::vhdx::convert(&e, &sibling))

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use failback_vhdx::{Image, Merge};
+use failback_vhdx::{Description, Image, Merge, ParentLocator};
 use serde::Serialize;
 
 use crate::abort::CancelToken;
@@ -80,7 +80,9 @@ pub fn merge(
         warnings,
         seconds: 0.0,
     };
-    if of_child.data_write_guid != of_parent.data_write_guid {
+    if of_child.data_write_guid == of_parent.data_write_guid {
+        finish_merged(parent, below, &of_child, &of_parent)?;
+    } else {
         let failed = |e| vhdx_error(&e, parent);
         let image = match open_images(below)? {
             None => Image::open_rw(parent.clone()).map_err(failed)?,
@@ -112,6 +114,30 @@ pub fn merge(
         error: None,
     });
     Ok(report)
+}
+
+/// What a merge left to do that had given the parent the child's identity.
+fn finish_merged(
+    parent: &Arc<HostFile>,
+    below: &[Arc<HostFile>],
+    of_child: &Description,
+    of_parent: &Description,
+) -> Result<()> {
+    // A copy of the child has its identity as well, and names the parent as the child does.
+    let linkage = |of: &Description| of.locator.as_ref().map(ParentLocator::linkage);
+    let is_copy = linkage(of_parent).is_some() && linkage(of_parent) == linkage(of_child);
+    let is_same_disk =
+        (of_child.disk_id, of_child.virtual_size) == (of_parent.disk_id, of_parent.virtual_size);
+    if is_copy || !is_same_disk {
+        let message = "is a copy of the image, and not its parent";
+        return Err(Error::new(ErrorKind::Refused, message).path(parent.path()));
+    }
+    let failed = |e| vhdx_error(&e, parent);
+    let image = match open_images(below)? {
+        None => Image::open_rw(parent.clone()).map_err(failed)?,
+        Some(below) => Image::open_child_rw(parent.clone(), below).map_err(failed)?,
+    };
+    image.settle().map_err(failed)
 }
 
 /// Tells how far a merge is, now and then.

@@ -73,6 +73,13 @@ impl<'a> View<'a> {
 
 /// Fills `buf` from the file as it is; `false` when the file ends before that.
 pub(super) fn read_file(file: &dyn FileAt, at: u64, buf: &mut [u8]) -> Result<bool> {
+    let len = file
+        .len()
+        .map_err(|error| Error::io("read file length", error))?;
+    // Systems take offsets below 2^63 only, and call others an invalid argument.
+    if at.checked_add(buf.len() as u64).is_none_or(|end| end > len) {
+        return Ok(false);
+    }
     match file.read_at(at, buf) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),

@@ -82,7 +82,9 @@ fn reserve(file: &File, range: &Range<u64>) -> io::Result<bool> {
     use rustix::fs::{FallocateFlags, fallocate};
     use rustix::io::Errno;
     let flags = FallocateFlags::KEEP_SIZE;
-    match fallocate(file, flags, range.start, range.end - range.start) {
+    let reserved =
+        rustix::io::retry_on_intr(|| fallocate(file, flags, range.start, range.end - range.start));
+    match reserved {
         Ok(()) => Ok(true),
         Err(Errno::OPNOTSUPP | Errno::NODEV | Errno::NOSYS) => Ok(false),
         Err(error) => Err(error.into()),

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::entry::{EntryFields, encode};
 use crate::error::{Error, Result};
-use crate::format::{PAGE, PAGE_LEN, to_usize};
+use crate::format::{MIB, PAGE, PAGE_LEN, to_usize};
 use crate::storage::Storage;
 
 /// The log of one session of writing.
@@ -56,8 +56,9 @@ impl LogWriter {
             log_guid: self.guid,
             sequence: self.next_sequence,
             tail: self.next_at,
-            flushed_file_len,
-            last_file_len,
+            // Both are whole MiB in the format (section 2.3.1.1); files need not be.
+            flushed_file_len: flushed_file_len / MIB * MIB,
+            last_file_len: last_file_len.next_multiple_of(MIB),
         };
         let bytes = encode(&fields, pages);
         let ring_len = self.log.end - self.log.start;

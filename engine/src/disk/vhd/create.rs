@@ -51,8 +51,7 @@ pub struct ParentNames<'a> {
 
 impl VhdImage {
     /// Makes a fixed or dynamic image in an empty file and opens it for writing; all of it reads
-    /// zero. The space of a fixed disk is its length in the file: whether the file system sets
-    /// blocks aside for it at once, is up to that.
+    /// zero. The space of a fixed disk is really taken from the file system.
     ///
     /// # Errors
     /// `Usage` for sizes that a VHD cannot have, before anything is written; `NoSpace`, `Io`.
@@ -169,6 +168,8 @@ fn footer(kind: VhdKind, len: u64, unique_id: Uuid) -> Footer {
 fn write_fixed(file: &dyn FileAt, len: u64, footer: &Footer) -> Result<()> {
     file.set_len(len + FOOTER_LEN as u64)
         .map_err(|e| Error::io(e, "set length"))?;
+    file.allocate(0..len)
+        .map_err(|e| Error::io(e, "take the space of a fixed disk"))?;
     write(file, len, footer.bytes())?;
     sync(file)
 }

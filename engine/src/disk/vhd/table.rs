@@ -82,8 +82,10 @@ impl Table {
         rest.filter(|entry| **entry != UNUSED).count() as u64
     }
 
-    /// The first stored block from `block` on and before `end`, or `end`.
+    /// The first stored block from `block` on and before `end`, or `end`; sooner where that is far:
+    /// whoever asks again and again goes on well.
     pub(super) fn next_used(&self, block: u32, end: u32) -> u32 {
+        let end = end.min(block.saturating_add(RUN_BLOCKS_MAX));
         (block..end)
             .find(|block| self.entry(*block).is_some())
             .unwrap_or(end)
@@ -184,3 +186,6 @@ impl Faults<'_> {
 const LOAD_PIECE: usize = 1 << 20;
 /// Bad entries that are told one by one.
 const FINDINGS_MAX: usize = 1000;
+
+/// Blocks looked at for one run: the largest disk in the usual blocks of 2 MiB.
+const RUN_BLOCKS_MAX: u32 = 1 << 21;
