@@ -9,6 +9,7 @@
 //!   vhdx_log_replay   a log            replay in memory == replay on disk; opening changes nothing
 //!   vhdx_metadata     tables and items  description == image; locators only in children
 //!   vhdx_write        steps             what was written is read, also after reopening and replay
+//!   vhd_disk          edits and steps  a VHD reads what was written, also after reopening
 //!   wire_frames       a byte stream    decoded at once == decoded in pieces; encodes to itself
 //! ```
 //!
@@ -21,6 +22,7 @@ mod log;
 mod metadata;
 mod sparse;
 mod sums;
+mod vhd;
 mod wire;
 mod write;
 
@@ -28,5 +30,6 @@ pub use image::vhdx_open;
 pub use log::vhdx_log_replay;
 pub use metadata::vhdx_metadata;
 pub use sparse::{pack, unpack};
+pub use vhd::vhd_disk;
 pub use wire::wire_frames;
 pub use write::vhdx_write;

@@ -28,6 +28,11 @@ fn vhdx_write_holds() {
 }
 
 #[test]
+fn vhd_disk_holds() {
+    replay("vhd_disk", failback_fuzz::vhd_disk);
+}
+
+#[test]
 fn wire_frames_hold() {
     replay("wire_frames", failback_fuzz::wire_frames);
 }
@@ -60,11 +65,12 @@ fn corpora_are_small() {
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 5] = [
+const TARGETS: [(&str, Target); 6] = [
     ("vhdx_open", failback_fuzz::vhdx_open),
     ("vhdx_log_replay", failback_fuzz::vhdx_log_replay),
     ("vhdx_metadata", failback_fuzz::vhdx_metadata),
     ("vhdx_write", failback_fuzz::vhdx_write),
+    ("vhd_disk", failback_fuzz::vhd_disk),
     ("wire_frames", failback_fuzz::wire_frames),
 ];
 
