@@ -180,6 +180,13 @@ pub(crate) fn info(info: &ImageInfo) -> anyhow::Result<()> {
         writeln!(out, "  sector        {sector} bytes")?;
     }
     writeln!(out, "  identity      {}", info.identity)?;
+    for parent in &info.chain {
+        match &parent.path {
+            Some(path) => writeln!(out, "  parent        {path}")?,
+            None => writeln!(out, "  parent        not looked at: {}", parent.named)?,
+        }
+        writeln!(out, "                {}", parent.linkage)?;
+    }
     if let Some(vhdx) = &info.vhdx {
         let block = info.block_size.unwrap_or(0).into();
         writeln!(out, "  kind          {}, {} blocks", vhdx.kind, show(block))?;
@@ -188,13 +195,6 @@ pub(crate) fn info(info: &ImageInfo) -> anyhow::Result<()> {
             "  blocks        {} of {} allocated",
             vhdx.blocks_allocated, vhdx.blocks_total
         )?;
-        for parent in &info.chain {
-            match &parent.path {
-                Some(path) => writeln!(out, "  parent        {path}")?,
-                None => writeln!(out, "  parent        not looked at: {}", parent.named)?,
-            }
-            writeln!(out, "                {}", parent.linkage)?;
-        }
         match vhdx.log_entries {
             0 => writeln!(out, "  log           {}", vhdx.log)?,
             count => writeln!(

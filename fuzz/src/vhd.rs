@@ -20,8 +20,8 @@ const STEP_LEN: usize = 5;
 const STEPS_MAX: usize = 48;
 
 /// Input: a byte whose low bits choose fixed, dynamic or a child, whose bit 3 asks for right sums,
-/// and whose high bits count edits of 4 bytes: which structure, a place (u16), a byte. Then steps of
-/// 5 bytes: what, a byte, a sector (u16), a count.
+/// and whose high bits count edits of 4 bytes: which structure, a place (u16), a byte. Then steps
+/// of 5 bytes: what, a byte, a sector (u16), a count.
 ///
 /// # Panics
 ///

@@ -80,19 +80,16 @@ impl Image {
             let to = self.geometry.disk_range(block).end.min(end);
             let count = usize::try_from(to - at).expect("a part of a buffer");
             let (part, others) = rest.split_at_mut(count);
-            let mut content = self.content(block)?;
             loop {
+                let ripenings = self.writing.ripenings();
+                let content = self.content(block)?;
                 self.read_content(block, content, at, part)?;
                 // A block can lose its place while it is read, and another one get it.
-                let now = if self.is_writable {
-                    self.content(block)?
-                } else {
-                    content
-                };
-                if now == content {
+                let is_settled = !self.is_writable
+                    || (ripenings == self.writing.ripenings() && content == self.content(block)?);
+                if is_settled {
                     break;
                 }
-                content = now;
             }
             (rest, at) = (others, to);
         }

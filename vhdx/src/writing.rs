@@ -18,7 +18,7 @@
 //! first entry is durable, since a log in use without an entry counts as damage.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, TryLockError};
 
 use uuid::Uuid;
@@ -42,6 +42,8 @@ pub(crate) struct Writing {
     session: Mutex<Session>,
     /// Found by a scan of the BAT before the first change.
     allocator: Mutex<Option<Allocator>>,
+    /// How often space was given back: a place looked up before may hold another block since.
+    ripenings: AtomicU64,
     pub(crate) claims: Claims,
     /// Held while a sector bitmap is looked for or made.
     pub(crate) bitmaps: Mutex<()>,
@@ -72,6 +74,7 @@ impl Writing {
             gate: RwLock::default(),
             session: Mutex::new(Session { headers, log: None }),
             allocator: Mutex::default(),
+            ripenings: AtomicU64::new(0),
             claims: Claims::default(),
             bitmaps: Mutex::default(),
         }
@@ -80,6 +83,11 @@ impl Writing {
     // A panic while one of the locks is held leaves the storage poisoned or unchanged.
     pub(crate) fn session(&self) -> MutexGuard<'_, Session> {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes whenever space was given back.
+    pub(crate) fn ripenings(&self) -> u64 {
+        self.ripenings.load(Ordering::Acquire)
     }
 
     /// Keeps out a close for as long as a change is under way.
@@ -262,6 +270,11 @@ impl Image {
     }
 
     fn ripen(&self, released: Vec<Range<u64>>) {
+        if released.is_empty() {
+            return;
+        }
+        // Before the space can be taken: whoever reads it by an old place sees the new count.
+        self.writing.ripenings.fetch_add(1, Ordering::AcqRel);
         if let Some(allocator) = self.writing.allocator().as_mut() {
             allocator.ripen(released);
         }

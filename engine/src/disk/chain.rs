@@ -34,24 +34,29 @@ pub(crate) fn open_parents(
     let access = |chain: &[_]| if chain.len() == 1 { nearest } else { others };
     for path in &options.parents {
         let access = access(&chain);
-        push(&mut chain, path, access)?;
+        push(&mut chain, path, HostFile::open, access)?;
     }
     if options.follow_parents {
         while let Some(path) = named_parent(&chain[chain.len() - 1])? {
             let access = access(&chain);
-            push(&mut chain, &path, access)?;
+            push(&mut chain, &path, HostFile::open_unlinked, access)?;
         }
     }
     chain.remove(0);
     Ok(chain)
 }
 
-fn push(chain: &mut Vec<Arc<HostFile>>, path: &Path, access: Access) -> Result<()> {
+fn push(
+    chain: &mut Vec<Arc<HostFile>>,
+    path: &Path,
+    open: fn(&Path, Access) -> Result<HostFile>,
+    access: Access,
+) -> Result<()> {
     let refused = |message: String| Err(Error::new(ErrorKind::Refused, message).path(path));
     if chain.len() >= CHAIN_LEN_MAX {
         return refused(format!("chain of more than {CHAIN_LEN_MAX} images"));
     }
-    let file = HostFile::open(path, access)?;
+    let file = open(path, access)?;
     if chain.iter().any(|other| other.is_same_file(&file)) {
         return refused("is in its own chain of parents".to_owned());
     }

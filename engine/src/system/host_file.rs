@@ -60,7 +60,20 @@ impl HostFile {
     /// root: a file without any write permission bit was made so on purpose), `Refused` when it is
     /// neither a file nor a block device, `Io`.
     pub fn open(path: &Path, access: Access) -> Result<Self> {
-        let opened = platform::open(path, access == Access::Write, access == Access::Inspect);
+        Self::open_in(path, access, true)
+    }
+
+    /// As [`HostFile::open`], for a name that the operator did not give: a link is refused, also
+    /// one that took the file's place a moment ago.
+    ///
+    /// # Errors
+    /// As [`HostFile::open`].
+    pub(crate) fn open_unlinked(path: &Path, access: Access) -> Result<Self> {
+        Self::open_in(path, access, false)
+    }
+
+    fn open_in(path: &Path, access: Access, follows_links: bool) -> Result<Self> {
+        let opened = platform::open(path, access, follows_links);
         let file = opened.map_err(|source| open_error(source, path, access))?;
         Self::checked(file, path, access)
     }

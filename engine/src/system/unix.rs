@@ -9,14 +9,18 @@ use std::path::Path;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
-use super::MediumAccess;
+use super::{Access, MediumAccess};
 
-pub(super) fn open(path: &Path, writable: bool, _inspect: bool) -> io::Result<File> {
+pub(super) fn open(path: &Path, access: Access, follows_links: bool) -> io::Result<File> {
+    let writable = access == Access::Write;
     // Non-blocking: a FIFO must be refused, not waited on. It means nothing for files and devices.
     let mut flags = libc::O_NONBLOCK | libc::O_NOCTTY;
     if writable && std::fs::metadata(path).is_ok_and(|metadata| is_block_device(&metadata)) {
         // Claims the device for this open alone: a mounted one, or one under RAID or LVM, is busy.
         flags |= libc::O_EXCL;
+    }
+    if !follows_links {
+        flags |= libc::O_NOFOLLOW;
     }
     OpenOptions::new()
         .read(true)

@@ -5,10 +5,12 @@ use std::io;
 use std::os::windows::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use super::MediumAccess;
+use super::{Access, MediumAccess};
 
 const FILE_SHARE_READ: u32 = 1;
 const FILE_SHARE_ALL: u32 = 7;
+/// Opens a link itself.
+const FILE_FLAG_OPEN_REPARSE_POINT: u32 = 0x0020_0000;
 const FILE_FLAG_NO_BUFFERING: u32 = 0x2000_0000;
 const ERROR_SHARING_VIOLATION: i32 = 32;
 const ERROR_LOCK_VIOLATION: i32 = 33;
@@ -16,16 +18,22 @@ const ERROR_LOCK_VIOLATION: i32 = 33;
 /// The share mode is the lock: taken by the open itself, gone with the last handle. A writer shares
 /// reading, as the engine itself opens a second, unbuffered handle for the proof; a second writer,
 /// or a program that may write, is refused.
-pub(super) fn open(path: &Path, writable: bool, inspect: bool) -> io::Result<File> {
-    let share = if inspect {
+pub(super) fn open(path: &Path, access: Access, follows_links: bool) -> io::Result<File> {
+    let share = if access == Access::Inspect {
         FILE_SHARE_ALL
     } else {
         FILE_SHARE_READ
     };
+    let flags = match follows_links {
+        true => 0,
+        false => FILE_FLAG_OPEN_REPARSE_POINT,
+    };
+    // A link that is opened itself is no regular file, which is refused later.
     OpenOptions::new()
         .read(true)
-        .write(writable)
+        .write(access == Access::Write)
         .share_mode(share)
+        .custom_flags(flags)
         .open(path)
 }
 
