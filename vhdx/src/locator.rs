@@ -307,6 +307,10 @@ mod tests {
             return None;
         }
         let output = Command::new("gzip").arg("-dc").arg(packed).output();
+        if cfg!(windows) && output.is_err() {
+            eprintln!("SKIPPED: no gzip on this Windows");
+            return None;
+        }
         // Metadata region at 2 MiB, locator behind the five other items.
         let at = (2 << 20) + 0x10028;
         Some(output.unwrap().stdout[at..at + 0x2a2].to_vec())
