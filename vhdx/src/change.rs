@@ -158,7 +158,8 @@ impl Image {
         Ok(parents.map(|run| run.disk).collect())
     }
 
-    fn check_change(&self, range: &Range<u64>) -> Result<()> {
+    /// Whether the image can be changed at all, and there.
+    pub(crate) fn check_change(&self, range: &Range<u64>) -> Result<()> {
         if !self.is_writable {
             return Err(Error::new(
                 ErrorKind::ReadOnly,

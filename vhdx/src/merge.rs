@@ -70,6 +70,8 @@ impl Image {
     /// # Errors
     /// As for [`write_at`](Self::write_at).
     pub fn settle(&self) -> Result<()> {
+        self.check_change(&(0..0))
+            .map_err(|error| error.during("settle"))?;
         if self.storage.overlay().is_none() {
             return Ok(());
         }

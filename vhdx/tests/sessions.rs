@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use failback_vhdx::{ErrorKind, FileAt, FileExtent, Image, Kind, MemoryFile};
+use failback_vhdx::{ErrorKind, FileAt, FileExtent, Image, Kind, LogState, MemoryFile};
 use support::{MIB, header_guids, read_all, small};
 
 #[test]
@@ -90,6 +90,21 @@ fn a_read_only_image_refuses_changes() {
         ErrorKind::ReadOnly
     );
     assert_eq!(image.zero(0..512).unwrap_err().kind(), ErrorKind::ReadOnly);
+}
+
+#[test]
+fn a_read_only_image_with_a_log_in_use_is_not_settled() {
+    let (file, image) = small(8 * MIB, Kind::Dynamic);
+    image.write_at(0, &[1; 512]).unwrap();
+    image.flush().unwrap();
+    drop(image);
+    let before = MemoryFile::clone(&file);
+    let image = Image::open(file.clone()).unwrap();
+    assert_eq!(image.settle().unwrap_err().kind(), ErrorKind::ReadOnly);
+    assert!(*file == before);
+    let image = Image::open_rw(file.clone()).unwrap();
+    image.settle().unwrap();
+    assert_eq!(Image::open(file).unwrap().log_state(), LogState::Empty);
 }
 
 #[test]
