@@ -158,7 +158,8 @@ impl Image {
     /// As for [`open`](Self::open); [`WrongParent`](ErrorKind::WrongParent) when the parent is
     /// not the one that the image names by GUID (section 2.6.2.6), or another kind of disk;
     /// [`InvalidArgument`](ErrorKind::InvalidArgument) when the image has no parent;
-    /// [`Unsupported`](ErrorKind::Unsupported) for chains of more than 64 images.
+    /// [`Unsupported`](ErrorKind::Unsupported) for chains of more than
+    /// [`CHAIN_LEN_MAX`] images.
     pub fn open_child(file: Arc<dyn FileAt>, parent: Arc<Self>) -> Result<Self> {
         Self::open_as(file, Some(parent), false)
     }
@@ -436,7 +437,7 @@ fn read_creator(file: &dyn FileAt) -> Result<String> {
 
 /// Images on top of each other, the lowest one counted: what Windows allows, and more than reads
 /// that go down one by one should cross.
-const CHAIN_LEN_MAX: u32 = 64;
+pub const CHAIN_LEN_MAX: u32 = 64;
 /// Entries of a BAT that is looked at as a whole when it is opened, 128 KiB: a disk of 512 GiB at
 /// the usual 32 MiB a block.
 const SCANNED_SLOTS_MAX: u64 = 1 << 14;

@@ -62,7 +62,7 @@ pub use create::{ChildOptions, CreateOptions};
 pub use error::{Error, ErrorKind, Result};
 pub use extent::{AllocationSummary, Extent, ExtentKind, Place, Run};
 pub use file::{CrashFile, CrashOp, Fate, FileAt, FileExtent, MemoryFile};
-pub use image::{Description, Image, Kind, LogState, Warning, is_vhdx};
+pub use image::{CHAIN_LEN_MAX, Description, Image, Kind, LogState, Warning, is_vhdx};
 pub use locator::ParentLocator;
 pub use merge::Merge;
 pub use uuid::Uuid;

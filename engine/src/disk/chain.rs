@@ -7,15 +7,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use failback_vhdx::{Image, ParentLocator};
+use failback_vhdx::{CHAIN_LEN_MAX, Image, ParentLocator};
 
 use super::vhdx::convert;
 use super::{Format, OpenOptions, VhdDisk, probe};
 use crate::error::{Error, ErrorKind, Result};
 use crate::system::{Access, HostFile};
-
-/// Images on top of each other, as in the VHDX crate.
-const CHAIN_LEN_MAX: usize = 64;
 
 /// Opens the parents of the image in `file`, nearest first: those named in the options, then,
 /// where following is asked for, those that the images name. The nearest may have another access
@@ -23,7 +20,7 @@ const CHAIN_LEN_MAX: usize = 64;
 ///
 /// # Errors
 /// `Refused` for a file twice in the chain, for one that an image names outside of its directory,
-/// and for more than 64 images; else those of opening.
+/// and for more than [`CHAIN_LEN_MAX`] images; else those of opening.
 pub(crate) fn open_parents(
     file: &Arc<HostFile>,
     options: &OpenOptions,
@@ -53,7 +50,7 @@ fn push(
     access: Access,
 ) -> Result<()> {
     let refused = |message: String| Err(Error::new(ErrorKind::Refused, message).path(path));
-    if chain.len() >= CHAIN_LEN_MAX {
+    if chain.len() >= CHAIN_LEN_MAX as usize {
         return refused(format!("chain of more than {CHAIN_LEN_MAX} images"));
     }
     let file = open(path, access)?;

@@ -3,9 +3,10 @@
 use std::ops::Range;
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use failback_vhdx::FileAt;
+use failback_vhdx::{CHAIN_LEN_MAX, FileAt};
 use uuid::Uuid;
 
+use super::SECTOR;
 use super::anatomy::{Anatomy, Blocks};
 use super::bitmap::{Bitmap, Bitmaps};
 use super::check::{Finding, Severity};
@@ -14,7 +15,6 @@ use super::geometry::{Chs, Layout};
 use super::header::Header;
 use super::table::Table;
 use super::writing::Writer;
-use super::{CHAIN_MAX, SECTOR};
 use crate::disk::{Extent, ExtentKind};
 use crate::error::{Error, ErrorKind, Result, one_line};
 use crate::units::ByteOffset;
@@ -109,7 +109,7 @@ impl VhdImage {
     ///
     /// # Errors
     /// As [`VhdImage::open`]; `Refused` when `parent` is not the one that the child was made of,
-    /// or the child is none; `Unsupported` for a chain of more than 64 images.
+    /// or the child is none; `Unsupported` for a chain of more than [`CHAIN_LEN_MAX`] images.
     pub fn open_child(file: Arc<dyn FileAt>, parent: Arc<Self>) -> Result<Self> {
         Self::assemble(file, Some(parent), Mode::Read)
     }
@@ -538,8 +538,8 @@ fn check_linkage(
             header.parent_name,
             parent.unique_id()
         )),
-        (Some(_), Some(parent)) if parent.depth >= CHAIN_MAX => {
-            let message = format!("a chain of more than {CHAIN_MAX} images is not supported");
+        (Some(_), Some(parent)) if parent.depth >= CHAIN_LEN_MAX => {
+            let message = format!("a chain of more than {CHAIN_LEN_MAX} images is not supported");
             Err(Error::new(ErrorKind::Unsupported, message))
         }
         (Some(header), Some(parent)) => {

@@ -49,7 +49,5 @@ const BLOCK_SIZE_MAX: u32 = 256 << 20;
 /// Entries of a block table: 64 MiB of memory, 2 TiB in blocks of 128 KiB. Windows makes blocks of
 /// 512 KiB and 2 MiB.
 const BLOCKS_MAX: u32 = 1 << 24;
-/// Images of a chain, this one counted.
-const CHAIN_MAX: u32 = 64;
 /// Azure takes disks of whole MiB only.
 const AZURE_UNIT: u64 = 1 << 20;
