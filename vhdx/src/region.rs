@@ -50,13 +50,16 @@ impl Regions {
 
     /// Whether `range` lies outside of everything that is taken.
     pub(crate) fn is_free(&self, range: &Range<u64>) -> bool {
-        let after = self
-            .occupied
-            .partition_point(|taken| taken.end <= range.start);
-        self.occupied
-            .get(after)
-            .is_none_or(|taken| range.end <= taken.start)
+        is_free(&self.occupied, range)
     }
+}
+
+/// Whether `range` lies outside of all ranges of `occupied`, which are sorted and do not overlap.
+pub(crate) fn is_free(occupied: &[Range<u64>], range: &Range<u64>) -> bool {
+    let after = occupied.partition_point(|taken| taken.end <= range.start);
+    occupied
+        .get(after)
+        .is_none_or(|taken| range.end <= taken.start)
 }
 
 /// The table of a new image with these two regions.

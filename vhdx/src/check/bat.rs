@@ -11,6 +11,7 @@ use super::{CheckSummary, Severity};
 use crate::error::Result;
 use crate::format::{FILE_LEN_MAX, MIB, to_usize};
 use crate::geometry::{BlockIndex, SlotIndex};
+use crate::region::is_free;
 
 /// Streams the table through; holes of the file are not read.
 pub(super) fn check(
@@ -274,7 +275,7 @@ impl Table<'_, '_> {
                 format!("block at {place:#x} lies past the end of the file, {len:#x}")
             });
         }
-        let is_free = self.layout.is_free(whole);
+        let is_free = is_free(&self.layout.occupied, whole);
         if !is_free {
             self.findings.error(ENTRY, at, "bat-over-structure", || {
                 format!("block at {place:#x} lies over a structure of the image")

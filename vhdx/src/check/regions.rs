@@ -25,18 +25,6 @@ pub(super) struct Layout {
     pub(super) occupied: Vec<Range<u64>>,
 }
 
-impl Layout {
-    /// Whether `range` lies outside of everything that is taken.
-    pub(super) fn is_free(&self, range: &Range<u64>) -> bool {
-        let after = self
-            .occupied
-            .partition_point(|taken| taken.end <= range.start);
-        self.occupied
-            .get(after)
-            .is_none_or(|taken| range.end <= taken.start)
-    }
-}
-
 /// Checks both copies and gives what the one in use says: the first, where it is whole.
 pub(super) fn check(view: &View<'_>, log: &Range<u64>, findings: &mut Findings) -> Result<Layout> {
     let mut tables = Vec::new();
