@@ -158,8 +158,8 @@ impl Image {
     /// As for [`open`](Self::open); [`WrongParent`](ErrorKind::WrongParent) when the parent is
     /// not the one that the image names by GUID (section 2.6.2.6), or another kind of disk;
     /// [`InvalidArgument`](ErrorKind::InvalidArgument) when the image has no parent;
-    /// [`Unsupported`](ErrorKind::Unsupported) for chains of more than
-    /// [`CHAIN_LEN_MAX`] images.
+    /// [`Unsupported`](ErrorKind::Unsupported) for chains of more than [`CHAIN_LEN_MAX`]
+    /// images.
     pub fn open_child(file: Arc<dyn FileAt>, parent: Arc<Self>) -> Result<Self> {
         Self::open_as(file, Some(parent), false)
     }
@@ -303,8 +303,7 @@ impl Image {
 
     fn parse(file: Arc<dyn FileAt>, parent: Option<Arc<Self>>, is_writable: bool) -> Result<Self> {
         let mut structures = Structures::read(file, LOG_LEN_MAX)?;
-        let depth = parent.as_ref().map_or(0, |parent| parent.depth + 1);
-        if depth >= CHAIN_LEN_MAX {
+        if depth_over(parent.as_deref()) >= CHAIN_LEN_MAX {
             return Err(Error::unsupported(format!(
                 "chain of more than {CHAIN_LEN_MAX} images"
             )));
@@ -322,20 +321,11 @@ impl Image {
         parent: Option<Arc<Self>>,
         is_writable: bool,
     ) -> Result<Self> {
-        let Structures {
-            storage,
-            headers,
-            regions,
-            metadata,
-            creator,
-            log_state,
-            warnings,
-        } = structures;
-        let depth = parent.as_ref().map_or(0, |parent| parent.depth + 1);
+        let (storage, metadata) = (structures.storage, structures.metadata);
         let geometry = metadata.geometry;
         let pages = Arc::new(Pages::default());
-        let bat = Bat::new(geometry, regions, pages.clone(), &storage)?;
-        let writing = Writing::new(headers);
+        let bat = Bat::new(geometry, structures.regions, pages.clone(), &storage)?;
+        let writing = Writing::new(structures.headers);
         // Damage of a small table shows now rather than at some read. Of a large one the first
         // page is looked at, the others when they are needed or before the first change.
         if geometry.slot_count() <= SCANNED_SLOTS_MAX {
@@ -353,11 +343,11 @@ impl Image {
             disk_id: metadata.disk_id,
             kind: metadata.kind,
             locator: metadata.locator,
+            depth: depth_over(parent.as_deref()),
             parent,
-            depth,
-            creator,
-            log_state,
-            warnings,
+            creator: structures.creator,
+            log_state: structures.log_state,
+            warnings: structures.warnings,
             bat,
             pages,
             is_writable,
@@ -368,6 +358,11 @@ impl Image {
     fn session(&self) -> MutexGuard<'_, Session> {
         self.writing.session()
     }
+}
+
+/// Images below one that stands on `parent`.
+fn depth_over(parent: Option<&Image>) -> u32 {
+    parent.map_or(0, |parent| parent.depth + 1)
 }
 
 /// Everything but the BAT, read and checked.
