@@ -83,11 +83,7 @@ pub fn merge(
     if of_child.data_write_guid == of_parent.data_write_guid {
         finish_merged(parent, below, &of_child, &of_parent)?;
     } else {
-        let failed = |e| vhdx_error(&e, parent);
-        let image = match open_images(below)? {
-            None => Image::open_rw(parent.clone()).map_err(failed)?,
-            Some(below) => Image::open_child_rw(parent.clone(), below).map_err(failed)?,
-        };
+        let image = open_parent(parent, below)?;
         let image = Image::open_child_rw(child.clone(), Arc::new(image))
             .map_err(|e| vhdx_error(&e, &child))?;
         let mut progress = Progress::new(observer, image.virtual_size(), started);
@@ -132,12 +128,17 @@ fn finish_merged(
         let message = "is a copy of the image, and not its parent";
         return Err(Error::new(ErrorKind::Refused, message).path(parent.path()));
     }
-    let failed = |e| vhdx_error(&e, parent);
-    let image = match open_images(below)? {
-        None => Image::open_rw(parent.clone()).map_err(failed)?,
-        Some(below) => Image::open_child_rw(parent.clone(), below).map_err(failed)?,
+    let image = open_parent(parent, below)?;
+    image.settle().map_err(|e| vhdx_error(&e, parent))
+}
+
+/// The parent, open for writing over its own parents.
+fn open_parent(parent: &Arc<HostFile>, below: &[Arc<HostFile>]) -> Result<Image> {
+    let opened = match open_images(below)? {
+        None => Image::open_rw(parent.clone()),
+        Some(below) => Image::open_child_rw(parent.clone(), below),
     };
-    image.settle().map_err(failed)
+    opened.map_err(|e| vhdx_error(&e, parent))
 }
 
 /// Tells how far a merge is, now and then.
