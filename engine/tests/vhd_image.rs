@@ -365,6 +365,36 @@ fn check_lists_every_violation() {
         .iter()
         .filter(|one| **one == ("block table", Severity::Error));
     assert_eq!(errors.count(), 3, "{found:?}");
+    let rules: Vec<&str> = found.iter().map(|one| one.rule).collect();
+    let expected = [
+        "footer-checksum",
+        "block-past-end",
+        "block-over-structure",
+        "block-past-end",
+    ];
+    assert_eq!(rules, expected, "{found:?}");
+}
+
+// Goal: what is sound and beyond this release is told apart from damage. Method: one field each,
+// sums mended.
+#[test]
+fn what_is_beyond_this_release_is_not_called_damaged() {
+    let rows: [(u64, u32, &str); 5] = [
+        (12, 2 << 16, "footer-version"),
+        (60, 9, "footer-kind"),
+        (512 + 24, 2 << 16, "header-version"),
+        (512 + 32, 1 << 30, "block-size-beyond-limit"),
+        (512 + 28, 1 << 25, "table-beyond-limit"),
+    ];
+    for (at, value, rule) in rows {
+        let file = empty(64 * KIB, false, 4096);
+        file.write_at(at, &value.to_be_bytes()).unwrap();
+        mend_sums(&file);
+        let found = check(file.as_ref()).unwrap();
+        assert_eq!(found[0].rule, rule);
+        let error = VhdImage::open(file).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{rule}");
+    }
 }
 
 #[test]

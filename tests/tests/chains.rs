@@ -124,6 +124,11 @@ fn the_vhd_chain_by_windows_is_read_described_and_checked() {
     place::scribble(&child, 20, b"spoilt");
     let check = failback(["check".as_ref(), child.as_os_str()]).exits(0);
     assert!(check.stdout.contains("footer copy"), "{}", check.stdout);
+    assert!(
+        check.stdout.contains(" [footer-checksum]"),
+        "{}",
+        check.stdout
+    );
     let len = fs::metadata(&child).expect("child").len();
     place::scribble(&child, len - 500, b"spoilt");
     drop(failback(["check".as_ref(), child.as_os_str()]).exits(1));

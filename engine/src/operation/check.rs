@@ -122,9 +122,7 @@ pub fn check(path: &Path, parent: Option<&Path>) -> Result<ImageCheck> {
         }
         Format::Vhd => {
             let findings = vhd::check(&*file).map_err(|e| e.path(path))?;
-            let errors = findings
-                .iter()
-                .filter(|f| f.severity == vhd::Severity::Error);
+            let errors = findings.iter().filter(|f| f.severity == Severity::Error);
             let errors = errors.count() as u64;
             let len = file
                 .len()
@@ -134,7 +132,7 @@ pub fn check(path: &Path, parent: Option<&Path>) -> Result<ImageCheck> {
                 path: path.display().to_string(),
                 format: Format::Vhd.to_string(),
                 outcome: if errors == 0 { "sound" } else { "damaged" },
-                findings: findings.iter().map(vhd_finding).collect(),
+                findings: findings.iter().map(finding).collect(),
                 omitted: 0,
                 errors,
                 summary: vhd_summary(&file, len),
@@ -174,19 +172,6 @@ fn finding(found: &Finding) -> CheckFinding {
             Severity::Note => "note",
             Severity::Warning => "warning",
             Severity::Error => "error",
-        },
-        detail: one_line(&found.detail),
-    }
-}
-
-fn vhd_finding(found: &vhd::Finding) -> CheckFinding {
-    CheckFinding {
-        structure: found.structure,
-        offset: found.at,
-        rule: found.rule,
-        severity: match found.severity {
-            vhd::Severity::Warning => "warning",
-            vhd::Severity::Error => "error",
         },
         detail: one_line(&found.detail),
     }

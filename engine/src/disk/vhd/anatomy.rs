@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use failback_vhdx::FileAt;
+use failback_vhdx::{FileAt, Finding, Severity};
 
-use super::check::Finding;
+use super::check;
 use super::footer::{self, FOOTER_LEN, Footer, SizeRule, VhdKind};
 use super::geometry::{Chs, Layout};
 use super::header::{HEADER_LEN, Header};
@@ -100,8 +100,8 @@ impl Anatomy {
                 Chs::for_len(self.footer.current_size),
                 self.footer.current_size
             );
-            let rule = "the geometry is that of the size";
-            findings.push(Finding::warning("footer", at, rule, detail));
+            let rule = "footer-geometry";
+            findings.push(check::warning("footer", at, rule, detail));
         }
         let Some(blocks) = &self.blocks else {
             return Ok(());
@@ -111,10 +111,10 @@ impl Anatomy {
         let loose = self.loose_space(blocks);
         if loose > 0 {
             let detail = format!("{loose} bytes belong to nothing");
-            let rule = "all space belongs to something";
+            let rule = "unreferenced-space";
             findings.push(Finding {
                 at: None,
-                ..Finding::warning("file", 0, rule, detail)
+                ..check::warning("file", 0, rule, detail)
             });
         }
         Ok(())
@@ -127,8 +127,8 @@ impl Anatomy {
                 "made by a program that goes by the geometry: {} bytes, the size field says {}",
                 self.len, self.footer.current_size
             );
-            let rule = "both sizes agree";
-            findings.push(Finding::warning("footer", at, rule, detail));
+            let rule = "footer-sizes-differ";
+            findings.push(check::warning("footer", at, rule, detail));
         }
         debug_assert!(self.len <= DISK_LEN_MAX, "the footer was checked");
     }
@@ -140,21 +140,21 @@ impl Anatomy {
                 "the disk has {} bytes, the file {end} before the footer: cut short?",
                 self.len
             );
-            let rule = "the file holds the disk";
-            findings.push(Finding::error("file", end, rule, detail));
+            let rule = "disk-past-end";
+            findings.push(check::error("file", end, rule, detail));
         }
         if self.len < end {
             let detail = format!(
                 "{} bytes lie between the disk and the footer",
                 end - self.len
             );
-            let rule = "the footer follows the disk";
-            findings.push(Finding::warning("file", self.len, rule, detail));
+            let rule = "space-before-footer";
+            findings.push(check::warning("file", self.len, rule, detail));
         }
         if !self.len.is_multiple_of(AZURE_UNIT) {
             let detail = "the disk is not a whole number of MiB: Azure refuses it".to_owned();
-            let rule = "a fixed disk is whole MiB";
-            findings.push(Finding::warning("footer", end, rule, detail));
+            let rule = "size-not-whole-mib";
+            findings.push(check::warning("footer", end, rule, detail));
         }
     }
 
@@ -188,8 +188,8 @@ impl Blocks {
         let is_inside = |end: Option<u64>| end.is_some_and(|end| end <= limit);
         if at < SECTOR || !is_inside(at.checked_add(HEADER_LEN as u64)) {
             let detail = format!("the header cannot lie at {at:#x}");
-            let rule = "the header lies in the file";
-            findings.push(Finding::error("footer", 0, rule, detail));
+            let rule = "header-place";
+            findings.push(check::error("footer", 0, rule, detail));
             return Ok(None);
         }
         let mut bytes = [0; HEADER_LEN];
@@ -205,14 +205,14 @@ impl Blocks {
         let table = header.table_at..header.table_at.saturating_add(header.table_len());
         if !is_inside(Some(table.end)) {
             let detail = format!("ends at {:#x}, past the end of the file", table.end);
-            let rule = "the block table lies in the file";
-            findings.push(Finding::error("block table", table.start, rule, detail));
+            let rule = "table-past-end";
+            findings.push(check::error("block table", table.start, rule, detail));
             return Ok(None);
         }
         if table.start < at + HEADER_LEN as u64 && at < table.end {
             let detail = format!("lies over the header at {at:#x}");
-            let rule = "the block table lies beside the header";
-            findings.push(Finding::error("block table", table.start, rule, detail));
+            let rule = "table-over-header";
+            findings.push(check::error("block table", table.start, rule, detail));
             return Ok(None);
         }
         if u64::from(header.entry_count) < layout.block_count() {
@@ -221,8 +221,8 @@ impl Blocks {
                 header.entry_count,
                 layout.block_count()
             );
-            let rule = "the block table covers the disk";
-            findings.push(Finding::error("block table", table.start, rule, detail));
+            let rule = "table-small";
+            findings.push(check::error("block table", table.start, rule, detail));
             return Ok(None);
         }
         let table = Table::load(file, &header)?;
@@ -258,12 +258,12 @@ impl Blocks {
             let end = locator.at.saturating_add(locator.len.into());
             if end > file_len {
                 let detail = format!("ends at {end:#x}, past the end of the file");
-                let rule = "locators lie in the file";
-                findings.push(Finding::warning("locator", locator.at, rule, detail));
+                let rule = "locator-past-end";
+                findings.push(check::warning("locator", locator.at, rule, detail));
             } else if locator.text(file).is_none() {
                 let detail = format!("has the code {:x?}", locator.code);
-                let rule = "locators are paths of Windows";
-                findings.push(Finding::warning("locator", locator.at, rule, detail));
+                let rule = "locator-unknown";
+                findings.push(check::warning("locator", locator.at, rule, detail));
             }
         }
     }
@@ -272,9 +272,9 @@ impl Blocks {
         let stray = self.table.used_past(self.layout.block_count());
         if stray > 0 {
             let detail = format!("{stray} entries past the end of the disk are used");
-            let rule = "entries past the end of the disk are unused";
+            let rule = "table-beyond-disk";
             let at = self.header.table_at;
-            findings.push(Finding::warning("block table", at, rule, detail));
+            findings.push(check::warning("block table", at, rule, detail));
         }
     }
 }
@@ -311,8 +311,8 @@ impl Footers {
                 let is_copy_same = copy.bytes() == footer.bytes();
                 if !is_copy_same {
                     let detail = "differs from the footer at the end, which counts";
-                    let rule = "both footers are the same";
-                    findings.push(Finding::warning("footer copy", 0, rule, detail));
+                    let rule = "footer-copies-differ";
+                    findings.push(check::warning("footer copy", 0, rule, detail));
                 }
                 Ok(Some(Self {
                     footer,
@@ -331,7 +331,7 @@ impl Footers {
             // A fixed disk whose guest stores a VHD at its start is not that VHD.
             (None, Some(footer)) if !footer::claims_fixed(&bytes) => {
                 for finding in findings.iter_mut() {
-                    finding.severity = super::check::Severity::Warning;
+                    finding.severity = Severity::Warning;
                     finding.detail += "; its copy at the start stands in for it";
                 }
                 Ok(Some(Self {
@@ -341,7 +341,7 @@ impl Footers {
                 }))
             }
             (None, _) => {
-                let told = |finding: &Finding| finding.rule != footer::RULE_MAGIC;
+                let told = |finding: &Finding| finding.rule != footer::RULE_SIGNATURE;
                 findings.extend(at_start.into_iter().filter(told));
                 Ok(None)
             }
@@ -352,7 +352,7 @@ impl Footers {
 fn as_warning_of_the_copy(finding: Finding) -> Finding {
     Finding {
         structure: "footer copy",
-        severity: super::check::Severity::Warning,
+        severity: Severity::Warning,
         ..finding
     }
 }

@@ -1,87 +1,12 @@
 //! What is wrong with a VHD: every violation, not only the first.
+//!
+//! Findings have the shape of those of a VHDX. Their structures are `footer`, `footer copy`,
+//! `header`, `block table`, `locator` and `file`; docs/operating.md lists the rules.
 
-use failback_vhdx::FileAt;
+use failback_vhdx::{FileAt, Finding, Severity};
 
 use super::anatomy::Anatomy;
 use crate::error::{Error, ErrorKind, Result};
-
-/// How bad a finding is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Severity {
-    /// Odd, and got over: the disk reads right.
-    Warning,
-    /// The image is not opened.
-    Error,
-}
-
-/// One violation of the format.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
-    /// Part of the image: `footer`, `footer copy`, `header`, `block table`, `locator`, `file`.
-    pub structure: &'static str,
-    /// Where in the file, in bytes from its start.
-    pub at: Option<u64>,
-    /// What should be so.
-    pub rule: &'static str,
-    /// How bad it is.
-    pub severity: Severity,
-    /// What is so instead; one line, foreign text escaped.
-    pub detail: String,
-}
-
-/// The rule that is broken by what is sound but beyond this release.
-pub(super) const RULE_SUPPORTED: &str = "is supported by this release";
-
-impl Finding {
-    pub(super) fn error(
-        structure: &'static str,
-        at: u64,
-        rule: &'static str,
-        detail: impl Into<String>,
-    ) -> Self {
-        Self {
-            structure,
-            at: Some(at),
-            rule,
-            severity: Severity::Error,
-            detail: detail.into(),
-        }
-    }
-
-    pub(super) fn warning(
-        structure: &'static str,
-        at: u64,
-        rule: &'static str,
-        detail: impl Into<String>,
-    ) -> Self {
-        Self {
-            severity: Severity::Warning,
-            ..Self::error(structure, at, rule, detail)
-        }
-    }
-
-    /// One line for an operator.
-    #[must_use]
-    pub fn line(&self) -> String {
-        match self.at {
-            Some(at) => format!("{} at {at:#x}: {}", self.structure, self.detail),
-            None => format!("{}: {}", self.structure, self.detail),
-        }
-    }
-
-    /// The error that ends opening the image.
-    pub(super) fn into_error(self) -> Error {
-        let kind = match self.rule {
-            RULE_SUPPORTED => ErrorKind::Unsupported,
-            _ => ErrorKind::Damaged,
-        };
-        let error = Error::new(kind, format!("VHD {}: {}", self.structure, self.detail));
-        match self.at {
-            Some(at) => error.at(at),
-            None => error,
-        }
-    }
-}
 
 /// Looks at every structure of the VHD in `file` and lists each violation. Reads footers, header,
 /// locators and the block table; no content, and no parent. Writes nothing.
@@ -95,3 +20,64 @@ pub fn check(file: &dyn FileAt) -> Result<Vec<Finding>> {
     }
     Ok(findings)
 }
+
+/// For what keeps the image from being opened.
+pub(super) fn error(
+    structure: &'static str,
+    at: u64,
+    rule: &'static str,
+    detail: impl Into<String>,
+) -> Finding {
+    Finding {
+        structure,
+        at: Some(at),
+        rule,
+        severity: Severity::Error,
+        detail: detail.into(),
+    }
+}
+
+/// For what is odd, and got over: the disk reads right.
+pub(super) fn warning(
+    structure: &'static str,
+    at: u64,
+    rule: &'static str,
+    detail: impl Into<String>,
+) -> Finding {
+    Finding {
+        severity: Severity::Warning,
+        ..error(structure, at, rule, detail)
+    }
+}
+
+/// One line for an operator.
+pub(super) fn line(finding: &Finding) -> String {
+    match finding.at {
+        Some(at) => format!("{} at {at:#x}: {}", finding.structure, finding.detail),
+        None => format!("{}: {}", finding.structure, finding.detail),
+    }
+}
+
+/// The error that ends opening the image.
+pub(super) fn into_error(finding: &Finding) -> Error {
+    let kind = match RULES_OF_THIS_RELEASE.contains(&finding.rule) {
+        true => ErrorKind::Unsupported,
+        false => ErrorKind::Damaged,
+    };
+    let message = format!("VHD {}: {}", finding.structure, finding.detail);
+    let error = Error::new(kind, message);
+    match finding.at {
+        Some(at) => error.at(at),
+        None => error,
+    }
+}
+
+/// The rules that a sound image can break: it is beyond what this release knows or holds.
+const RULES_OF_THIS_RELEASE: [&str; 6] = [
+    "footer-version",
+    "footer-kind",
+    "footer-size-beyond-limit",
+    "header-version",
+    "block-size-beyond-limit",
+    "table-beyond-limit",
+];

@@ -1,11 +1,12 @@
 //! The footer: 512 bytes at the end of every VHD, with a copy at the start of those that have a
 //! block table.
 
+use failback_vhdx::Finding;
 use uuid::Uuid;
 use zerocopy::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::check::{Finding, RULE_SUPPORTED};
+use super::check;
 use super::geometry::Chs;
 use super::{NO_OFFSET, SECTOR};
 use crate::units::DISK_LEN_MAX;
@@ -109,7 +110,7 @@ impl Footer {
         let first = findings.len();
         if !is_footer(&whole) {
             let detail = "does not begin with the magic `conectix`";
-            findings.push(Finding::error(STRUCTURE, at, RULE_MAGIC, detail));
+            findings.push(check::error(STRUCTURE, at, RULE_SIGNATURE, detail));
             return None;
         }
         let kind = VhdKind::of_number(raw.kind.get());
@@ -241,53 +242,53 @@ impl RawFooter {
 
     fn find_errors(&self, at: u64, kind: Option<VhdKind>, findings: &mut Vec<Finding>) {
         let mut error = |rule, detail: String| {
-            findings.push(Finding::error(STRUCTURE, at, rule, detail));
+            findings.push(check::error(STRUCTURE, at, rule, detail));
         };
         let (found, expected) = (self.checksum.get(), checksum(self.as_bytes(), CHECKSUM_AT));
         if found != expected {
             let detail = format!("sum is {found:#010x}, its bytes give {expected:#010x}");
-            error("has the right sum", detail);
+            error("footer-checksum", detail);
         }
         if self.version.get() >> 16 != VERSION >> 16 {
             let detail = format!("version {:#010x} is unknown", self.version.get());
-            error(RULE_SUPPORTED, detail);
+            error("footer-version", detail);
         }
         if kind.is_none() {
             let detail = format!("disk type {} is unknown", self.kind.get());
-            error(RULE_SUPPORTED, detail);
+            error("footer-kind", detail);
         }
         let size = self.current_size.get();
         if size == 0 || !size.is_multiple_of(SECTOR) {
             let detail = format!("{size} bytes are no whole number of sectors");
-            error("has whole sectors", detail);
+            error("footer-size", detail);
         }
         if size > DISK_LEN_MAX {
             let detail = format!("{size} bytes are more than the 64 TiB a disk can have");
-            error(RULE_SUPPORTED, detail);
+            error("footer-size-beyond-limit", detail);
         }
     }
 
     fn find_oddities(&self, at: u64, findings: &mut Vec<Finding>) {
         let mut warning = |rule, detail: String| {
-            findings.push(Finding::warning(STRUCTURE, at, rule, detail));
+            findings.push(check::warning(STRUCTURE, at, rule, detail));
         };
         let features = self.features.get();
         if features & FEATURE_RESERVED == 0 || features & !FEATURES_KNOWN != 0 {
             let detail = format!("features are {features:#x}, 2 or 3 expected");
-            warning("has known features", detail);
+            warning("footer-features", detail);
         }
         if self.saved_state != 0 {
             let detail = "belongs to a machine in saved state: resuming it after a change of the \
                           disk damages the guest";
-            warning("is not in saved state", detail.into());
+            warning("footer-saved-state", detail.into());
         }
         if self.reserved.iter().any(|byte| *byte != 0) {
-            warning("reserved bytes are zero", "some are not".into());
+            warning("footer-reserved", "some are not".into());
         }
         let is_fixed = self.kind.get() == VhdKind::Fixed.number();
         if is_fixed && ![NO_OFFSET, NO_OFFSET >> 32].contains(&self.data_offset.get()) {
             let detail = format!("data offset is {:#x}", self.data_offset.get());
-            warning("a fixed disk has no header", detail);
+            warning("footer-data-offset", detail);
         }
     }
 }
@@ -295,7 +296,7 @@ impl RawFooter {
 /// Bytes of a footer; old files may have one byte less.
 pub(super) const FOOTER_LEN: usize = 512;
 /// The rule that a file without footer breaks.
-pub(super) const RULE_MAGIC: &str = "has its magic";
+pub(super) const RULE_SIGNATURE: &str = "footer-signature";
 const STRUCTURE: &str = "footer";
 const COOKIE: &[u8; 8] = b"conectix";
 const CHECKSUM_AT: usize = 64;

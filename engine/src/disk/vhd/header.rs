@@ -1,11 +1,11 @@
 //! The header of images that have a block table, and where it says their parent is.
 
-use failback_vhdx::FileAt;
+use failback_vhdx::{FileAt, Finding};
 use uuid::Uuid;
 use zerocopy::big_endian::{U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::check::{Finding, RULE_SUPPORTED};
+use super::check;
 use super::footer::checksum;
 use super::{BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, BLOCKS_MAX, NO_OFFSET, SECTOR};
 use crate::error::one_line;
@@ -58,8 +58,7 @@ impl Header {
         }
         if raw.data_offset.get() != NO_OFFSET || raw.reserved_end.iter().any(|byte| *byte != 0) {
             let detail = "data offset is not all ones, or reserved bytes are not zero";
-            let rule = "reserved fields are unused";
-            findings.push(Finding::warning(STRUCTURE, at, rule, detail));
+            findings.push(check::warning(STRUCTURE, at, "header-reserved", detail));
         }
         let locators = raw.locators.iter().filter(|locator| locator.code != [0; 4]);
         Some(Self {
@@ -176,38 +175,38 @@ const _: () = assert!(size_of::<RawLocator>() == 24);
 impl RawHeader {
     fn find_errors(&self, at: u64, findings: &mut Vec<Finding>) {
         let mut error = |rule, detail: String| {
-            findings.push(Finding::error(STRUCTURE, at, rule, detail));
+            findings.push(check::error(STRUCTURE, at, rule, detail));
         };
         if self.cookie != *COOKIE {
             let detail = "does not begin with the magic `cxsparse`".into();
-            return error("has its magic", detail);
+            return error("header-signature", detail);
         }
         let (found, expected) = (self.checksum.get(), checksum(self.as_bytes(), CHECKSUM_AT));
         if found != expected {
             let detail = format!("sum is {found:#010x}, its bytes give {expected:#010x}");
-            error("has the right sum", detail);
+            error("header-checksum", detail);
         }
         if self.version.get() >> 16 != VERSION >> 16 {
             let detail = format!("version {:#010x} is unknown", self.version.get());
-            error(RULE_SUPPORTED, detail);
+            error("header-version", detail);
         }
         let block_size = self.block_size.get();
         if !block_size.is_power_of_two() {
             let detail = format!("a block of {block_size} bytes is no power of two");
-            error("blocks are a power of two", detail);
+            error("block-size", detail);
         } else if !(BLOCK_SIZE_MIN..=BLOCK_SIZE_MAX).contains(&block_size) {
             let detail = format!("a block of {block_size} bytes; 4 KiB to 256 MiB are supported");
-            error(RULE_SUPPORTED, detail);
+            error("block-size-beyond-limit", detail);
         }
         let count = self.entry_count.get();
         if count > BLOCKS_MAX {
             let detail = format!("a table of {count} blocks; {BLOCKS_MAX} are supported");
-            error(RULE_SUPPORTED, detail);
+            error("table-beyond-limit", detail);
         }
         let table_at = self.table_at.get();
         if table_at < SECTOR || table_at.checked_add(u64::from(count) * 4).is_none() {
             let detail = format!("the block table cannot lie at {table_at:#x}");
-            error("the block table lies in the file", detail);
+            error("table-place", detail);
         }
     }
 }

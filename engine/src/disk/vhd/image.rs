@@ -3,13 +3,13 @@
 use std::ops::Range;
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use failback_vhdx::{CHAIN_LEN_MAX, FileAt};
+use failback_vhdx::{CHAIN_LEN_MAX, FileAt, Severity};
 use uuid::Uuid;
 
 use super::SECTOR;
 use super::anatomy::{Anatomy, Blocks};
 use super::bitmap::{Bitmap, Bitmaps};
-use super::check::{Finding, Severity};
+use super::check;
 use super::footer::{Footer, SizeRule, VhdKind};
 use super::geometry::{Chs, Layout};
 use super::header::Header;
@@ -138,12 +138,12 @@ impl VhdImage {
             .into_iter()
             .partition(|finding| finding.severity == Severity::Error);
         if let Some(error) = errors.into_iter().next() {
-            return Err(error.into_error());
+            return Err(check::into_error(&error));
         }
         let anatomy = anatomy.ok_or_else(|| {
             Error::new(ErrorKind::Damaged, "VHD has neither footer nor copy of it")
         })?;
-        let mut warnings: Vec<String> = warnings.iter().map(Finding::line).collect();
+        let mut warnings: Vec<String> = warnings.iter().map(check::line).collect();
         let blocks = anatomy.blocks.as_ref();
         check_linkage(blocks, &anatomy, parent.as_deref(), mode, &mut warnings)?;
         let writer = match mode {

@@ -27,9 +27,10 @@ mod image;
 mod table;
 mod writing;
 
-pub use check::{Finding, Severity, check};
+pub use check::check;
 pub use create::{CreateOptions, ParentNames};
 pub use disk::VhdDisk;
+pub use failback_vhdx::{Finding, Severity};
 pub use footer::{SizeRule, VhdKind};
 pub use geometry::Chs;
 pub use image::VhdImage;

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use failback_vhdx::FileAt;
+use failback_vhdx::{FileAt, Finding};
 
-use super::check::Finding;
+use super::check;
 use super::geometry::Layout;
 use super::header::Header;
 use crate::error::{Error, Result};
@@ -126,13 +126,13 @@ impl Table {
             let used = layout.end_of(block) - layout.start_of(block);
             let end = place.start + layout.bitmap_len() as u64 + used;
             if end > limit {
-                faults.add(block, "blocks end before the footer", || {
+                faults.add(block, "block-past-end", || {
                     format!("ends at {end:#x}, the content of the file at {limit:#x}")
                 });
             }
             let is_over = |other: &&Range<u64>| other.start < end && place.start < other.end;
             if let Some(other) = structures.iter().find(is_over) {
-                faults.add(block, "blocks lie beside the structures", || {
+                faults.add(block, "block-over-structure", || {
                     format!("lies over the structure at {:#x}", other.start)
                 });
             }
@@ -144,7 +144,7 @@ impl Table {
             let [first, second] = [pair[0] >> 32, pair[1] >> 32];
             if second - first < stored_sectors {
                 let block = u32::try_from(pair[1] & u64::from(u32::MAX)).expect("lower half");
-                faults.add(block, "blocks do not overlap", || {
+                faults.add(block, "block-overlap", || {
                     let other = pair[0] & u64::from(u32::MAX);
                     format!("lies over block {other} at sector {first:#x}")
                 });
@@ -168,16 +168,16 @@ impl Faults<'_> {
             let detail = format!("block {block} {}", detail());
             let at = self.table.entry_at(block);
             self.findings
-                .push(Finding::error("block table", at, rule, detail));
+                .push(check::error("block table", at, rule, detail));
         }
     }
 
     fn end(self) {
         if self.found > FINDINGS_MAX {
             let detail = format!("{} further bad entries", self.found - FINDINGS_MAX);
-            let rule = "entries are sound";
+            let rule = "blocks-not-listed";
             self.findings
-                .push(Finding::error("block table", self.table.at, rule, detail));
+                .push(check::error("block table", self.table.at, rule, detail));
         }
     }
 }
