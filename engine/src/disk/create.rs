@@ -115,11 +115,11 @@ pub fn create(path: &Path, new: &NewDisk) -> Result<()> {
 }
 
 /// Makes a differencing image at `path` over the parents that `options` name or let follow. It
-/// notes the nearest one by its name where both are in one directory, else by its whole path.
+/// notes the way to the nearest one from its own directory, on Windows its whole path as well.
 ///
 /// # Errors
-/// As [`create`] and [`open_source`](super::open_source); `Usage` without a parent and for other
-/// formats.
+/// As [`create`] and [`open_source`](super::open_source); `Usage` without a parent, for one whose
+/// name cannot be noted, and for other formats.
 pub fn create_child(path: &Path, options: &OpenOptions, block_size: Option<u32>) -> Result<()> {
     refuse_existing(path)?;
     let (file, temporary) = temporary_beside(path)?.into_parts();
@@ -164,6 +164,7 @@ pub fn create_child(path: &Path, options: &OpenOptions, block_size: Option<u32>)
 #[derive(Debug, Default)]
 struct Noted {
     relative: Option<String>,
+    /// On Windows only: the formats have no key for the paths of other systems.
     absolute: Option<String>,
 }
 
@@ -175,23 +176,44 @@ fn locate(child: &Path, parent: &Path) -> Result<Noted> {
         _ => Path::new("."),
     };
     let directory = directory.canonicalize().map_err(failed)?;
-    let text = |path: &Path| {
-        path.to_str().map(str::to_owned).ok_or_else(|| {
-            let message = "has a name that no image can note: it is not Unicode";
-            Error::new(ErrorKind::Usage, message).path(parent)
-        })
+    let unfit = |why| {
+        let message = format!("has a name that no image can note: {why}");
+        Error::new(ErrorKind::Usage, message).path(parent)
     };
-    let name = whole.file_name().map(Path::new).unwrap_or(&whole);
-    Ok(match whole.parent() == Some(&directory) {
-        true => Noted {
-            relative: Some(format!(".\\{}", text(name)?)),
-            absolute: Some(text(&whole)?),
-        },
-        false => Noted {
-            relative: None,
-            absolute: Some(text(&whole)?),
-        },
+    let absolute = match cfg!(windows) {
+        true => Some(whole.to_str().ok_or_else(|| unfit("it is not Unicode"))?),
+        false => None,
+    };
+    Ok(Noted {
+        relative: relative_path(&directory, &whole).map_err(unfit)?,
+        absolute: absolute.map(str::to_owned),
     })
+}
+
+/// The way from a directory to a file as Windows writes it, both being whole paths. `None` from
+/// one drive to another; an error says why a name on the way cannot be noted.
+fn relative_path(
+    directory: &Path,
+    file: &Path,
+) -> std::result::Result<Option<String>, &'static str> {
+    let pairs = directory.components().zip(file.components());
+    let common = pairs.take_while(|(a, b)| a == b).count();
+    if common == 0 {
+        return Ok(None);
+    }
+    let mut path = match directory.components().count() - common {
+        0 => ".\\".to_owned(),
+        ups => "..\\".repeat(ups),
+    };
+    for (at, name) in file.components().skip(common).enumerate() {
+        let name = name.as_os_str().to_str().ok_or("it is not Unicode")?;
+        if name.contains('\\') {
+            return Err("it has a backslash");
+        }
+        path += if at > 0 { "\\" } else { "" };
+        path += name;
+    }
+    Ok(Some(path))
 }
 
 fn vhdx_options(new: &NewDisk) -> CreateOptions {
@@ -255,4 +277,62 @@ fn temporary_beside(path: &Path) -> Result<tempfile::NamedTempFile> {
     builder
         .tempfile_in(parent.unwrap_or(Path::new(".")))
         .map_err(|e| Error::io(e, "make a new file beside").path(path))
+}
+
+#[cfg(unix)]
+#[cfg(test)]
+mod tests {
+    // Goal: a child names its parent by a path of Windows and by nothing else. Method: ways by
+    // hand, and a child in another directory.
+    use failback_vhdx::Image;
+
+    use super::*;
+
+    #[test]
+    fn ways_are_written_as_windows_does() {
+        let way = |from: &str, to: &str| relative_path(Path::new(from), Path::new(to));
+        let rows = [
+            ("/vm", "/vm/base.vhdx", ".\\base.vhdx"),
+            ("/vm", "/vm/old/base.vhdx", ".\\old\\base.vhdx"),
+            ("/vm/top", "/vm/base.vhdx", "..\\base.vhdx"),
+            (
+                "/vm/top/new",
+                "/disks/base.vhdx",
+                "..\\..\\..\\disks\\base.vhdx",
+            ),
+        ];
+        for (from, to, expected) in rows {
+            assert_eq!(way(from, to), Ok(Some(expected.to_owned())));
+        }
+        assert!(way("/vm", "/vm/a\\b.vhdx").is_err());
+    }
+
+    #[test]
+    fn a_child_in_another_directory_notes_no_path_of_unix() {
+        let directory = tempfile::tempdir().unwrap();
+        let [parent, below] = ["base.vhdx", "top"].map(|name| directory.path().join(name));
+        std::fs::create_dir(&below).unwrap();
+        let new = NewDisk {
+            format: Format::Vhdx,
+            len: 4 << 20,
+            sector_size: 512,
+            block_size: None,
+            is_fixed: false,
+        };
+        create(&parent, &new).unwrap();
+        let options = OpenOptions {
+            parents: vec![parent],
+            ..OpenOptions::of_format(Some(Format::Vhdx))
+        };
+        for (child, path) in [
+            (below.join("top.avhdx"), "..\\base.vhdx"),
+            (directory.path().join("top.avhdx"), ".\\base.vhdx"),
+        ] {
+            create_child(&child, &options, None).unwrap();
+            let file = Arc::new(HostFile::open(&child, Access::Inspect).unwrap());
+            let locator = Image::inspect(file).unwrap().locator.unwrap();
+            assert_eq!(locator.relative_path(), Some(path));
+            assert_eq!(locator.absolute_win32_path(), None);
+        }
+    }
 }
