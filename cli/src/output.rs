@@ -246,9 +246,6 @@ fn vhd_info(out: &mut impl Write, vhd: &VhdInfo, block_size: Option<u32>) -> std
 
 /// Prints how a merge ended.
 pub(crate) fn merged(merged: &MergeReport) -> anyhow::Result<()> {
-    for warning in &merged.warnings {
-        note(&format!("warning: {warning}"));
-    }
     let mut out = std::io::stdout().lock();
     writeln!(
         out,

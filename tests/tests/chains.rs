@@ -336,6 +336,38 @@ fn a_merged_parent_has_the_content_of_the_chain() {
 }
 
 #[test]
+fn a_merge_warns_of_images_that_name_the_child_as_their_parent() {
+    let chain = Chain::new();
+    chain.fill();
+    let [above, other] = place::paths(chain.dir.path(), ["above.avhdx", "other.vhdx"]);
+    let create = |image: &Path, options: &[&std::ffi::OsStr]| {
+        let command = ["create".as_ref(), image.as_os_str()];
+        drop(failback(command.into_iter().chain(options.iter().copied())).exits(0));
+    };
+    let option = "--parent".as_ref();
+    let [child, parent] = [chain.child.as_os_str(), chain.parent.as_os_str()];
+    create(&above, &[option, child, option, parent]);
+    create(&other, &["--size".as_ref(), "4M".as_ref()]);
+    let command = ["merge".as_ref(), chain.child.as_os_str()];
+    let options = ["--follow-parents".as_ref(), "--json".as_ref()];
+    let run = failback(command.into_iter().chain(options)).exits(0);
+    let warnings = run.json()["warnings"].clone();
+    assert_eq!(warnings.as_array().map(Vec::len), Some(1), "{warnings}");
+    let warning = warnings[0].as_str().expect("a text");
+    assert!(
+        warning.contains("above.avhdx names") && warning.contains("top.avhdx as its parent"),
+        "{warning}"
+    );
+    let told = format!("warning: {warning}\n");
+    assert_eq!(run.stderr.matches(&told).count(), 1, "{}", run.stderr);
+    // It reads over the parent, which is what the child was.
+    let flat = chain.dir.path().join("flat.raw");
+    let parent = chain.parent.to_str().expect("a plain path");
+    drop(sync_with(&above, &flat, &["--source-parent", parent]).exits(0));
+    assert_eq!(sha256::of_file(&flat), sha256::of_file(&chain.new));
+}
+
+#[test]
 fn info_tells_the_chain_and_opens_only_what_it_may() {
     let Some((_dir, parent, child, _)) = real_chain() else {
         return;

@@ -26,7 +26,7 @@ pub use vhdx::VhdxDisk;
 pub(crate) use chain::open_parents;
 pub(crate) use open::refuse_same_file;
 pub(crate) use probe::decide as decide_format;
-pub(crate) use siblings::refuse_children;
+pub(crate) use siblings::{find_children, refuse_children};
 pub(crate) use vhdx::{convert as vhdx_error, open_images};
 
 use crate::error::Result;

@@ -4,7 +4,7 @@
 //! content: writing to a parent breaks every checkpoint made of it. So the images beside it are
 //! asked whether they stand on it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use failback_vhdx::{Description, Image};
@@ -18,9 +18,8 @@ const SIBLINGS_MAX: usize = 1000;
 /// Bytes of a log in use that is replayed in memory for that; writers make 1 MiB.
 const LOG_LEN_MAX: u64 = 16 << 20;
 
-/// Refuses when a regular `*.vhdx` or `*.avhdx` file in the directory of `file` names it as its
-/// parent, by GUID or by name. `allowed` are children that may. Only headers, a log in use and
-/// metadata are read, no link is followed. Returns what could not be looked at, a line each.
+/// Refuses when an image beside `file` stands on it, as [`find_children`] finds. Returns what
+/// could not be looked at, a line each.
 ///
 /// # Errors
 /// `Refused` with the child's path.
@@ -29,7 +28,39 @@ pub(crate) fn refuse_children(
     found: &Description,
     allowed: &[Arc<HostFile>],
 ) -> Result<Vec<String>> {
-    let mut notes = Vec::new();
+    let Children { paths, notes } = find_children(file, found, allowed)?;
+    let Some(child) = paths.first() else {
+        return Ok(notes);
+    };
+    let message = format!(
+        "is the parent of {}, which a write would break; merge or delete that first, \
+         or pass --no-sibling-check",
+        one_line(&child.to_string_lossy())
+    );
+    Err(Error::new(ErrorKind::Refused, message).path(file.path()))
+}
+
+/// Children of an image that lie beside it.
+#[derive(Debug, Default)]
+pub(crate) struct Children {
+    /// Where they are.
+    pub(crate) paths: Vec<PathBuf>,
+    /// What could not be looked at, a line each.
+    pub(crate) notes: Vec<String>,
+}
+
+/// The regular `*.vhdx` and `*.avhdx` files in the directory of `file` that name it as their
+/// parent, by GUID or by name, but for those `allowed`. Only headers, a log in use and metadata are
+/// read, no link is followed.
+///
+/// # Errors
+/// `Io` and `Refused` when `file` has no directory to look in.
+pub(crate) fn find_children(
+    file: &Arc<HostFile>,
+    found: &Description,
+    allowed: &[Arc<HostFile>],
+) -> Result<Children> {
+    let mut children = Children::default();
     // The file itself may be reached through a link from another directory.
     let place = file.path().canonicalize();
     let place = place.map_err(|e| Error::io(e, "look for children of").path(file.path()))?;
@@ -40,10 +71,10 @@ pub(crate) fn refuse_children(
     let listed = match directory.read_dir() {
         Ok(listed) => listed,
         Err(e) => {
-            notes.push(format!(
+            children.notes.push(format!(
                 "the directory cannot be read ({e}): children of this image were not looked for"
             ));
-            return Ok(notes);
+            return Ok(children);
         }
     };
     let images = listed.flatten().filter(|entry| {
@@ -52,7 +83,7 @@ pub(crate) fn refuse_children(
     });
     for (count, entry) in images.enumerate() {
         if count >= SIBLINGS_MAX {
-            notes.push(format!(
+            children.notes.push(format!(
                 "more than {SIBLINGS_MAX} images beside this one: the others were not looked at"
             ));
             break;
@@ -61,18 +92,15 @@ pub(crate) fn refuse_children(
         match inspect(&path, file, allowed) {
             Ok(None) => {}
             Ok(Some(sibling)) if is_child(&sibling, found, &name.to_string_lossy()) => {
-                let message = format!(
-                    "is the parent of {}, which a write would break; merge or delete that first, \
-                     or pass --no-sibling-check",
-                    one_line(&path.to_string_lossy())
-                );
-                return Err(Error::new(ErrorKind::Refused, message).path(file.path()));
+                children.paths.push(path);
             }
             Ok(Some(_)) => {}
-            Err(error) => notes.push(format!("not looked at: {}", error.chain())),
+            Err(error) => children
+                .notes
+                .push(format!("not looked at: {}", error.chain())),
         }
     }
-    Ok(notes)
+    Ok(children)
 }
 
 /// What a sibling says of itself; `None` for the file itself and for allowed children.

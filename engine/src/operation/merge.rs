@@ -9,8 +9,10 @@ use failback_vhdx::{Description, Image, Merge, ParentLocator};
 use serde::Serialize;
 
 use crate::abort::CancelToken;
-use crate::disk::{OpenOptions, open_images, open_parents, refuse_children, vhdx_error};
-use crate::error::{Error, ErrorKind, Result};
+use crate::disk::{
+    OpenOptions, find_children, open_images, open_parents, refuse_children, vhdx_error,
+};
+use crate::error::{Error, ErrorKind, Result, one_line};
 use crate::event::{Event, Observer};
 use crate::system::{Access, HostFile};
 
@@ -66,10 +68,16 @@ pub fn merge(
     let inspect =
         |file: &Arc<HostFile>| Image::inspect(file.clone()).map_err(|e| vhdx_error(&e, file));
     let (of_child, of_parent) = (inspect(&child)?, inspect(parent)?);
-    let warnings = match options.skip_sibling_check {
+    let mut warnings = match options.skip_sibling_check {
         true => Vec::new(),
         false => refuse_children(parent, &of_parent, std::slice::from_ref(&child))?,
     };
+    warn_of_grandchildren(&child, &of_child, parent, &mut warnings);
+    for message in &warnings {
+        let message = message.clone();
+        tracing::warn!(message);
+        observer.event(&Event::Warning { message });
+    }
     let mut report = MergeReport {
         schema: "failback.merge/1",
         outcome: "already_merged",
@@ -110,6 +118,34 @@ pub fn merge(
         error: None,
     });
     Ok(report)
+}
+
+/// Images beside the child that stand on it: the parent takes its place, and they name the child.
+/// What could not be looked at is told once.
+fn warn_of_grandchildren(
+    child: &Arc<HostFile>,
+    of_child: &Description,
+    parent: &Arc<HostFile>,
+    warnings: &mut Vec<String>,
+) {
+    let found = match find_children(child, of_child, std::slice::from_ref(parent)) {
+        Ok(found) => found,
+        Err(error) => return warnings.push(error.chain()),
+    };
+    for note in found.notes {
+        if !warnings.contains(&note) {
+            warnings.push(note);
+        }
+    }
+    for path in found.paths {
+        warnings.push(one_line(&format!(
+            "{} names {} as its parent, and does not find it any more once that is deleted: \
+             its parent is {} from now on",
+            path.display(),
+            child.path().display(),
+            parent.path().display()
+        )));
+    }
 }
 
 /// What a merge left to do that had given the parent the child's identity.
