@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use failback_engine::operation::{ImageCheck, ImageInfo, MapReport, MergeReport, VhdInfo};
 use failback_engine::report::{Outcome, Report};
-use failback_engine::{Error, ErrorKind, one_line};
+use failback_engine::{Error, ErrorKind, Remedy, one_line};
 use serde::Serialize;
 
 use crate::size::show;
@@ -44,13 +44,12 @@ pub(crate) fn exit_of(result: anyhow::Result<u8>) -> ExitCode {
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            let kind = error.downcast_ref::<Error>().map(Error::kind);
-            let line = match error.downcast_ref::<Error>() {
-                Some(error) => error.chain(),
-                None => format!("{error:#}"),
+            let Some(error) = error.downcast_ref::<Error>() else {
+                complain(&format!("{error:#}"));
+                return ExitCode::from(EXIT_IO);
             };
-            complain(&line);
-            ExitCode::from(kind.map_or(EXIT_IO, code_of))
+            complain(&(error.chain() + advice(error.remedy())));
+            ExitCode::from(code_of(error.kind()))
         }
     }
 }
@@ -58,6 +57,19 @@ pub(crate) fn exit_of(result: anyhow::Result<u8>) -> ExitCode {
 /// One line on stderr.
 pub(crate) fn complain(line: &str) {
     eprintln!("error: {}", one_line(line));
+}
+
+/// How the engine's way out is asked for on the command line.
+fn advice(remedy: Option<Remedy>) -> &'static str {
+    match remedy {
+        Some(Remedy::SkipSiblingCheck) => "; --no-sibling-check is your word that it may break",
+        Some(Remedy::NameFormat) => "; or name a format with --target-format",
+        Some(Remedy::OpenAsRaw) => {
+            "; --format raw, in sync and verify --source-format raw or --target-format raw, takes \
+             the file's own bytes"
+        }
+        _ => "",
+    }
 }
 
 /// One document on stdout. A closed pipe is an error of writing like any other.
@@ -84,7 +96,7 @@ pub(crate) fn report(report: &Report, json: bool) -> anyhow::Result<u8> {
         print_report(report)?;
     }
     if let Some(error) = &report.error {
-        complain(&error.message);
+        complain(&(error.message.clone() + advice(report.remedy())));
     }
     Ok(match (report.error_kind(), report.outcome) {
         (Some(kind), _) => code_of(kind),

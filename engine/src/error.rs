@@ -118,6 +118,20 @@ impl ErrorKind {
     }
 }
 
+/// What the caller can ask for instead, where he means it. How that is said to a user is up to the
+/// program that he uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Remedy {
+    /// [`OpenOptions::skip_sibling_check`](crate::disk::OpenOptions::skip_sibling_check).
+    SkipSiblingCheck,
+    /// [`OpenOptions::format`](crate::disk::OpenOptions::format) of the disk that is to be made.
+    NameFormat,
+    /// [`Format::Raw`](crate::disk::Format::Raw) as the format of a file that is there: its own
+    /// bytes.
+    OpenAsRaw,
+}
+
 /// What failed, where, and why.
 ///
 /// `Display` gives one line without the source; [`Error::chain`] adds the sources.
@@ -129,6 +143,7 @@ pub struct Error {
     offset: Option<u64>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
     is_from_peer: bool,
+    remedy: Option<Remedy>,
 }
 
 impl Error {
@@ -141,6 +156,7 @@ impl Error {
             offset: None,
             source: None,
             is_from_peer: false,
+            remedy: None,
         }
     }
 
@@ -172,6 +188,19 @@ impl Error {
     pub fn caused_by(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
         self.source = Some(Box::new(source));
         self
+    }
+
+    /// The same with a way out.
+    #[must_use]
+    pub(crate) fn remedy_is(mut self, remedy: Remedy) -> Self {
+        self.remedy = Some(remedy);
+        self
+    }
+
+    /// What can be asked for instead, where there is something.
+    #[must_use]
+    pub fn remedy(&self) -> Option<Remedy> {
+        self.remedy
     }
 
     /// Whose fault it is.

@@ -33,6 +33,6 @@ pub mod tree;
 pub mod units;
 
 pub use abort::{Abort, CancelToken};
-pub use error::{Error, ErrorKind, Result, one_line};
+pub use error::{Error, ErrorKind, Remedy, Result, one_line};
 pub use event::{Event, Observer, Silent};
 pub use failback_transport as transport;

@@ -4,7 +4,7 @@
 use serde::Serialize;
 
 use crate::disk::DiskInfo;
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Remedy};
 use crate::hash::HashKind;
 
 /// Version of the report's shape.
@@ -213,6 +213,9 @@ pub struct Report {
     /// The error itself, for callers of the library.
     #[serde(skip)]
     pub(crate) error_kind: Option<ErrorKind>,
+    /// Its way out, for callers of the library.
+    #[serde(skip)]
+    pub(crate) remedy: Option<Remedy>,
 }
 
 impl Report {
@@ -222,9 +225,16 @@ impl Report {
         self.error_kind
     }
 
+    /// What can be asked for instead, if it failed and there is something.
+    #[must_use]
+    pub fn remedy(&self) -> Option<Remedy> {
+        self.remedy
+    }
+
     pub(crate) fn fail(&mut self, error: &Error) {
         self.outcome = Outcome::of_error(error.kind());
         self.error_kind = Some(error.kind());
+        self.remedy = error.remedy();
         self.error = Some(Failure {
             kind: error.kind().name(),
             message: error.chain(),

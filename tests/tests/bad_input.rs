@@ -83,6 +83,26 @@ fn junk_under_the_name_of_a_vhdx_is_not_read_as_raw() {
     let disks = Disks::new();
     disk::write_raw(&disks.source, DISK_LEN, 100, 3);
     disks.assert_fails(4, "failed");
+    let run = cli::failback(args(["sync"], &disks.source, &disks.target)).exits(4);
+    assert!(
+        run.error_line().contains("--source-format raw"),
+        "{}",
+        run.stderr
+    );
+}
+
+#[test]
+fn a_target_without_a_telling_suffix_needs_a_format() {
+    skip_without!("qemu-img");
+    let disks = Disks::new();
+    let target = disks.dir.path().join("copy");
+    let run = cli::failback(args(["sync"], &disks.source, &target)).exits(2);
+    assert!(
+        run.error_line().contains("--target-format"),
+        "{}",
+        run.stderr
+    );
+    assert!(!target.exists());
 }
 
 #[test]

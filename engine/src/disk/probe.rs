@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use failback_vhdx::FileAt;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Remedy, Result};
 use crate::system::HostFile;
 
 /// Format of an image file.
@@ -125,22 +125,20 @@ pub(crate) fn decide(file: &HostFile, wanted: Option<Format>) -> Result<Format> 
     };
     match found {
         Format::Foreign(name) => {
-            let message = format!(
-                "is a {name} image, which is not supported; \
-                 to read the file's own bytes say --source-format/--target-format raw"
-            );
-            Err(Error::new(ErrorKind::Refused, message).path(file.path()))
+            let message = format!("is a {name} image, which is not supported");
+            Err(Error::new(ErrorKind::Refused, message)
+                .path(file.path())
+                .remedy_is(Remedy::OpenAsRaw))
         }
         Format::Raw if wanted.is_none() && !file.is_device() => {
             match Format::of_suffix(file.path()) {
                 Some(promised @ (Format::Vhdx | Format::Vhd)) => {
-                    let message = format!(
-                        "is named as a {promised}, but has no such magic: damaged? \
-                     (--source-format/--target-format raw takes it as it is)"
-                    );
+                    let message =
+                        format!("is named as a {promised}, but has no such magic: damaged?");
                     Err(Error::new(ErrorKind::Damaged, message)
                         .path(file.path())
-                        .at(0))
+                        .at(0)
+                        .remedy_is(Remedy::OpenAsRaw))
                 }
                 _ => Ok(Format::Raw),
             }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use failback_vhdx::{Description, Image};
 
 use super::Format;
-use crate::error::{Error, ErrorKind, Result, one_line};
+use crate::error::{Error, ErrorKind, Remedy, Result, one_line};
 use crate::system::{Access, HostFile};
 
 /// Images of a directory that are looked at.
@@ -33,11 +33,11 @@ pub(crate) fn refuse_children(
         return Ok(notes);
     };
     let message = format!(
-        "is the parent of {}, which a write would break; merge or delete that first, \
-         or pass --no-sibling-check",
+        "is the parent of {}, which a write would break; merge or delete that first",
         one_line(&child.to_string_lossy())
     );
-    Err(Error::new(ErrorKind::Refused, message).path(file.path()))
+    let refused = Error::new(ErrorKind::Refused, message).path(file.path());
+    Err(refused.remedy_is(Remedy::SkipSiblingCheck))
 }
 
 /// Children of an image that lie beside it.

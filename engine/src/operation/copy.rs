@@ -15,7 +15,7 @@ use crate::disk::{
     DiskInfo, Format, NewDisk, OpenOptions, PendingDisk, open_source, open_target, refuse_same_file,
 };
 use crate::endpoint::Endpoint;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Remedy, Result};
 use crate::event::{Event, Observer};
 use crate::hash::HashKind;
 use crate::report::{
@@ -354,8 +354,10 @@ fn open_target_side(request: &SyncRequest, source: &DiskInfo) -> Result<(TargetS
 pub(crate) fn new_disk(path: &Path, format: Option<Format>, source: &DiskInfo) -> Result<NewDisk> {
     let format = format.or_else(|| Format::of_suffix(path)).ok_or_else(|| {
         let message = "does not exist, and its suffix does not say what to make \
-                       (.vhdx, .vhd, .raw, .img, or --target-format)";
-        Error::new(ErrorKind::Usage, message).path(path)
+                       (.vhdx, .vhd, .raw, .img)";
+        Error::new(ErrorKind::Usage, message)
+            .path(path)
+            .remedy_is(Remedy::NameFormat)
     })?;
     let sector_size = source.logical_sector_size.unwrap_or(SECTOR_SIZE_DEFAULT);
     if format == Format::Vhd {
@@ -444,6 +446,7 @@ fn new_report(
         seconds: Seconds::default(),
         error: None,
         error_kind: None,
+        remedy: None,
     }
 }
 
