@@ -9,7 +9,7 @@ use failback_engine::disk::{Format, OpenOptions};
 use failback_engine::endpoint::Endpoint;
 use failback_engine::hash::HashKind;
 use failback_engine::operation::{CompressChoice, Strategy};
-use failback_engine::transport::VerifyLevel;
+use failback_engine::transport::{Apply, VerifyLevel};
 use failback_engine::units::BlockSize;
 
 use crate::size;
@@ -79,6 +79,12 @@ pub(crate) enum Command {
     Merge(MergeArgs),
     /// Compare the contents of two endpoints by reading both; exit 0 equal, 1 different
     Verify(VerifyArgs),
+    /// Bring to its end what a sync left half done, from its state alone; no peer is needed
+    Recover(RecoveryArgs),
+    /// Bring back what the target of a sync had before: drop its stage, or undo what it wrote
+    Rollback(RecoveryArgs),
+    /// Accept the result of a sync with --keep-undo: what an undo needs goes
+    Commit(RecoveryArgs),
     /// Run the agent: serve granted images to peers until interrupted
     Serve(ServeArgs),
 }
@@ -87,6 +93,8 @@ pub(crate) enum Command {
 pub(crate) struct InfoArgs {
     /// Image file or block device
     pub(crate) image: PathBuf,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
     #[command(flatten)]
     pub(crate) open: OpenArgs,
     /// Print one JSON document
@@ -203,10 +211,8 @@ pub(crate) struct SyncArgs {
     #[arg(long, value_name = "auto|off|zstd:LEVEL", default_value = "auto")]
     #[arg(value_parser = parse_compress)]
     pub(crate) compress: CompressChoice,
-    /// How blocks reach the target. In this release always in place: an interrupted sync leaves a
-    /// target that is partly new until the same command has run to its end
-    #[arg(long, value_enum, default_value_t = ApplyArg::InPlace)]
-    pub(crate) apply: ApplyArg,
+    #[command(flatten)]
+    pub(crate) applying: ApplyArgs,
     /// Write to a VHDX though an image beside it stands on it, which breaks that one
     #[arg(long)]
     pub(crate) no_sibling_check: bool,
@@ -275,6 +281,8 @@ pub(crate) struct ServeArgs {
     /// Let peers write to a VHDX though an image beside it stands on it, which breaks that one
     #[arg(long)]
     pub(crate) no_sibling_check: bool,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
     /// Print what is printed as JSON lines
     #[arg(long)]
     pub(crate) json: bool,
@@ -392,9 +400,63 @@ impl VerifyArg {
     }
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum ApplyArg {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ApplyArg {
+    Stage,
     InPlace,
+}
+
+/// How an existing target is changed.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ApplyArgs {
+    /// Stage: the target stays as it is until everything is there, and can be restored until it is
+    /// proven. In place: written as blocks come; when it is interrupted the target is mixed until
+    /// the same command has run to its end
+    #[arg(long, value_enum, default_value_t = ApplyArg::Stage)]
+    apply: ApplyArg,
+    /// Keep what the target had until `failback commit TARGET` accepts the new disk, or `failback
+    /// rollback TARGET` brings the old one back
+    #[arg(long, conflicts_with = "no_undo")]
+    keep_undo: bool,
+    /// Do not keep what the target had: less room, and no way back once the target is written
+    #[arg(long)]
+    no_undo: bool,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+}
+
+impl ApplyArgs {
+    /// `None` for wishes that contradict each other.
+    pub(crate) fn apply(&self) -> Option<Apply> {
+        match (self.apply, self.keep_undo, self.no_undo) {
+            (ApplyArg::InPlace, false, _) => Some(Apply::InPlace),
+            (ApplyArg::InPlace, true, _) => None,
+            (ApplyArg::Stage, true, _) => Some(Apply::StageKeepUndo),
+            (ApplyArg::Stage, false, true) => Some(Apply::StageNoUndo),
+            (ApplyArg::Stage, false, false) => Some(Apply::Stage),
+        }
+    }
+}
+
+/// Where state is kept.
+#[derive(Debug, clap::Args)]
+pub(crate) struct StateArgs {
+    /// Keep the state of syncs (stage, undo, journal) below this directory; default: .failback
+    /// beside a file, /var/lib/failback for a device
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+}
+
+/// `recover`, `rollback`, `commit`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RecoveryArgs {
+    /// The target of the sync: image file or block device
+    pub(crate) target: PathBuf,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 fn parse_engine<T: std::str::FromStr<Err = failback_engine::Error>>(
@@ -434,8 +496,8 @@ pub(crate) fn explain(error: &clap::Error) -> ExitCode {
         }
         ClapKind::DisplayHelpOnMissingArgumentOrSubcommand | ClapKind::MissingSubcommand => {
             crate::output::complain(
-                "a command is missing: info, check, create, map, sync, merge, verify, serve; \
-                 see --help",
+                "a command is missing: info, check, create, map, sync, merge, verify, recover, \
+                 rollback, commit, serve; see --help",
             );
             ExitCode::from(crate::output::EXIT_USAGE)
         }

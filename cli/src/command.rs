@@ -3,14 +3,14 @@
 use anyhow::Context;
 use failback_engine::agent::{Grants, serve as serve_peers};
 use failback_engine::disk::{Format, NewDisk, OpenOptions, create as create_disk, create_child};
-use failback_engine::operation::{self, MapRequest, SyncRequest, VerifyRequest};
+use failback_engine::operation::{self, MapRequest, RecoveryReport, SyncRequest, VerifyRequest};
 use failback_engine::transport::link::{Listener, tcp, unix};
 use failback_engine::{Error, ErrorKind, Event, Observer};
 use serde::Serialize;
 
 use crate::args::{
-    CheckArgs, Command, CreateArgs, InfoArgs, Kind, MapArgs, MergeArgs, ServeArgs, SyncArgs,
-    VerifyArgs,
+    CheckArgs, Command, CreateArgs, InfoArgs, Kind, MapArgs, MergeArgs, RecoveryArgs, ServeArgs,
+    SyncArgs, VerifyArgs,
 };
 use crate::output;
 use crate::size;
@@ -26,12 +26,30 @@ pub(crate) fn run(command: Command) -> anyhow::Result<u8> {
         Command::Sync(args) => sync(args),
         Command::Merge(args) => merge(args),
         Command::Verify(args) => verify(args),
+        Command::Recover(args) => {
+            let cancel = cancel_on_signals()?;
+            let state = args.state.state_dir.as_deref();
+            recovered(&args, operation::recover(&args.target, state, &cancel))
+        }
+        Command::Rollback(args) => {
+            let cancel = cancel_on_signals()?;
+            let state = args.state.state_dir.as_deref();
+            recovered(&args, operation::roll_back(&args.target, state, &cancel))
+        }
+        Command::Commit(args) => {
+            let state = args.state.state_dir.as_deref();
+            recovered(&args, operation::accept(&args.target, state))
+        }
         Command::Serve(args) => serve(&args),
     }
 }
 
 fn info(args: &InfoArgs) -> anyhow::Result<u8> {
-    let info = operation::info(&args.image, &args.open.options())?;
+    let info = operation::info(
+        &args.image,
+        &args.open.options(),
+        args.state.state_dir.as_deref(),
+    )?;
     match args.json {
         true => output::document(&info)?,
         false => output::info(&info)?,
@@ -89,7 +107,7 @@ fn create(args: &CreateArgs) -> anyhow::Result<u8> {
             },
         )?,
     }
-    let info = operation::info(&args.image, &open)?;
+    let info = operation::info(&args.image, &open, None)?;
     match args.json {
         true => output::document(&info)?,
         false => output::info(&info)?,
@@ -118,6 +136,10 @@ fn map(args: MapArgs) -> anyhow::Result<u8> {
 }
 
 fn sync(args: SyncArgs) -> anyhow::Result<u8> {
+    let apply = args.applying.apply().ok_or_else(|| {
+        let message = "a sync in place keeps no undo: --apply in-place goes without --keep-undo";
+        Error::new(ErrorKind::Usage, message)
+    })?;
     let watchers = Watchers::new(args.output_args.events.as_deref())?;
     let cancel = cancel_on_signals()?;
     let request = SyncRequest {
@@ -128,6 +150,8 @@ fn sync(args: SyncArgs) -> anyhow::Result<u8> {
         block_size: args.hashing.block_size,
         verify: args.verify.level(),
         compress: args.compress,
+        apply,
+        state: args.applying.state.state_dir,
         ..SyncRequest::new(args.source, args.target)
     };
     let report = operation::sync(&request, &watchers, &cancel);
@@ -150,6 +174,18 @@ fn merge(args: MergeArgs) -> anyhow::Result<u8> {
     match args.output_args.json {
         true => output::document(&merged)?,
         false => output::merged(&merged)?,
+    }
+    Ok(0)
+}
+
+fn recovered(
+    args: &RecoveryArgs,
+    report: failback_engine::Result<RecoveryReport>,
+) -> anyhow::Result<u8> {
+    let report = report?;
+    match args.json {
+        true => output::document(&report)?,
+        false => output::recovered(&report)?,
     }
     Ok(0)
 }
@@ -185,6 +221,9 @@ fn serve(args: &ServeArgs) -> anyhow::Result<u8> {
         skip_sibling_check: args.no_sibling_check,
         ..OpenOptions::default()
     });
+    if let Some(directory) = &args.state.state_dir {
+        grants.keep_state_in(directory);
+    }
     let watchers = Watchers::new(args.events.as_deref())?;
     let cancel = cancel_on_signals()?;
     let listener = listen(&args.listen)?;

@@ -8,7 +8,9 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use failback_engine::operation::{ImageCheck, ImageInfo, MapReport, MergeReport, VhdInfo};
+use failback_engine::operation::{
+    ImageCheck, ImageInfo, MapReport, MergeReport, RecoveryReport, VhdInfo,
+};
 use failback_engine::report::{Outcome, Report};
 use failback_engine::{Error, ErrorKind, Remedy, one_line};
 use serde::Serialize;
@@ -70,6 +72,29 @@ fn advice(remedy: Option<Remedy>) -> &'static str {
         }
         _ => "",
     }
+}
+
+/// Prints what became of a sync that was brought to an end.
+pub(crate) fn recovered(report: &RecoveryReport) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    let before = report.before.unwrap_or("none");
+    let state = report.state.unwrap_or("none");
+    writeln!(out, "{}: {before} -> {state}", report.target)?;
+    if report.written + report.verified > 0 {
+        let (written, verified) = (show(report.written), show(report.verified));
+        let from = report.verified_from.unwrap_or("medium");
+        writeln!(
+            out,
+            "  written    {written}, read back {verified} from {from}"
+        )?;
+    }
+    if state == "staging" {
+        writeln!(
+            out,
+            "  the source is needed: the same sync goes on where it was"
+        )?;
+    }
+    Ok(out.flush()?)
 }
 
 /// One document on stdout. A closed pipe is an error of writing like any other.
@@ -192,6 +217,14 @@ pub(crate) fn info(info: &ImageInfo) -> anyhow::Result<()> {
         writeln!(out, "  sector        {sector} bytes")?;
     }
     writeln!(out, "  identity      {}", info.identity)?;
+    if let Some(state) = info.state {
+        let mixed = if info.is_mixed {
+            ": neither old nor new, do not start it"
+        } else {
+            ""
+        };
+        writeln!(out, "  state         {state}{mixed}")?;
+    }
     for parent in &info.chain {
         match &parent.path {
             Some(path) => writeln!(out, "  parent        {path}")?,

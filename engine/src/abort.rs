@@ -104,6 +104,23 @@ impl Abort {
         }
     }
 
+    /// `Cancelled` once the caller has cancelled: for work that needs no peer any more, and so does
+    /// not end with the link.
+    ///
+    /// # Errors
+    /// As said.
+    pub(crate) fn check_cancelled(&self) -> Result<()> {
+        match self.cancel.is_cancelled() {
+            false => Ok(()),
+            true => Err(Error::new(ErrorKind::Cancelled, "cancelled")),
+        }
+    }
+
+    /// An abort of its own that only the same caller can cancel.
+    pub(crate) fn of_same_caller(&self) -> Self {
+        Self::with_cancel(&self.cancel)
+    }
+
     /// Runs `step`; its failure ends the job. So does a panic: the other threads would wait for
     /// this one for ever.
     pub fn guard<T>(&self, step: impl FnOnce() -> Result<T>) -> Option<T> {

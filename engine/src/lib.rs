@@ -18,6 +18,7 @@
 mod abort;
 pub mod agent;
 mod apply;
+pub mod commit;
 pub mod disk;
 pub mod endpoint;
 mod error;
@@ -27,10 +28,13 @@ pub mod map;
 pub mod operation;
 pub mod pipeline;
 pub mod report;
+mod stage;
+pub mod state;
 pub mod sync;
 pub mod system;
 pub mod tree;
 pub mod units;
+mod verify;
 
 pub use abort::{Abort, CancelToken};
 pub use error::{Error, ErrorKind, Remedy, Result, one_line};

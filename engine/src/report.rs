@@ -127,6 +127,8 @@ pub struct Blocks {
     pub differing: u64,
     /// Of the target: held data and were made zero.
     pub zeroed: u64,
+    /// Staged by an earlier run and not sent again, unless the source was changed since.
+    pub resumed: u64,
 }
 
 /// Root hashes in hexadecimal; `null` when not known.
@@ -204,6 +206,12 @@ pub struct Report {
     pub root: Roots,
     /// Where the proof read from: `medium`, `cache`, `server`; `null` without a proof.
     pub verified_from: Option<&'static str>,
+    /// How the target was changed: `stage`, `in_place`, or `new` for one that was missing; `null`
+    /// for `verify`, and when it failed before.
+    pub apply: Option<&'static str>,
+    /// How long the old disk can be restored: `until_verified`, `kept`, `none`; `null` where there
+    /// was none.
+    pub undo: Option<&'static str>,
     /// What was expected.
     pub predicted: Predicted,
     /// Durations.

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use failback_engine::disk::{MemoryDisk, Source, Target};
 use failback_engine::hash::HashKind;
-use failback_engine::sync::{Changes, Session, SessionOptions, Task, run_source, run_target};
+use failback_engine::sync::{
+    Changes, InPlaceChanges, Session, SessionOptions, Task, run_source, run_target,
+};
 use failback_engine::transport::link::loopback;
 use failback_engine::transport::{
     Base, BlockData, Digest, Encoding, Message, RunKind, SourceEnd, SubRun, TargetResult,
@@ -32,11 +34,11 @@ fn target_against(options: SessionOptions, script: &[Message]) -> (Error, Vec<u8
     let target: &dyn Target = &disk;
     let result = against(script, |link| {
         let session = Session::new(options, (BLOCKS * BLOCK) as u64).unwrap();
-        let changes = Changes {
+        let changes = Changes::InPlace(InPlaceChanges {
             target,
             is_new: false,
             finish: Box::new(|| Ok(())),
-        };
+        });
         run_target(
             &session,
             &disk,
@@ -155,11 +157,11 @@ fn an_end_before_the_comparison_of_a_large_disk() {
             ..delta()
         };
         let session = Session::new(options, disk.info().virtual_size).unwrap();
-        let changes = Changes {
+        let changes = Changes::InPlace(InPlaceChanges {
             target: &disk,
             is_new: false,
             finish: Box::new(|| Ok(())),
-        };
+        });
         run_target(
             &session,
             &disk,

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use failback_engine::disk::{Format, MemoryDisk, NewDisk, OpenOptions, create, open_target};
 use failback_engine::hash::{HashKind, Hasher};
 use failback_engine::sync::{SessionOptions, Task};
-use failback_engine::transport::{Compress, VerifyLevel};
+use failback_engine::transport::{Apply, Compress, VerifyLevel};
 use failback_engine::tree::{Leaf, TreeBuilder};
 use failback_engine::units::Geometry;
 use failback_engine::{Abort, ErrorKind};
@@ -71,6 +71,8 @@ fn options() -> impl Strategy<Value = SessionOptions> {
             compress,
             verify,
             sub_hash_seed,
+            apply: Apply::InPlace,
+            source_mark: 0,
             ..delta()
         },
     )
@@ -322,7 +324,7 @@ fn a_failed_session_leaves_a_vhdx_with_an_empty_log() {
             .is_err()
     );
     drop(target);
-    let info = failback_engine::operation::info(&path, &OpenOptions::default()).unwrap();
+    let info = failback_engine::operation::info(&path, &OpenOptions::default(), None).unwrap();
     let vhdx = info.vhdx.unwrap();
     assert!(
         vhdx.blocks_allocated > 0,

@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use failback_transport::{
-    Access, Base, BlockData, Compress, Digest, DiskInfo, Encoder, Encoding, Failure, HashKind,
-    Hello, Message, NewDisk, OpenRequest, Role, RunKind, SessionParams, SourceEnd, SubRun,
-    TargetResult, Task, VerifiedFrom, VerifyLevel,
+    Access, Apply, Base, BlockData, Compress, Digest, DiskInfo, Encoder, Encoding, Failure,
+    HashKind, Hello, Message, NewDisk, OpenRequest, Role, RunKind, SessionParams, SourceEnd,
+    SubRun, TargetResult, Task, VerifiedFrom, VerifyLevel,
 };
 use failback_vhdx::{CreateOptions, Image, Kind, MemoryFile};
 
@@ -183,6 +183,8 @@ fn opening() -> [Message; 4] {
             compress: Compress::Zstd(1),
             sub_hash_seed: 1,
             peer_role: Role::Target,
+            apply: Apply::Stage,
+            source_mark: 1,
         }),
     ]
 }
@@ -265,6 +267,8 @@ fn ending() -> [Message; 6] {
             differing_blocks: 7,
             verified_from: VerifiedFrom::Medium,
             verify_micros: 8,
+            resumed_blocks: 9,
+            resume_notes: 1,
         }),
         Message::Failure(Failure {
             kind: 6,

@@ -33,6 +33,13 @@ const BARRIERS: &[&str] = &[
     "fsync(",
 ];
 const MAY_SYNC: &[&str] = &["vhdx/src/", "engine/src/system/", "engine/src/disk/"];
+/// Where they stand behind an id, so that a test can leave each out: on a line with the closure
+/// that `Barriers::pass` takes.
+const BEHIND_AN_ID: &[&str] = &[
+    "engine/src/state/",
+    "engine/src/stage/",
+    "engine/src/commit/",
+];
 
 /// What must not be left in code that ships.
 const LEFT_OVERS: &[&str] = &["todo!(", "unimplemented!(", ".unwrap()", "dbg!("];
@@ -104,11 +111,15 @@ fn crates_forbid_unsafe_code() {
 fn barriers_stand_in_their_modules() {
     assert_none(&files_of(SHIPPED), |file| {
         let code = file.shipped_code();
-        let may_sync = MAY_SYNC.iter().any(|module| file.path.starts_with(module));
-        let calls = BARRIERS
-            .iter()
-            .filter(|call| !may_sync && code.contains(**call));
-        calls.map(|call| format!("calls {call}")).collect()
+        let is_in = |modules: &[&str]| modules.iter().any(|m| file.path.starts_with(m));
+        let (may_sync, has_id) = (is_in(MAY_SYNC), is_in(BEHIND_AN_ID));
+        let lines = code
+            .lines()
+            .filter(|line| !(may_sync || has_id && line.contains("|| ")));
+        let calls = lines.filter(|line| BARRIERS.iter().any(|call| line.contains(call)));
+        calls
+            .map(|line| format!("waits: {}", line.trim()))
+            .collect()
     });
 }
 

@@ -8,12 +8,13 @@ use crate::link::{HANDSHAKE_LIMIT, IDLE_LIMIT};
 use crate::wire::{Hello, Message};
 
 /// Lowest protocol version this release speaks.
-pub const VERSION_MIN: u16 = 1;
+pub const VERSION_MIN: u16 = 2;
 
 /// Highest protocol version this release speaks.
 ///
-/// - 1: the first one.
-pub const VERSION_MAX: u16 = 1;
+/// - 1: the first one; never in a release.
+/// - 2: `Start` says how the target is changed, `Result` what was found of an earlier session.
+pub const VERSION_MAX: u16 = 2;
 
 /// Optional features of this release, one bit each; none yet.
 pub const FEATURES: u64 = 0;

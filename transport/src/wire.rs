@@ -13,7 +13,7 @@ mod outcome;
 
 pub use block::{Base, BlockData, Encoding, RunKind, SubRun};
 pub use control::{
-    Access, Compress, DiskInfo, Failure, HashKind, Hello, NewDisk, OpenRequest, Role,
+    Access, Apply, Compress, DiskInfo, Failure, HashKind, Hello, NewDisk, OpenRequest, Role,
     SessionParams, Task, VerifyLevel,
 };
 pub use decoder::Decoder;

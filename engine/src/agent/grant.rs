@@ -1,7 +1,7 @@
 //! What an agent may do with which disk, as its operator said.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::disk::OpenOptions;
 use crate::error::{Error, ErrorKind, Result};
@@ -18,6 +18,8 @@ pub struct Grant {
     pub create_max: Option<u64>,
     /// How the disk is opened.
     pub open: OpenOptions,
+    /// Where the state of its syncs is kept; `None`: beside it.
+    pub state: Option<PathBuf>,
 }
 
 /// Grants by name.
@@ -101,8 +103,16 @@ impl Grants {
                 is_writable,
                 create_max: max.transpose()?,
                 open: OpenOptions::default(),
+                state: None,
             },
         )
+    }
+
+    /// Keeps the state of all disks granted so far below this directory.
+    pub fn keep_state_in(&mut self, directory: &Path) {
+        for grant in self.by_name.values_mut() {
+            grant.state = Some(directory.to_owned());
+        }
     }
 
     /// Opens all disks granted so far in this way.
@@ -153,6 +163,7 @@ mod tests {
             is_writable: false,
             create_max: None,
             open: OpenOptions::default(),
+            state: None,
         };
         assert_eq!(grant("web=/a.vhdx"), plain);
         assert_eq!(grant("web=/a.vhdx:ro"), plain);

@@ -8,12 +8,14 @@ use failback_transport::{Access, Compress, Message, OpenRequest, Role, SessionPa
 
 use super::grant::{Grant, Grants};
 use crate::abort::{Abort, CancelToken};
-use crate::disk::{DiskInfo, PendingDisk, Source, Target, open_source, open_target};
+use crate::disk::{DiskInfo, PendingDisk, Source, open_source};
 use crate::error::{Error, ErrorKind, Result, peer_error};
 use crate::event::{Event, Observer};
 use crate::hash::HashKind;
-use crate::operation::{SOFTWARE, new_disk};
-use crate::sync::{Changes, Session, SessionLink, SessionOptions, run_source, run_target};
+use crate::operation::{ExistingTarget, SOFTWARE, new_disk};
+use crate::sync::{
+    Changes, InPlaceChanges, Session, SessionLink, SessionOptions, run_source, run_target,
+};
 use crate::units::BlockSize;
 
 /// Highest zstd level that a peer can make this host compress at: some 200 MB/s a core.
@@ -37,7 +39,7 @@ pub(super) fn receive_peer(
 /// A granted disk that is open.
 enum OpenDisk {
     Read(Arc<dyn Source>),
-    Write(Arc<dyn Target>),
+    Write(ExistingTarget),
     New(PendingDisk),
 }
 
@@ -45,7 +47,7 @@ impl OpenDisk {
     fn info(&self) -> DiskInfo {
         match self {
             Self::Read(disk) => disk.info(),
-            Self::Write(disk) => disk.info(),
+            Self::Write(target) => target.info(),
             Self::New(pending) => pending.disk().info(),
         }
     }
@@ -141,7 +143,10 @@ fn open(grant: &Grant, request: &OpenRequest) -> Result<OpenDisk> {
                 "the granted disk does not exist, and the grant has no max=SIZE to make it";
             Err(Error::new(ErrorKind::NotGranted, message))
         }
-        (false, _, _) => Ok(OpenDisk::Write(open_target(&grant.path, &grant.open)?)),
+        (false, _, _) => {
+            let target = ExistingTarget::open(&grant.path, &grant.open, grant.state.as_deref())?;
+            Ok(OpenDisk::Write(target))
+        }
     }
 }
 
@@ -177,22 +182,16 @@ fn run(
         (OpenDisk::Read(disk), Role::Target, false) => {
             run_target(&session, disk.as_ref(), None, link, &abort).map(drop)
         }
-        (OpenDisk::Write(disk), Role::Target, true) => {
-            let finish = Box::new(|| Ok(()));
-            let changes = Changes {
-                target: disk.as_ref(),
-                is_new: false,
-                finish,
-            };
-            run_target(&session, disk.as_ref(), Some(changes), link, &abort).map(drop)
+        (OpenDisk::Write(target), Role::Target, true) => {
+            target.run(&session, link, &abort).map(drop)
         }
         (OpenDisk::New(pending), Role::Target, true) => {
             let disk = pending.disk();
-            let changes = Changes {
+            let changes = Changes::InPlace(InPlaceChanges {
                 target: disk.as_ref(),
                 is_new: true,
                 finish: Box::new(move || pending.publish()),
-            };
+            });
             run_target(&session, disk.as_ref(), Some(changes), link, &abort).map(drop)
         }
         _ => refuse(
@@ -227,6 +226,8 @@ fn options(params: &SessionParams) -> Result<SessionOptions> {
             Compress::Off => Compress::Off,
         },
         sub_hash_seed: params.sub_hash_seed,
+        apply: params.apply,
+        source_mark: params.source_mark,
     })
 }
 

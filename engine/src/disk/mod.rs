@@ -1,5 +1,6 @@
 //! Disks: what can be read ([`Source`]) and what can be changed ([`Target`]).
 
+mod access;
 mod chain;
 mod create;
 mod memory;
@@ -15,6 +16,7 @@ use std::ops::Range;
 
 use serde::Serialize;
 
+pub use access::{HostTarget, TargetAccess};
 pub use create::{NewDisk, PendingDisk, create, create_child};
 pub use memory::MemoryDisk;
 pub use open::{OpenOptions, open_source, open_target};

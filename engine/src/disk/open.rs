@@ -88,7 +88,11 @@ fn open_vhdx_target(file: Arc<HostFile>, options: &OpenOptions) -> Result<VhdxDi
     Ok(VhdxDisk::open_rw(file, parents)?.with_notes(notes))
 }
 
-fn refuse_needless_parents(path: &Path, format: Format, options: &OpenOptions) -> Result<()> {
+pub(super) fn refuse_needless_parents(
+    path: &Path,
+    format: Format,
+    options: &OpenOptions,
+) -> Result<()> {
     if options.parents.is_empty() || format != Format::Raw {
         return Ok(());
     }

@@ -117,5 +117,7 @@ fn to_wire(options: &SessionOptions, peer_role: Role) -> SessionParams {
         compress: options.compress,
         sub_hash_seed: options.sub_hash_seed,
         peer_role,
+        apply: options.apply,
+        source_mark: options.source_mark,
     }
 }

@@ -1,18 +1,19 @@
 //! `sync` and `verify`: open both sides, choose, run the session, report.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use failback_transport as wire;
 use failback_transport::{Compress, Task, VerifyLevel};
 
 use super::connection::Connection;
+use super::existing::ExistingTarget;
 use super::job::{LocalTarget, SessionOutcome, SourceSide, TargetSide, run};
 use super::plan::{Strategy, check_fit, choose};
 use crate::abort::CancelToken;
 use crate::disk::vhd::{NEW_DISK_LEN_MAX, SECTOR_SIZE};
 use crate::disk::{
-    DiskInfo, Format, NewDisk, OpenOptions, PendingDisk, open_source, open_target, refuse_same_file,
+    DiskInfo, Format, NewDisk, OpenOptions, PendingDisk, open_source, refuse_same_file,
 };
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Remedy, Result};
@@ -21,7 +22,7 @@ use crate::hash::HashKind;
 use crate::report::{
     Blocks, Bytes, Outcome, Predicted, REPORT_SCHEMA, Report, Roots, Seconds, Side,
 };
-use crate::sync::SessionOptions;
+use crate::sync::{SessionOptions, source_mark};
 use crate::units::BlockSize;
 
 /// Whether payload is compressed.
@@ -57,6 +58,10 @@ pub struct SyncRequest {
     pub verify: VerifyLevel,
     /// Whether payload is compressed.
     pub compress: CompressChoice,
+    /// How an existing target is changed.
+    pub apply: wire::Apply,
+    /// Where the state of a local target is kept; `None`: beside it.
+    pub state: Option<PathBuf>,
 }
 
 impl SyncRequest {
@@ -73,6 +78,8 @@ impl SyncRequest {
             block_size: BlockSize::DEFAULT,
             verify: VerifyLevel::Changed,
             compress: CompressChoice::Auto,
+            apply: wire::Apply::Stage,
+            state: None,
         }
     }
 }
@@ -187,7 +194,15 @@ fn run_sync(
             CompressChoice::Auto => Compress::Zstd(1),
         },
         sub_hash_seed: fresh_seed(),
+        apply: request.apply,
+        source_mark: source_mark(&source.info().identity),
     };
+    report.apply = Some(if is_new {
+        "new"
+    } else {
+        apply_name(request.apply)
+    });
+    report.undo = (!is_new).then(|| undo_name(request.apply));
     report.seconds.plan = started.elapsed().as_secs_f64();
     let outcome = run(
         source,
@@ -238,6 +253,8 @@ fn run_verify(
         verify: VerifyLevel::Full,
         compress: Compress::Off,
         sub_hash_seed: 0,
+        apply: wire::Apply::InPlace,
+        source_mark: 0,
     };
     report.seconds.plan = started.elapsed().as_secs_f64();
     let outcome = run(
@@ -314,28 +331,13 @@ fn open_target_side(request: &SyncRequest, source: &DiskInfo) -> Result<(TargetS
             }
             let new = new_disk(path, request.target_open.format, source)?;
             let pending = PendingDisk::create(path, &new)?;
-            let disk = pending.disk();
-            let finish = Box::new(move || pending.publish());
-            Ok((
-                TargetSide::Local(LocalTarget::Changed {
-                    disk,
-                    is_new: true,
-                    finish,
-                }),
-                true,
-            ))
+            Ok((TargetSide::Local(LocalTarget::New(pending)), true))
         }
         Endpoint::Path(path) => {
-            let disk = open_target(path, &request.target_open)?;
-            let finish = Box::new(|| Ok(()));
-            Ok((
-                TargetSide::Local(LocalTarget::Changed {
-                    disk,
-                    is_new: false,
-                    finish,
-                }),
-                false,
-            ))
+            let state = request.state.as_deref();
+            let target = ExistingTarget::open(path, &request.target_open, state)?;
+            let target = LocalTarget::Existing(Box::new(target));
+            Ok((TargetSide::Local(target), false))
         }
         remote => {
             let mut connection = Connection::to(remote)?;
@@ -414,6 +416,21 @@ const VHDX_BLOCK_SIZE_MIN: u32 = 1 << 20;
 /// Sector of a new disk whose source states none.
 const SECTOR_SIZE_DEFAULT: u32 = 512;
 
+fn apply_name(apply: wire::Apply) -> &'static str {
+    match apply {
+        wire::Apply::InPlace => "in_place",
+        wire::Apply::Stage | wire::Apply::StageKeepUndo | wire::Apply::StageNoUndo => "stage",
+    }
+}
+
+fn undo_name(apply: wire::Apply) -> &'static str {
+    match apply {
+        wire::Apply::Stage => "until_verified",
+        wire::Apply::StageKeepUndo => "kept",
+        wire::Apply::InPlace | wire::Apply::StageNoUndo => "none",
+    }
+}
+
 /// A seed that nobody can know before the session: the random bits of a fresh UUID.
 fn fresh_seed() -> u64 {
     let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
@@ -442,6 +459,8 @@ fn new_report(
         root_block_size: block_size.as_u32(),
         root: Roots::default(),
         verified_from: None,
+        apply: None,
+        undo: None,
         predicted: Predicted::default(),
         seconds: Seconds::default(),
         error: None,
@@ -468,6 +487,9 @@ fn tell(report: &mut Report, outcome: &SessionOutcome, started: Instant) {
         verified: result.verified,
         vouched_by_map: 0,
     };
+    let notes = crate::commit::NOTES.iter().zip(0..);
+    let notes = notes.filter(|(_, bit)| result.resume_notes >> bit & 1 == 1);
+    report.reasons.extend(notes.map(|(reason, _)| *reason));
     report.blocks = Blocks {
         total: report
             .source
@@ -482,6 +504,7 @@ fn tell(report: &mut Report, outcome: &SessionOutcome, started: Instant) {
         } else {
             result.zeroed_blocks
         },
+        resumed: result.resumed_blocks,
     };
     report.root = Roots {
         source: end.root.map(|root| root.to_string()),
@@ -540,6 +563,8 @@ mod tests {
             verify,
             compress: Compress::Off,
             sub_hash_seed: 0,
+            apply: wire::Apply::InPlace,
+            source_mark: 0,
         }
     }
 

@@ -11,6 +11,7 @@ use crate::disk::{
     Format, OpenOptions, RawDisk, Source, VhdDisk, VhdxDisk, decide_format, open_parents,
 };
 use crate::error::{Error, Result};
+use crate::state::{peek, state_directory};
 use crate::system::{Access, HostFile};
 
 /// What `failback info` prints. Fields keep their names.
@@ -36,8 +37,10 @@ pub struct ImageInfo {
     pub identity: String,
     /// The images that this one stands on, nearest first; empty for one without a parent.
     pub chain: Vec<ParentInfo>,
-    /// State of an interrupted job on this image; `null`: none. Always `null` in this release.
+    /// State of the last sync to this image, a word of docs/operating.md; `null`: none is known of.
     pub state: Option<&'static str>,
+    /// The image is neither the old disk nor the new one, and must not be started.
+    pub is_mixed: bool,
     /// What only a VHDX has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vhdx: Option<VhdxInfo>,
@@ -119,11 +122,13 @@ pub struct VhdxInfo {
 }
 
 /// Looks at the image at `path`. Of the parents of a differencing image those are opened that the
-/// options name or let follow; without any, nothing but the image itself is looked at.
+/// options name or let follow; without any, nothing but the image itself is looked at. `state` is
+/// where the state of syncs is kept; `None`: beside the image.
 ///
 /// # Errors
 /// `Damaged`, `Unsupported`, `Refused`, `Io`.
-pub fn info(path: &Path, options: &OpenOptions) -> Result<ImageInfo> {
+pub fn info(path: &Path, options: &OpenOptions, state: Option<&Path>) -> Result<ImageInfo> {
+    let begun = peek(&state_directory(path, state)?)?;
     let file = Arc::new(HostFile::open(path, Access::Inspect)?);
     let file_size = file
         .len()
@@ -163,7 +168,8 @@ pub fn info(path: &Path, options: &OpenOptions) -> Result<ImageInfo> {
         block_size: disk.image_block_size,
         identity: disk.identity,
         chain,
-        state: None,
+        state: begun.as_ref().map(|(word, _)| word.name()),
+        is_mixed: begun.is_some_and(|(word, _)| word.is_mixed()),
         vhdx,
         vhd,
     })

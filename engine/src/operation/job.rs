@@ -10,14 +10,16 @@ use failback_transport::link::{IDLE_LIMIT, loopback};
 use failback_transport::{Counters, Role, SourceEnd, TargetResult};
 
 use super::connection::Connection;
+use super::existing::ExistingTarget;
 use super::relay::relay;
 use crate::abort::{Abort, CancelToken};
-use crate::disk::{DiskInfo, Source, Target};
+use crate::disk::{DiskInfo, PendingDisk, Source};
 use crate::error::{Error, Result, peer_error};
 use crate::event::{Event, Observer};
 use crate::report::Bytes;
 use crate::sync::{
-    Changes, Phase, Session, SessionLink, SessionOptions, SessionProgress, run_source, run_target,
+    Changes, InPlaceChanges, Phase, Session, SessionLink, SessionOptions, SessionProgress,
+    run_source, run_target,
 };
 
 /// How often progress is told.
@@ -37,21 +39,20 @@ pub(super) enum TargetSide {
 
 /// A target of this host.
 pub(super) enum LocalTarget {
-    /// Changed: an existing disk, or a new one that `finish` gives its name.
-    Changed {
-        disk: Arc<dyn Target>,
-        is_new: bool,
-        finish: Box<dyn FnOnce() -> Result<()> + Send>,
-    },
+    /// A disk that was just made, and gets its name when it is proven.
+    New(PendingDisk),
+    /// Changed.
+    Existing(Box<ExistingTarget>),
     /// Compared only.
     Compared(Arc<dyn Source>),
 }
 
 impl LocalTarget {
-    fn source(&self) -> &dyn Source {
+    fn info(&self) -> DiskInfo {
         match self {
-            Self::Changed { disk, .. } => disk.as_ref(),
-            Self::Compared(disk) => disk.as_ref(),
+            Self::New(pending) => pending.disk().info(),
+            Self::Existing(target) => target.info(),
+            Self::Compared(disk) => disk.info(),
         }
     }
 }
@@ -68,7 +69,7 @@ impl SourceSide {
 impl TargetSide {
     pub(super) fn info(&self) -> DiskInfo {
         match self {
-            Self::Local(target) => target.source().info(),
+            Self::Local(target) => target.info(),
             Self::Remote(_, info) => info.clone(),
         }
     }
@@ -227,16 +228,14 @@ fn play_target(
             let (end, result) = run_target(session, disk.as_ref(), None, link, abort)?;
             Ok((end, result, disk.info()))
         }
-        LocalTarget::Changed {
-            disk,
-            is_new,
-            finish,
-        } => {
-            let changes = Changes {
+        LocalTarget::Existing(target) => target.run(session, link, abort),
+        LocalTarget::New(pending) => {
+            let disk = pending.disk();
+            let changes = Changes::InPlace(InPlaceChanges {
                 target: disk.as_ref(),
-                is_new,
-                finish,
-            };
+                is_new: true,
+                finish: Box::new(move || pending.publish()),
+            });
             let (end, result) = run_target(session, disk.as_ref(), Some(changes), link, abort)?;
             Ok((end, result, disk.info()))
         }

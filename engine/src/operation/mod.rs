@@ -3,11 +3,13 @@
 mod check;
 mod connection;
 mod copy;
+mod existing;
 mod inspection;
 mod job;
 mod mapping;
 mod merge;
 mod plan;
+mod recovery;
 mod relay;
 
 pub use check::{CheckFinding, ImageCheck, ImageSummary, check};
@@ -16,6 +18,8 @@ pub use inspection::{ImageInfo, ParentInfo, VhdInfo, VhdxInfo, info};
 pub use mapping::{MapReport, MapRequest, map};
 pub use merge::{MergeReport, merge};
 pub use plan::{Plan, Strategy, choose};
+pub use recovery::{RecoveryReport, accept, recover, roll_back};
 
 pub(crate) use connection::SOFTWARE;
 pub(crate) use copy::new_disk;
+pub(crate) use existing::ExistingTarget;

@@ -29,6 +29,8 @@ mod their_stream;
 pub(crate) use pack::unpack;
 pub(crate) use role::watch;
 pub(crate) use session::scan_threads;
-pub use session::{Phase, Session, SessionLink, SessionOptions, SessionProgress, Task};
+pub use session::{
+    Phase, Session, SessionLink, SessionOptions, SessionProgress, Task, source_mark,
+};
 pub use source_role::run_source;
-pub use target_role::{Changes, Finish, run_target};
+pub use target_role::{Changes, Finish, InPlaceChanges, run_target};

@@ -77,6 +77,31 @@ pub struct SessionOptions {
     pub compress: wire::Compress,
     /// Seed of the 64-bit sums of sub-blocks; a fresh random number for each session.
     pub sub_hash_seed: u64,
+    /// How the target is changed.
+    pub apply: wire::Apply,
+    /// Tells the source in its present state from any other; see [`source_mark`].
+    pub source_mark: u64,
+}
+
+/// A number that changes when the identity of a source does.
+#[must_use]
+pub fn source_mark(identity: &str) -> u64 {
+    let hash = blake3::hash(identity.as_bytes());
+    let mut first = [0; 8];
+    first.copy_from_slice(&hash.as_bytes()[..8]);
+    u64::from_le_bytes(first)
+}
+
+impl SessionOptions {
+    /// The verify level as it is called on the command line.
+    #[must_use]
+    pub(crate) fn verify_name(&self) -> &'static str {
+        match self.verify {
+            wire::VerifyLevel::Full => "full",
+            wire::VerifyLevel::Changed => "changed",
+            wire::VerifyLevel::Off => "off",
+        }
+    }
 }
 
 /// A session of two disks of one length.

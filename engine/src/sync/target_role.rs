@@ -18,13 +18,14 @@ use super::pack::sub_block_sums;
 use super::role::{drain, pump, receive, watch};
 use super::session::{Session, SessionLink};
 use crate::abort::Abort;
-use crate::apply::{Applied, Applier};
+use crate::apply::{Applied, Applier, Destination, InPlace};
+use crate::commit::Staging;
 use crate::disk::{Source, Target};
 use crate::error::{Error, ErrorKind, Result};
-use crate::hash::Digest;
-use crate::pipeline::{BufferPool, PooledBuffer, ScanCounts, Scanned, Scanner};
+use crate::pipeline::{BufferPool, PooledBuffer, Scanned, Scanner};
 use crate::tree::{Leaf, TreeBuilder};
 use crate::units::BlockIndex;
+use crate::verify::root_of_medium;
 
 /// Blocks that may be announced and not yet sent: more than any honest source has buffers for.
 const WANTED_MAX: u64 = 1024;
@@ -41,8 +42,17 @@ const POLL: Duration = Duration::from_millis(100);
 /// The last step of a session that ended equal.
 pub type Finish<'a> = Box<dyn FnOnce() -> Result<()> + Send + 'a>;
 
-/// What a target that may be changed needs.
-pub struct Changes<'a> {
+/// How a target is changed.
+#[derive(Debug)]
+pub enum Changes<'a> {
+    /// Written as blocks come: it is mixed until the end.
+    InPlace(InPlaceChanges<'a>),
+    /// Staged, and written when everything is there. The disk of the session is the staging itself.
+    Staged(&'a Staging),
+}
+
+/// What a target that is written as blocks come needs.
+pub struct InPlaceChanges<'a> {
     /// The disk that is made equal.
     pub target: &'a dyn Target,
     /// It was just made: all of it reads zero.
@@ -52,9 +62,9 @@ pub struct Changes<'a> {
     pub finish: Finish<'a>,
 }
 
-impl std::fmt::Debug for Changes<'_> {
+impl std::fmt::Debug for InPlaceChanges<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Changes")
+        f.debug_struct("InPlaceChanges")
             .field("target", &self.target)
             .finish_non_exhaustive()
     }
@@ -82,12 +92,20 @@ pub fn run_target(
     tracing::debug!(peer, task = ?session.options.task, "session as target");
     abort.add_closer(closer);
     let (outbox, outgoing) = Outbox::new();
-    let applier = changes
-        .as_ref()
-        .map(|changes| Applier::new(changes.target, changes.is_new, session));
+    let (applier, last_step) = match changes {
+        None => (None, None),
+        Some(Changes::InPlace(changes)) => {
+            let target = InPlace::new(changes.target, changes.is_new, session);
+            let applier = Applier::new(Destination::InPlace(target), session);
+            (Some(applier), Some((changes.target, changes.finish)))
+        }
+        Some(Changes::Staged(staging)) => {
+            let applier = Applier::new(Destination::Stage(staging), session);
+            (Some(applier), None)
+        }
+    };
+    let left_open = last_step.as_ref().map(|(target, _)| *target);
     let role = Role::new(session, disk, applier.as_ref(), outbox, abort);
-    let left_open = changes.as_ref().map(|changes| changes.target);
-    let finish = changes.map(|changes| (changes.target, changes.finish));
     let (done, is_done) = bounded::<()>(0);
     let (work, work_queue) = bounded((WORK_BUDGET / session.options.block_size.len()).max(2));
     let outcome = std::thread::scope(|scope| {
@@ -110,7 +128,7 @@ pub fn run_target(
         let outcome = abort.guard(|| {
             let end = role.receive_all(&mut receiver, &work, &peer)?;
             drop(work);
-            let result = role.conclude(&end, finish)?;
+            let result = role.conclude(&end, last_step)?;
             role.outbox().send(Message::Result(result.clone()));
             Ok((end, result))
         });
@@ -121,6 +139,9 @@ pub fn run_target(
         drop(done);
         outcome
     });
+    if let (None, Some(Destination::Stage(staging))) = (&outcome, applier.as_ref().map(|a| &a.to)) {
+        staging.keep();
+    }
     if let (None, Some(target)) = (&outcome, left_open) {
         // Nobody writes any more. A VHDX is left with an empty log where that is possible; the
         // first error is the one that counts.
@@ -421,9 +442,9 @@ impl<'a> Role<'a> {
 
     fn apply(&self, applier: &Applier<'_>, data: &BlockData) -> Result<()> {
         let block = data.block;
-        let was_zero = self.ledger().old_leaf(block) == Some(Leaf::Zero);
+        let shown = self.ledger().old_leaf(block);
         let kept = self.kept().remove(&block);
-        let applied = applier.block(data, was_zero, |bytes| match kept {
+        let applied = applier.block(data, shown, |bytes| match kept {
             Some(old) => {
                 bytes.copy_from_slice(old.as_ref());
                 Ok(())
@@ -444,83 +465,79 @@ impl<'a> Role<'a> {
         self.ledger().settle(block, Leaf::Data(data.new_hash))
     }
 
-    /// Flush, read back, close, name: then the verdict.
+    /// The last steps on the target, then the verdict.
     fn conclude(
         &self,
         end: &SourceEnd,
-        finish: Option<(&dyn Target, Finish<'_>)>,
+        last_step: Option<(&dyn Target, Finish<'_>)>,
     ) -> Result<TargetResult> {
         let started = Instant::now();
         let progress = &self.session.progress;
-        progress.enter_verify();
-        if let Some(applier) = self.applier {
-            applier.finish()?;
-        }
-        let known = self.session.is_hashed().then(|| self.ledger().root());
-        let root = match (self.session.options.verify, &finish) {
-            (VerifyLevel::Full, Some((target, _))) => Some(self.root_of_medium(*target)?),
-            _ => known,
-        };
-        let equal = root == end.root;
-        if let Some((target, finish)) = finish {
-            target.close()?;
-            if equal {
-                finish()?;
-            }
-        }
         let scan = &progress.scan;
-        Ok(TargetResult {
-            root,
-            equal,
-            target_read: scan.read_len.load(Ordering::Relaxed)
-                + self.reread.load(Ordering::Relaxed),
-            written: self.applier.map_or(0, Applier::written_len),
-            verified: progress.verified.load(Ordering::Relaxed),
-            zeroed_blocks: self.applier.map_or(0, Applier::zeroed_count),
-            hashed_blocks: scan.hashed_blocks.load(Ordering::Relaxed),
-            skipped_blocks: scan.skipped_blocks.load(Ordering::Relaxed),
+        let known = self.session.is_hashed().then(|| self.ledger().root());
+        let mut result = TargetResult {
+            root: known,
+            equal: known == end.root,
             differing_blocks: end.differing_blocks,
-            verified_from: self.applier.map(Applier::verified_from).unwrap_or_default(),
-            verify_micros: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
-        })
+            ..TargetResult::default()
+        };
+        match (self.applier.map(|applier| &applier.to), last_step) {
+            (Some(Destination::InPlace(applied)), Some(step)) => {
+                self.conclude_in_place(applied, end, step, &mut result)?;
+            }
+            (Some(Destination::Stage(staging)), _) => {
+                self.conclude_staged(staging, &mut result)?;
+            }
+            _ => {}
+        }
+        result.target_read =
+            scan.read_len.load(Ordering::Relaxed) + self.reread.load(Ordering::Relaxed);
+        result.hashed_blocks = scan.hashed_blocks.load(Ordering::Relaxed);
+        result.skipped_blocks = scan.skipped_blocks.load(Ordering::Relaxed);
+        result.verify_micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        Ok(result)
     }
 
-    /// Reads all of the target past the page cache.
-    fn root_of_medium(&self, target: &dyn Target) -> Result<Digest> {
-        let session = self.session;
-        let counts = ScanCounts::default();
-        let read = |at, bytes: &mut [u8]| {
-            target.read_back(at, bytes)?;
-            session
-                .progress
-                .verified
-                .fetch_add(bytes.len() as u64, Ordering::Relaxed);
-            Ok(())
-        };
-        session
-            .progress
-            .verify_total
-            .fetch_add(session.geometry.disk_len(), Ordering::Relaxed);
-        let scanner = Scanner {
-            disk: target,
-            geometry: session.geometry,
-            hasher: Some(&session.hasher),
-            pool: &BufferPool::new(session.threads * 2),
-            threads: session.threads,
-            reader: Some(&read),
-            counts: &counts,
-        };
-        let mut tree = TreeBuilder::new(&session.hasher, session.geometry);
-        scanner.run(self.abort, |scanned| {
-            match scanned {
-                Scanned::Zeros { count, .. } => tree.push(Leaf::Zero, count),
-                Scanned::Data { digest, .. } => {
-                    tree.push(Leaf::Data(digest.expect("a scan hashes")), 1);
-                }
-            }
-            Ok(())
-        })?;
-        Ok(tree.finish())
+    /// Flush, read back, close, name.
+    fn conclude_in_place(
+        &self,
+        applied: &InPlace<'_>,
+        end: &SourceEnd,
+        (target, finish): (&dyn Target, Finish<'_>),
+        result: &mut TargetResult,
+    ) -> Result<()> {
+        self.session.progress.enter_verify();
+        applied.finish()?;
+        if self.session.options.verify == VerifyLevel::Full {
+            let (root, _) = root_of_medium(target, self.session, self.abort)?;
+            result.root = Some(root);
+            result.equal = result.root == end.root;
+        }
+        target.close()?;
+        if result.equal {
+            finish()?;
+        }
+        result.written = applied.written_len();
+        result.zeroed_blocks = applied.zeroed_count();
+        result.verified = self.session.progress.verified.load(Ordering::Relaxed);
+        result.verified_from = applied.verified_from();
+        Ok(())
+    }
+
+    /// Seal, commit, apply, read back; or nothing at all when the roots do not agree.
+    fn conclude_staged(&self, staging: &Staging, result: &mut TargetResult) -> Result<()> {
+        let resumed = staging.resumed();
+        result.resumed_blocks = resumed.blocks;
+        result.resume_notes = resumed.notes();
+        if !result.equal {
+            return staging.give_up();
+        }
+        let outcome = staging.commit(result.root, self.abort)?;
+        result.written = outcome.written;
+        result.verified = outcome.verified;
+        result.verified_from = outcome.verified_from;
+        result.zeroed_blocks = staging.zeroed_count();
+        Ok(())
     }
 }
 

@@ -18,6 +18,8 @@ pub enum Access {
     Inspect,
     /// Read as a source: others may read, nobody may write.
     Read,
+    /// Read now, changed later: nobody else may have it open.
+    Stage,
     /// Changed: nobody else may have it open.
     Write,
 }
@@ -78,6 +80,27 @@ impl HostFile {
         Self::checked(file, path, access)
     }
 
+    /// Opens the same file for writing and takes its lock over. This one is not locked any more.
+    ///
+    /// # Errors
+    /// As [`HostFile::open`].
+    pub(crate) fn reopen_for_writing(&self) -> Result<Self> {
+        let reopened = platform::reopen_for_writing(&self.file);
+        let file = reopened.map_err(|source| open_error(source, &self.path, Access::Write))?;
+        match platform::hand_lock_over(&self.file, &file) {
+            Ok(true) => {}
+            Ok(false) => return Err(in_use(&self.path)),
+            Err(source) => return Err(Error::io(source, "lock").path(&self.path)),
+        }
+        Ok(Self {
+            file,
+            path: self.path.clone(),
+            place: self.place.clone(),
+            is_device: self.is_device,
+            direct: OnceLock::new(),
+        })
+    }
+
     /// Wraps a file that this process just made at `path`, and locks it for writing; errors call it
     /// `shown`.
     ///
@@ -100,13 +123,15 @@ impl HostFile {
             let message = "is neither a regular file nor a block device";
             return Err(Error::new(ErrorKind::Refused, message).path(path));
         }
-        if access == Access::Write && !is_device && metadata.permissions().readonly() {
+        let is_to_change = matches!(access, Access::Write | Access::Stage);
+        if is_to_change && !is_device && metadata.permissions().readonly() {
             let message = "is read-only (no write permission bit is set); allow writing first";
             return Err(Error::new(ErrorKind::ReadOnly, message).path(path));
         }
         let locked = match access {
             Access::Inspect => Ok(true),
             Access::Read => platform::lock_shared(&file),
+            Access::Stage => platform::lock_staged(&file),
             Access::Write => platform::lock_exclusive(&file),
         };
         match locked {
@@ -153,6 +178,23 @@ impl HostFile {
     /// The system's error.
     pub fn identity(&self) -> io::Result<String> {
         Ok(platform::identity(&self.file.metadata()?))
+    }
+
+    /// A text that names this very file, whatever state it is in.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub fn file_id(&self) -> io::Result<String> {
+        let id = platform::file_id(&self.file.metadata()?);
+        Ok(id.map_or_else(String::new, |(volume, file)| format!("{volume:x}:{file:x}")))
+    }
+
+    /// Bytes that its file system has left; `None` where the system does not tell.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub(crate) fn room(&self) -> io::Result<Option<u64>> {
+        platform::room(&self.file)
     }
 
     /// Bytes that the file occupies on its file system.
@@ -210,6 +252,11 @@ impl HostFile {
             done += usable;
         }
         Ok(())
+    }
+
+    /// Asks the system to read from the medium again what it has in memory.
+    pub(crate) fn forget_cache(&self) {
+        platform::drop_cache(&self.file, 0, 0);
     }
 
     fn direct(&self) -> Option<&File> {

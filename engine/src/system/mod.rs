@@ -23,3 +23,25 @@ pub(crate) use own_file::map_own_file;
 pub(crate) fn sync_directory_of(path: &std::path::Path) -> std::io::Result<()> {
     platform::sync_directory_of(path)
 }
+
+/// Makes a directory, and what is missing above it, for its owner alone.
+///
+/// # Errors
+/// The system's error.
+pub(crate) fn create_private_directories(path: &std::path::Path) -> std::io::Result<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true);
+    platform::keep_directory_private(&mut builder);
+    builder.create(path)
+}
+
+/// A file that these options make is for its owner alone.
+pub(crate) fn keep_private(options: &mut std::fs::OpenOptions) {
+    platform::keep_private(options);
+}
+
+/// Whether `path` is a block device.
+pub(crate) fn is_device(path: &std::path::Path) -> bool {
+    path.metadata()
+        .is_ok_and(|metadata| platform::is_block_device(&metadata))
+}

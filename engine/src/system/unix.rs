@@ -1,9 +1,9 @@
 //! Linux: OFD locks that QEMU respects, `O_DIRECT`, device lengths.
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::fcntl::{FcntlArg, fcntl};
@@ -13,9 +13,20 @@ use super::{Access, MediumAccess};
 
 pub(super) fn open(path: &Path, access: Access, follows_links: bool) -> io::Result<File> {
     let writable = access == Access::Write;
+    let is_device = || std::fs::metadata(path).is_ok_and(|metadata| is_block_device(&metadata));
+    if access == Access::Stage && is_device() {
+        // Claimed for a moment, to learn whether somebody else has: a claim that is kept would
+        // stand in the way of the writable descriptor that comes later.
+        drop(
+            OpenOptions::new()
+                .read(true)
+                .custom_flags(libc::O_EXCL)
+                .open(path)?,
+        );
+    }
     // Non-blocking: a FIFO must be refused, not waited on. It means nothing for files and devices.
     let mut flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-    if writable && std::fs::metadata(path).is_ok_and(|metadata| is_block_device(&metadata)) {
+    if writable && is_device() {
         // Claims the device for this open alone: a mounted one, or one under RAID or LVM, is busy.
         flags |= libc::O_EXCL;
     }
@@ -27,6 +38,31 @@ pub(super) fn open(path: &Path, access: Access, follows_links: bool) -> io::Resu
         .write(writable)
         .custom_flags(flags)
         .open(path)
+}
+
+/// Opens the file behind `file` once more, for writing: through the descriptor, since the name may
+/// lead elsewhere by now.
+pub(super) fn reopen_for_writing(file: &File) -> io::Result<File> {
+    let is_device = is_block_device(&file.metadata()?);
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(if is_device { libc::O_EXCL } else { 0 })
+        .open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+pub(super) fn keep_private(options: &mut OpenOptions) {
+    options.mode(0o600);
+}
+
+pub(super) fn keep_directory_private(builder: &mut DirBuilder) {
+    builder.mode(0o700);
+}
+
+/// Bytes that the file system of `file` has left.
+pub(super) fn room(file: &File) -> io::Result<Option<u64>> {
+    let found = rustix::fs::fstatvfs(file)?;
+    Ok(Some(found.f_bavail.saturating_mul(found.f_frsize)))
 }
 
 pub(super) fn is_block_device(metadata: &Metadata) -> bool {
@@ -84,6 +120,42 @@ pub(super) fn lock_shared(file: &File) -> io::Result<bool> {
 /// A write lock on everything: neither QEMU nor another `failback` can have it open.
 pub(super) fn lock_exclusive(file: &File) -> io::Result<bool> {
     set_lock(file, libc::F_WRLCK, 0, 0)
+}
+
+/// Keeps everybody else out of a file that is open for reading only, as a writer would: read locks
+/// on the bytes by which QEMU says "I read, write and resize, and share none of it".
+pub(super) fn lock_staged(file: &File) -> io::Result<bool> {
+    if !mark_staged(file)? {
+        return Ok(false);
+    }
+    for at in 0..=QEMU_RESIZE {
+        // The bytes that this descriptor holds do not stand in its own way.
+        if is_locked(file, QEMU_PERMISSION + at)? || is_locked(file, QEMU_UNSHARED + at)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn mark_staged(file: &File) -> io::Result<bool> {
+    for at in 0..=QEMU_RESIZE {
+        for base in [QEMU_PERMISSION, QEMU_UNSHARED] {
+            if !set_lock(file, libc::F_RDLCK, base + at, 1)? {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// Hands the lock of `staged` to `writable`, another descriptor of the same file, without a moment
+/// in which nobody has it.
+pub(super) fn hand_lock_over(staged: &File, writable: &File) -> io::Result<bool> {
+    if !mark_staged(writable)? {
+        return Ok(false);
+    }
+    set_lock(staged, libc::F_UNLCK, 0, 0)?;
+    lock_exclusive(writable)
 }
 
 fn set_lock(file: &File, kind: i32, start: i64, len: i64) -> io::Result<bool> {

@@ -1,6 +1,6 @@
 //! Windows: share modes as locks, unbuffered reads.
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io;
 use std::os::windows::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
@@ -31,10 +31,34 @@ pub(super) fn open(path: &Path, access: Access, follows_links: bool) -> io::Resu
     // A link that is opened itself is no regular file, which is refused later.
     OpenOptions::new()
         .read(true)
-        .write(access == Access::Write)
+        .write(matches!(access, Access::Write | Access::Stage))
         .share_mode(share)
         .custom_flags(flags)
         .open(path)
+}
+
+/// The same handle: share modes let no second one be opened for writing. So here the handle of a
+/// staged target can write from the start, though nothing does before its time.
+pub(super) fn reopen_for_writing(file: &File) -> io::Result<File> {
+    file.try_clone()
+}
+
+/// New files take the rights of their directory.
+pub(super) fn keep_private(_options: &mut OpenOptions) {}
+
+pub(super) fn keep_directory_private(_builder: &mut DirBuilder) {}
+
+/// Not asked for here: `std` cannot.
+pub(super) fn room(_file: &File) -> io::Result<Option<u64>> {
+    Ok(None)
+}
+
+pub(super) fn lock_staged(_file: &File) -> io::Result<bool> {
+    Ok(true)
+}
+
+pub(super) fn hand_lock_over(_staged: &File, _writable: &File) -> io::Result<bool> {
+    Ok(true)
 }
 
 pub(super) fn is_block_device(_metadata: &Metadata) -> bool {

@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use failback_engine::disk::{DiskInfo, Extent, MemoryDisk, Source, Target};
 use failback_engine::hash::HashKind;
 use failback_engine::sync::{
-    Changes, Session, SessionLink, SessionOptions, Task, run_source, run_target,
+    Changes, InPlaceChanges, Session, SessionLink, SessionOptions, Task, run_source, run_target,
 };
 use failback_engine::system::MediumAccess;
 use failback_engine::transport::link::{IDLE_LIMIT, Link, loopback};
-use failback_engine::transport::{Compress, SourceEnd, TargetResult, VerifyLevel, split};
+use failback_engine::transport::{Apply, Compress, SourceEnd, TargetResult, VerifyLevel, split};
 use failback_engine::units::{BlockSize, ByteOffset};
 use failback_engine::{Abort, Error, ErrorKind, Result};
 
@@ -30,6 +30,8 @@ pub(crate) fn delta() -> SessionOptions {
         verify: VerifyLevel::Changed,
         compress: Compress::Off,
         sub_hash_seed: 7,
+        apply: Apply::InPlace,
+        source_mark: 0,
     }
 }
 
@@ -87,10 +89,12 @@ pub(crate) fn run_aborting(
     let (source_session, target_session) = (new_session(), new_session());
     std::thread::scope(|scope| {
         let sending = scope.spawn(|| run_source(&source_session, source, near, abort));
-        let changes = (options.task != Task::Compare).then(|| Changes {
-            target,
-            is_new,
-            finish: Box::new(|| Ok(())),
+        let changes = (options.task != Task::Compare).then(|| {
+            Changes::InPlace(InPlaceChanges {
+                target,
+                is_new,
+                finish: Box::new(|| Ok(())),
+            })
         });
         let target = run_target(
             &target_session,

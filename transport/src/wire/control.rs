@@ -87,6 +87,11 @@ pub struct SessionParams {
     pub sub_hash_seed: u64,
     /// The role that the receiver of this message plays.
     pub peer_role: Role,
+    /// How the target is changed.
+    pub apply: Apply,
+    /// Tells the source, in the state it is in, from any other: a target that goes on with what an
+    /// earlier session left sees whether the source was changed. Nothing rests on it.
+    pub source_mark: u64,
 }
 
 /// What a session does.
@@ -131,6 +136,20 @@ pub enum VerifyLevel {
     Changed,
     /// Nothing.
     Off,
+}
+
+/// How the target is changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Apply {
+    /// As data comes: it is mixed until the end.
+    InPlace,
+    /// Staged, and written when everything is there; the old disk can be restored until it is
+    /// proven.
+    Stage,
+    /// The same, and the old disk can be restored until somebody accepts the new one.
+    StageKeepUndo,
+    /// Staged; what the target had is not kept.
+    StageNoUndo,
 }
 
 /// How the source may pack data.
@@ -277,7 +296,9 @@ fields!(SessionParams {
     verify,
     compress,
     sub_hash_seed,
-    peer_role
+    peer_role,
+    apply,
+    source_mark
 });
 fields!(Failure {
     kind,
@@ -289,6 +310,12 @@ codes!(Access { Read = 0, Write = 1 });
 codes!(Task { Delta = 0, Full = 1, Compare = 2, Map = 3 });
 codes!(HashKind { Blake3 = 0, Xxh3 = 1 });
 codes!(VerifyLevel { Full = 0, Changed = 1, Off = 2 });
+codes!(Apply {
+    InPlace = 0,
+    Stage = 1,
+    StageKeepUndo = 2,
+    StageNoUndo = 3
+});
 codes!(Role { Source = 0, Target = 1 });
 
 /// Two bytes: the method, then its level, which is 0 where there is none.

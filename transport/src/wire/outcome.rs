@@ -51,6 +51,11 @@ pub struct TargetResult {
     pub verified_from: VerifiedFrom,
     /// Microseconds that reading back took.
     pub verify_micros: u64,
+    /// Blocks that an earlier session had staged.
+    pub resumed_blocks: u64,
+    /// What became of an earlier session's stage: bit 0 gone on with, 1 the source was changed
+    /// since, 2 given up as the target was changed, 3 given up as it was made in another way.
+    pub resume_notes: u8,
 }
 
 /// Where bytes that were read back came from.
@@ -90,5 +95,7 @@ fields!(TargetResult {
     differing_blocks,
     verified_from,
     verify_micros,
+    resumed_blocks,
+    resume_notes,
 });
 codes!(VerifiedFrom { None = 0, Medium = 1, Cache = 2, Server = 3 });

@@ -44,6 +44,8 @@ fn samples_of_opening() -> Vec<Message> {
             compress: Compress::Zstd(-3),
             sub_hash_seed: 0x1122_3344_5566_7788,
             peer_role: Role::Target,
+            apply: Apply::StageKeepUndo,
+            source_mark: 0x0102_0304_0506_0708,
         }),
         Message::Failure(Failure {
             kind: 6,
@@ -85,6 +87,8 @@ fn samples_of_comparison() -> Vec<Message> {
             differing_blocks: 7,
             verified_from: VerifiedFrom::Cache,
             verify_micros: 8,
+            resumed_blocks: 9,
+            resume_notes: 3,
         }),
     ]
 }

@@ -108,6 +108,12 @@ fn start() -> BoxedStrategy<Message> {
     let level = (ZSTD_LEVEL_MIN..=ZSTD_LEVEL_MAX).prop_map(Compress::Zstd);
     let compress = prop_oneof![Just(Compress::Off), level];
     let role = select(vec![Role::Source, Role::Target]);
+    let apply = select(vec![
+        Apply::InPlace,
+        Apply::Stage,
+        Apply::StageKeepUndo,
+        Apply::StageNoUndo,
+    ]);
     (
         task,
         hash,
@@ -116,9 +122,10 @@ fn start() -> BoxedStrategy<Message> {
         compress,
         any::<u64>(),
         role,
+        apply,
     )
         .prop_map(
-            |(task, hash, shift, verify, compress, sub_hash_seed, peer_role)| {
+            |(task, hash, shift, verify, compress, sub_hash_seed, peer_role, apply)| {
                 let block_size = 1 << shift;
                 Message::Start(SessionParams {
                     task,
@@ -128,6 +135,8 @@ fn start() -> BoxedStrategy<Message> {
                     compress,
                     sub_hash_seed,
                     peer_role,
+                    apply,
+                    source_mark: sub_hash_seed.rotate_left(7),
                 })
             },
         )
@@ -224,6 +233,8 @@ fn result() -> BoxedStrategy<Message> {
                 differing_blocks: counts[6],
                 verified_from,
                 verify_micros: counts[7],
+                resumed_blocks: counts[6].rotate_left(3),
+                resume_notes: counts[5].to_le_bytes()[0],
             })
         })
         .boxed()

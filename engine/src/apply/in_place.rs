@@ -1,23 +1,22 @@
-//! Where blocks are applied to the target: the only module that changes one.
+//! Blocks written to the target at once: a new disk that has no name yet, or an old one where
+//! somebody asked for it, since an interrupted sync leaves it partly new.
 //!
-//! This release applies in place: a block is written as soon as its content is proven by its hash,
-//! so an interrupted sync leaves a target that is partly new. What was written is kept in mind
-//! until it has been flushed, read back past the page cache, and found to be what was sent.
+//! What was written is kept in mind until it has been flushed, read back past the page cache, and
+//! found to be what was sent.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use bytes::Bytes;
-use failback_transport::{Base, BlockData, Digest, VerifiedFrom, VerifyLevel};
+use failback_transport::{Digest, VerifiedFrom, VerifyLevel};
 
 use crate::abort::Abort;
 use crate::disk::{ExtentKind, Target};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Hasher, is_zero};
-use crate::sync::{Session, SessionProgress, unpack};
+use crate::sync::{Session, SessionProgress};
 use crate::system::MediumAccess;
-use crate::units::{BlockIndex, ByteOffset, Geometry, SUB_BLOCK_LEN, range_len};
+use crate::units::{BlockIndex, ByteOffset, Geometry, range_len};
 
 /// Ranges that wait for their proof; more are proven before the job goes on. 128 Ki ranges and the
 /// records around them are some 10 MiB.
@@ -30,18 +29,9 @@ const PROOF_THREADS: usize = 8;
 /// Bytes of zeros that are read back as one.
 const ZERO_PIECE: usize = 1 << 20;
 
-/// What became of a block's data.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Applied {
-    /// The target holds the block that the source has.
-    Done,
-    /// Patching gave another block: two sub-block sums collided. Nothing was written.
-    NeedsWhole,
-}
-
-/// Applies blocks and proves what it applied.
+/// Writes blocks and proves what it wrote.
 #[derive(Debug)]
-pub(crate) struct Applier<'a> {
+pub(crate) struct InPlace<'a> {
     target: &'a dyn Target,
     /// All of the target is known to read zero: it was just made.
     is_new: bool,
@@ -74,7 +64,7 @@ enum Unproven {
     Zeros(Range<ByteOffset>),
 }
 
-impl<'a> Applier<'a> {
+impl<'a> InPlace<'a> {
     pub(crate) fn new(target: &'a dyn Target, is_new: bool, session: &'a Session) -> Self {
         Self {
             target,
@@ -90,6 +80,11 @@ impl<'a> Applier<'a> {
         }
     }
 
+    /// Whether all of the target is known to read zero.
+    pub(super) fn is_new(&self) -> bool {
+        self.is_new
+    }
+
     /// Bytes written so far.
     pub(crate) fn written_len(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
@@ -98,47 +93,6 @@ impl<'a> Applier<'a> {
     /// Blocks that were made zero so far.
     pub(crate) fn zeroed_count(&self) -> u64 {
         self.zeroed_blocks.load(Ordering::Relaxed)
-    }
-
-    /// Makes a block what the source says it is. `old` reads its present content, `was_zero` when
-    /// that is known to be zeros.
-    ///
-    /// # Errors
-    /// `Protocol` when the data does not fit the block or its hash, `NoSpace`, `Io`.
-    pub(crate) fn block(
-        &self,
-        data: &BlockData,
-        was_zero: bool,
-        old: impl FnOnce(&mut [u8]) -> Result<()>,
-    ) -> Result<Applied> {
-        let block = BlockIndex(data.block);
-        let parts = self.parts_of(data)?;
-        let payload = unpack(data)?;
-        let is_whole_run = parts.len() == 1
-            && range_len(&parts[0].0) == payload.len() as u64
-            && payload.len() == self.geometry.block_len(block);
-        let new = match is_whole_run {
-            true => payload,
-            false => self.patched(data, &parts, &payload, old)?,
-        };
-        if self.is_hashed && self.hasher.leaf(&new) != data.new_hash {
-            return match data.base {
-                Base::Old => Ok(Applied::NeedsWhole),
-                Base::Zero => Err(Error::new(
-                    ErrorKind::Protocol,
-                    "peer: block does not have the hash it was sent with",
-                )
-                .at(self.geometry.start_of(block).0)),
-            };
-        }
-        let is_known_zero = was_zero || self.is_new;
-        let ranges = match (data.base, is_known_zero) {
-            // Whatever was there goes, also between the runs.
-            (Base::Zero, false) => vec![self.geometry.range_of(block, 1)],
-            _ => joined(parts.into_iter().map(|(range, _)| range)),
-        };
-        self.write(block, &new, ranges, data.new_hash)?;
-        Ok(Applied::Done)
     }
 
     /// Makes `count` blocks from `first` on read zero. Space that reads zero already is left alone.
@@ -170,7 +124,7 @@ impl<'a> Applier<'a> {
     /// Does what is left to do once all blocks are there, and proves the rest.
     ///
     /// # Errors
-    /// As [`Applier::prove`].
+    /// As [`InPlace::prove`].
     pub(crate) fn finish(&self) -> Result<()> {
         // The source has zeros where the target reads zeros: after this every other reader of the
         // target does, too.
@@ -228,66 +182,11 @@ impl<'a> Applier<'a> {
         }
     }
 
-    /// The ranges of the disk that the runs name, each with whether it carries data; checked
-    /// against the block.
-    fn parts_of(&self, data: &BlockData) -> Result<Vec<(Range<ByteOffset>, bool)>> {
-        let block = self.geometry.range_of(BlockIndex(data.block), 1);
-        let mut parts = Vec::with_capacity(data.runs.len());
-        let mut data_len = 0;
-        for run in &data.runs {
-            let start = block
-                .start
-                .advanced(u64::from(run.first) * SUB_BLOCK_LEN as u64);
-            let end = start.advanced(u64::from(run.count) * SUB_BLOCK_LEN as u64);
-            if end.0 >= block.end.0 + SUB_BLOCK_LEN as u64 || start >= block.end {
-                return Err(
-                    Error::new(ErrorKind::Protocol, "peer: data past the end of a block")
-                        .at(start.0),
-                );
-            }
-            let range = start..end.min(block.end);
-            let is_data = run.kind == failback_transport::RunKind::Data;
-            data_len += if is_data { range_len(&range) } else { 0 };
-            parts.push((range, is_data));
-        }
-        match data_len == u64::from(data.raw_len) {
-            true => Ok(parts),
-            false => Err(
-                Error::new(ErrorKind::Protocol, "peer: data does not fit its runs")
-                    .at(block.start.0),
-            ),
-        }
-    }
-
-    fn patched(
-        &self,
-        data: &BlockData,
-        parts: &[(Range<ByteOffset>, bool)],
-        payload: &Bytes,
-        old: impl FnOnce(&mut [u8]) -> Result<()>,
-    ) -> Result<Bytes> {
-        let block = BlockIndex(data.block);
-        let start = self.geometry.start_of(block);
-        let mut new = vec![0; self.geometry.block_len(block)];
-        if data.base == Base::Old {
-            old(&mut new)?;
-        }
-        let mut payload = payload.as_ref();
-        for (range, is_data) in parts {
-            let piece = &mut new[within(range, start)];
-            match is_data {
-                true => {
-                    let (head, rest) = payload.split_at(piece.len());
-                    piece.copy_from_slice(head);
-                    payload = rest;
-                }
-                false => piece.fill(0),
-            }
-        }
-        Ok(Bytes::from(new))
-    }
-
-    fn write(
+    /// Writes `ranges` of a block whose content is `new` and whose digest is `digest`.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Io`, as [`InPlace::prove`].
+    pub(super) fn write(
         &self,
         block: BlockIndex,
         new: &[u8],
@@ -417,20 +316,8 @@ impl Unproven {
 }
 
 /// `range` of the disk as indices into a block that starts at `start`.
-fn within(range: &Range<ByteOffset>, start: ByteOffset) -> Range<usize> {
+pub(super) fn within(range: &Range<ByteOffset>, start: ByteOffset) -> Range<usize> {
     let index =
         |at: ByteOffset| usize::try_from(at.0 - start.0).expect("ranges lie within their block");
     index(range.start)..index(range.end)
-}
-
-/// Neighbouring ranges as one: each costs a system call.
-fn joined(ranges: impl Iterator<Item = Range<ByteOffset>>) -> Vec<Range<ByteOffset>> {
-    let mut all: Vec<Range<ByteOffset>> = Vec::new();
-    for range in ranges {
-        match all.last_mut() {
-            Some(last) if last.end == range.start => last.end = range.end,
-            _ => all.push(range),
-        }
-    }
-    all
 }

@@ -1,0 +1,409 @@
+//! What is done once everything is staged, and nothing but this host is needed.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::abort::Abort;
+use crate::disk::{DiskInfo, ExtentKind, Source, Target, TargetAccess};
+use crate::error::{Error, ErrorKind, Result};
+use crate::hash::{Digest, Hasher, is_zero};
+use crate::stage::{Record, StageLog};
+use crate::state::{Barrier, Barriers, Entry, Folder, Journal, STAGE_NAME, Sealed, Word};
+use crate::sync::Session;
+use crate::system::MediumAccess;
+use crate::tree::Leaf;
+use crate::units::{BlockIndex, ByteOffset, Geometry};
+use crate::verify::root_of_medium;
+use failback_transport::{VerifiedFrom, VerifyLevel};
+
+/// Reading back is waiting for a device, one read at a time for each thread.
+const PROOF_THREADS: usize = 8;
+/// Room beyond what the blocks need: tables of the image, and what others write meanwhile.
+const ROOM_SPARE: u64 = 16 << 20;
+
+/// Journal and stage of a job.
+#[derive(Debug)]
+pub(crate) struct Job {
+    journal: Mutex<Journal>,
+    pub(crate) stage: StageLog,
+}
+
+impl Job {
+    pub(crate) fn new(journal: Journal, stage: StageLog) -> Self {
+        Self {
+            journal: Mutex::new(journal),
+            stage,
+        }
+    }
+
+    // A journal whose append panicked is poisoned by itself.
+    pub(crate) fn journal(&self) -> MutexGuard<'_, Journal> {
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What was done to the target.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    /// Bytes written.
+    pub(crate) written: u64,
+    /// Bytes read back and found right.
+    pub(crate) verified: u64,
+    /// Where they came from.
+    pub(crate) verified_from: VerifiedFrom,
+    /// What the target is now.
+    pub(crate) info: Option<DiskInfo>,
+}
+
+/// Which way a stage is applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Direction {
+    New,
+    Old,
+}
+
+/// Takes a job to its end.
+#[derive(Debug)]
+pub(crate) struct Finisher<'a> {
+    pub(crate) folder: &'a dyn Folder,
+    pub(crate) barriers: Barriers,
+    pub(crate) session: &'a Session,
+    pub(crate) abort: &'a Abort,
+}
+
+impl Finisher<'_> {
+    /// All the way from `staging`.
+    pub(crate) fn commit(
+        &self,
+        access: &dyn TargetAccess,
+        job: &Job,
+        new_root: Option<Digest>,
+    ) -> Result<Outcome> {
+        if job.stage.is_empty() {
+            self.end(job, Word::Aborted, Barrier::Aborted)?;
+            return self.tidy(access);
+        }
+        job.stage.flush(Barrier::Stage)?;
+        job.stage.check()?;
+        let summary = job.stage.summary();
+        let sealed = Sealed {
+            new_root: new_root.map(|root| root.to_string()),
+            records: summary.records,
+            stage_len: summary.len,
+            stage_hash: summary.hash,
+        };
+        check_unchanged(access, &job.journal().begun().identity)?;
+        self.check_room(access, &job.stage)?;
+        let staged = Entry {
+            sealed: Some(sealed),
+            ..Entry::of(Word::Staged)
+        };
+        job.journal().append(staged, Barrier::Sealed)?;
+        self.go_on(access, job)
+    }
+
+    /// From `staged`: the target is what it was when it was staged.
+    pub(crate) fn go_on(&self, access: &dyn TargetAccess, job: &Job) -> Result<Outcome> {
+        // The last moment at which all can be left as it is.
+        self.abort.check()?;
+        job.journal()
+            .append(Entry::of(Word::Committing), Barrier::Committed)?;
+        let target = access.open_for_writing()?;
+        self.apply(target.as_ref(), job)
+    }
+
+    /// From `committing`.
+    pub(crate) fn apply(&self, target: &dyn Target, job: &Job) -> Result<Outcome> {
+        let written = self.write_all(target, &job.stage, Direction::New)?;
+        // The source has zeros where the target reads zeros: after this every other reader of the
+        // target does, too.
+        target.zero_undefined()?;
+        self.barriers.pass(Barrier::Payload, || target.flush())?;
+        job.journal()
+            .append(Entry::of(Word::NewUnverified), Barrier::Unverified)?;
+        let proven = self.prove(target, job)?;
+        Ok(Outcome { written, ..proven })
+    }
+
+    /// From `new_unverified`.
+    pub(crate) fn prove(&self, target: &dyn Target, job: &Job) -> Result<Outcome> {
+        let level = self.session.options.verify;
+        let verified = match level {
+            VerifyLevel::Off => 0,
+            VerifyLevel::Changed => self.read_back(target, &job.stage, Direction::New)?,
+            VerifyLevel::Full => {
+                let sealed = job.journal().sealed().and_then(|s| s.new_root.clone());
+                self.check_root(target, sealed.as_deref())?
+            }
+        };
+        target.close()?;
+        job.journal()
+            .append(Entry::of(Word::NewVerified), Barrier::Verified)?;
+        if !job.journal().begun().keeps_undo {
+            self.end(job, Word::Done, Barrier::Done)?;
+        }
+        Ok(Outcome {
+            written: 0,
+            verified,
+            verified_from: match (level, target.medium()) {
+                (VerifyLevel::Off, _) => VerifiedFrom::None,
+                (_, MediumAccess::Medium) => VerifiedFrom::Medium,
+                (_, MediumAccess::Cache) => VerifiedFrom::Cache,
+                (_, MediumAccess::Server) => VerifiedFrom::Server,
+            },
+            info: Some(target.info()),
+        })
+    }
+
+    /// Brings the old disk back, from any word after COMMIT.
+    pub(crate) fn roll_back(&self, target: &dyn Target, job: &Job) -> Result<Outcome> {
+        if job.journal().word() != Word::RollingBack {
+            job.journal()
+                .append(Entry::of(Word::RollingBack), Barrier::RollingBack)?;
+        }
+        let written = self.write_all(target, &job.stage, Direction::Old)?;
+        self.barriers.pass(Barrier::Restored, || target.flush())?;
+        let verified = self.read_back(target, &job.stage, Direction::Old)?;
+        let hasher = &self.session.hasher;
+        if !is_old_as_staged(&job.stage, target, hasher, self.session.geometry)? {
+            let message = "the old disk was written back, yet its blocks do not have their hashes";
+            return Err(Error::new(ErrorKind::VerifyFailed, message));
+        }
+        target.close()?;
+        self.end(job, Word::OldRestored, Barrier::OldRestored)?;
+        Ok(Outcome {
+            written,
+            verified,
+            verified_from: VerifiedFrom::None,
+            info: Some(target.info()),
+        })
+    }
+
+    /// Writes a last word, and removes what it makes needless.
+    pub(crate) fn end(&self, job: &Job, word: Word, barrier: Barrier) -> Result<()> {
+        job.journal().append(Entry::of(word), barrier)?;
+        self.folder
+            .remove(STAGE_NAME)
+            .map_err(|e| Error::io(e, "remove stage"))
+    }
+
+    /// What is left to do when no block differs: nothing changes that a user of the disk could see.
+    pub(crate) fn tidy(&self, access: &dyn TargetAccess) -> Result<Outcome> {
+        self.abort.check()?;
+        let target = access.open_for_writing()?;
+        target.zero_undefined()?;
+        target.close()?;
+        Ok(Outcome {
+            info: Some(target.info()),
+            ..Outcome::default()
+        })
+    }
+
+    fn check_room(&self, access: &dyn TargetAccess, stage: &StageLog) -> Result<()> {
+        let Some(room) = access.room()? else {
+            return Ok(());
+        };
+        let info = access.source().info();
+        let unit = u64::from(info.image_block_size.unwrap_or(0));
+        let mut needed = 0;
+        // The image block that was counted last: several blocks of the map can lie in one.
+        let mut counted_to = 0;
+        for block in stage.blocks() {
+            let range = self.session.geometry.range_of(block, 1);
+            let mut at = range.start;
+            while at < range.end {
+                let extent = access.source().extent_at(at)?;
+                let end = extent.end.min(range.end);
+                if extent.kind != ExtentKind::Data {
+                    let (from, to) = match unit {
+                        0 => (at.0, end.0),
+                        unit => (at.0 / unit * unit, end.0.next_multiple_of(unit)),
+                    };
+                    needed += to - counted_to.max(from).min(to);
+                    counted_to = to;
+                }
+                at = end;
+            }
+        }
+        if needed > 0 && room < needed + ROOM_SPARE {
+            let message = format!(
+                "the target needs {needed} bytes more than it has, and {room} are left; \
+                 nothing was changed"
+            );
+            return Err(Error::new(ErrorKind::NoSpace, message));
+        }
+        Ok(())
+    }
+
+    fn write_all(&self, target: &dyn Target, stage: &StageLog, way: Direction) -> Result<u64> {
+        let mut written = 0;
+        for block in stage.blocks() {
+            // A broken link is nothing to this; the operator may still stop it.
+            self.abort.check_cancelled()?;
+            let Some(record) = stage.find(block)? else {
+                continue;
+            };
+            let start = self.session.geometry.start_of(block);
+            let (is_zero, bytes) = content(stage, &record, way)?;
+            let mut bytes = bytes.as_slice();
+            for run in &record.runs {
+                let at = start.advanced(run.start.into());
+                if is_zero {
+                    target.zero(at..start.advanced(run.end.into()))?;
+                    continue;
+                }
+                let (piece, rest) = bytes.split_at((run.end - run.start) as usize);
+                target.write(at, piece)?;
+                written += piece.len() as u64;
+                bytes = rest;
+            }
+        }
+        Ok(written)
+    }
+
+    /// Reads every run back from the medium; the bytes read.
+    fn read_back(&self, target: &dyn Target, stage: &StageLog, way: Direction) -> Result<u64> {
+        let blocks = stage.blocks();
+        let progress = &self.session.progress;
+        progress.enter_verify();
+        let (next, verified) = (AtomicUsize::new(0), AtomicU64::new(0));
+        let failed = Abort::new();
+        let work = || {
+            while let Some(block) = blocks.get(next.fetch_add(1, Ordering::Relaxed)) {
+                failed.check()?;
+                self.abort.check_cancelled()?;
+                let len = self.read_back_block(target, stage, *block, way)?;
+                verified.fetch_add(len, Ordering::Relaxed);
+                progress.verified.fetch_add(len, Ordering::Relaxed);
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..PROOF_THREADS.min(blocks.len()) {
+                scope.spawn(|| failed.guard(work));
+            }
+        });
+        failed.verdict()?;
+        Ok(verified.into_inner())
+    }
+
+    fn read_back_block(
+        &self,
+        target: &dyn Target,
+        stage: &StageLog,
+        block: BlockIndex,
+        way: Direction,
+    ) -> Result<u64> {
+        let Some(record) = stage.find(block)? else {
+            return Ok(0);
+        };
+        let (should_be_zero, bytes) = content(stage, &record, way)?;
+        let mut bytes = bytes.as_slice();
+        let start = self.session.geometry.start_of(block);
+        let mut seen = Vec::new();
+        let mut len = 0;
+        for run in &record.runs {
+            let at = start.advanced(run.start.into());
+            seen.resize((run.end - run.start) as usize, 0);
+            target.read_back(at, &mut seen)?;
+            len += seen.len() as u64;
+            let is_right = match should_be_zero {
+                true => is_zero(&seen),
+                false => {
+                    let (piece, rest) = bytes.split_at(seen.len());
+                    bytes = rest;
+                    piece == seen
+                }
+            };
+            if !is_right {
+                return Err(not_as_written(at));
+            }
+        }
+        Ok(len)
+    }
+
+    fn check_root(&self, target: &dyn Target, sealed: Option<&str>) -> Result<u64> {
+        self.session.progress.enter_verify();
+        let abort = self.abort.of_same_caller();
+        let (root, read) = root_of_medium(target, self.session, &abort)?;
+        match sealed.is_some_and(|sealed| sealed == root.to_string()) {
+            true => Ok(read),
+            false => {
+                let message = "the root of what was read back is not the source's: \
+                               the target is not to be trusted";
+                Err(Error::new(ErrorKind::VerifyFailed, message))
+            }
+        }
+    }
+}
+
+fn not_as_written(at: ByteOffset) -> Error {
+    let message = "what was read back is not what was written: the target is not to be trusted";
+    Error::new(ErrorKind::VerifyFailed, message).at(at.0)
+}
+
+/// Whether the runs are zeros, or else their bytes.
+fn content(stage: &StageLog, record: &Record, way: Direction) -> Result<(bool, Vec<u8>)> {
+    match way {
+        Direction::New => Ok((record.new_is_zero, stage.new_bytes(record)?)),
+        Direction::Old if record.can_undo() => Ok((record.old_is_zero, stage.old_bytes(record)?)),
+        Direction::Old => {
+            let message = "the stage was made without an undo: the old disk is gone";
+            Err(Error::new(ErrorKind::Refused, message))
+        }
+    }
+}
+
+/// The target is still the one that was staged for.
+pub(crate) fn check_unchanged(access: &dyn TargetAccess, identity: &str) -> Result<()> {
+    match access.identity()? == identity {
+        true => Ok(()),
+        false => {
+            let message = "the target was changed by somebody else while it was staged for; \
+                           nothing was written to it";
+            Err(Error::new(ErrorKind::Refused, message))
+        }
+    }
+}
+
+/// The stage is the one that was sealed.
+pub(crate) fn check_seal(sealed: &Sealed, stage: &StageLog) -> Result<()> {
+    let summary = stage.summary();
+    let is_same = (sealed.stage_len, sealed.records) == (summary.len, summary.records)
+        && sealed.stage_hash == summary.hash;
+    match is_same {
+        true => Ok(()),
+        false => {
+            let message = "stage is damaged: it is not the one that was sealed";
+            Err(Error::new(ErrorKind::Damaged, message))
+        }
+    }
+}
+
+/// Whether every staged block of `disk` is what it was when it was staged; blocks that nobody
+/// hashed are left out.
+pub(crate) fn is_old_as_staged(
+    stage: &StageLog,
+    disk: &(impl Source + ?Sized),
+    hasher: &Hasher,
+    geometry: Geometry,
+) -> Result<bool> {
+    for block in stage.blocks() {
+        let Some(record) = stage.find(block)? else {
+            continue;
+        };
+        let Some(old) = record.old_leaf else {
+            continue;
+        };
+        let mut bytes = vec![0; geometry.block_len(block)];
+        disk.read(geometry.start_of(block), &mut bytes)?;
+        let is_same = match old {
+            Leaf::Zero => is_zero(&bytes),
+            Leaf::Data(digest) => hasher.leaf(&bytes) == digest,
+        };
+        if !is_same {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}

@@ -1,0 +1,20 @@
+//! From staged blocks to a new disk, and back: what a target goes through that is never mixed
+//! without its journal saying so.
+//!
+//! ```text
+//! staging      records go to the stage; the target is open for reading only
+//!              stage flushed, read again, target unchanged, room there
+//! staged       SEAL durable: nobody else is needed any more
+//! committing   COMMIT durable: the target is opened for writing; every record is written to its
+//!              place, which is the same however often it is done; flush
+//! new_unverified   every run is read back past the page cache
+//! new_verified     accepted at once, or kept for an undo: old bytes to their places, flush, read
+//! done             back, compare: old_restored
+//! ```
+
+mod finish;
+mod staging;
+
+pub(crate) use finish::{Finisher, Job, Outcome, check_seal, is_old_as_staged};
+pub(crate) use staging::NOTES;
+pub use staging::Staging;

@@ -1,0 +1,458 @@
+//! A target whose changes are staged.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::abort::Abort;
+use crate::commit::finish::{Finisher, Job, Outcome};
+use crate::disk::{DiskInfo, Extent, ExtentKind, Source, TargetAccess};
+use crate::error::{Error, ErrorKind, Result};
+use crate::hash::{Digest, is_zero};
+use crate::stage::{Old, Overlay, Record, StageLog};
+use crate::state::{Barrier, Barriers, Begun, Entry, Folder, Journal, STAGE_NAME, Word};
+use crate::sync::Session;
+use crate::tree::Leaf;
+use crate::units::{BlockIndex, ByteOffset, Geometry, range_len};
+
+/// What was found of an earlier run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Resumed {
+    /// Blocks that are staged already.
+    pub(crate) blocks: u64,
+    /// Reason codes: `resumed`, `source_changed`, `target_changed`, `options_changed`.
+    pub(crate) reasons: Vec<&'static str>,
+}
+
+impl Resumed {
+    /// The reasons as they travel in `Result`.
+    pub(crate) fn notes(&self) -> u8 {
+        let bits = NOTES.iter().zip(0..);
+        bits.filter(|(reason, _)| self.reasons.contains(reason))
+            .fold(0, |notes, (_, bit)| notes | 1 << bit)
+    }
+}
+
+/// Reason codes by their bit in `Result`.
+pub(crate) const NOTES: [&str; 4] = [
+    "resumed",
+    "source_changed",
+    "target_changed",
+    "options_changed",
+];
+
+/// The target of a session, whose changes go to a stage. As a [`Source`] it is the target as it
+/// will be: what an earlier run staged shows through, so that only what is missing is sent.
+#[derive(Debug)]
+pub struct Staging {
+    access: Box<dyn TargetAccess>,
+    folder: Box<dyn Folder>,
+    barriers: Barriers,
+    geometry: Geometry,
+    session: Session,
+    first: Entry,
+    has_undo: bool,
+    job: Mutex<Option<Arc<Job>>>,
+    zeroed_blocks: AtomicU64,
+    info_after: Mutex<Option<DiskInfo>>,
+    resumed: Resumed,
+}
+
+impl Staging {
+    /// Takes up what an earlier run left in `folder`, where it still fits. `begun` says what the
+    /// job is; what the session knows of it is filled in here. `source_mark` tells the source from
+    /// others.
+    ///
+    /// # Errors
+    /// `Refused` when an earlier result waits to be accepted or undone, `Damaged`, `Io`.
+    pub fn open(
+        access: Box<dyn TargetAccess>,
+        folder: Box<dyn Folder>,
+        barriers: Barriers,
+        session: &Session,
+        begun: Begun,
+        source_mark: u64,
+    ) -> Result<Self> {
+        let begun = Begun {
+            identity: access.identity()?,
+            disk_len: session.geometry.disk_len(),
+            block_size: session.geometry.block_size().as_u32(),
+            hash: session.hasher.kind().name().to_owned(),
+            verify: session.options.verify_name().to_owned(),
+            in_place: false,
+            ..begun
+        };
+        let mut staging = Self {
+            access,
+            folder,
+            barriers,
+            geometry: session.geometry,
+            session: session.clone(),
+            has_undo: begun.has_undo,
+            first: Entry {
+                begun: Some(begun),
+                source: Some(format!("{source_mark:016x}")),
+                ..Entry::of(Word::Staging)
+            },
+            job: Mutex::default(),
+            zeroed_blocks: AtomicU64::new(0),
+            info_after: Mutex::default(),
+            resumed: Resumed::default(),
+        };
+        if let Some(journal) = Journal::open(staging.folder.as_ref(), barriers)? {
+            staging.take_up(journal)?;
+        }
+        Ok(staging)
+    }
+
+    /// Why nothing new begins before an earlier end.
+    pub(crate) fn waits_to_be_accepted() -> Error {
+        let message = "an earlier sync waits to be accepted or undone";
+        Error::new(ErrorKind::Refused, message)
+    }
+
+    pub(crate) fn resumed(&self) -> &Resumed {
+        &self.resumed
+    }
+
+    /// What the target is: after a commit, what it became.
+    pub(crate) fn info_now(&self) -> DiskInfo {
+        let info = self
+            .info_after
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        info.clone().unwrap_or_else(|| self.info())
+    }
+
+    /// Blocks that held data and become zero.
+    pub(crate) fn zeroed_count(&self) -> u64 {
+        self.zeroed_blocks.load(Ordering::Relaxed)
+    }
+
+    fn begun(&self) -> &Begun {
+        let begun = self.first.begun.as_ref();
+        begun.expect("set when it was made")
+    }
+
+    fn take_up(&mut self, mut journal: Journal) -> Result<()> {
+        match journal.word() {
+            word if word.is_final() => return Ok(()),
+            // Whatever the earlier run left, all of it is compared again.
+            Word::Committing if journal.begun().in_place => return Ok(()),
+            Word::Staging | Word::Staged => {}
+            Word::NewVerified => return Err(Self::waits_to_be_accepted()),
+            Word::Committing | Word::NewUnverified | Word::RollingBack => {
+                let message = "an earlier sync is not finished";
+                return Err(Error::new(ErrorKind::Refused, message));
+            }
+            Word::Done | Word::Aborted | Word::OldRestored => unreachable!("final words"),
+        }
+        let why_not = self.why_not_resumed(&journal)?;
+        let file = match why_not {
+            Some(_) => None,
+            None => self
+                .folder
+                .open(STAGE_NAME)
+                .map_err(|e| Error::io(e, "open stage"))?,
+        };
+        let Some(file) = file else {
+            self.resumed.reasons.extend(why_not);
+            journal.append(Entry::of(Word::Aborted), Barrier::Aborted)?;
+            return self.remove_stage();
+        };
+        let stage = StageLog::open(file, journal.job(), self.geometry, self.barriers)?;
+        if let Some(sealed) = journal.sealed() {
+            super::finish::check_seal(sealed, &stage)?;
+        }
+        if !self.is_old_as_staged(&stage)? {
+            self.resumed.reasons.push("target_changed");
+            journal.append(Entry::of(Word::Aborted), Barrier::Aborted)?;
+            return self.remove_stage();
+        }
+        if journal.source() != self.first.source.as_deref() {
+            self.resumed.reasons.push("source_changed");
+        }
+        self.resumed.reasons.push("resumed");
+        self.resumed.blocks = stage.blocks().len() as u64;
+        let again = Entry {
+            begun: None,
+            ..self.first.clone()
+        };
+        journal.append(again, Barrier::Begun)?;
+        *self.job() = Some(Arc::new(Job::new(journal, stage)));
+        Ok(())
+    }
+
+    fn why_not_resumed(&self, journal: &Journal) -> Result<Option<&'static str>> {
+        let (was, is) = (journal.begun(), self.begun());
+        let is_same_target = was.identity == is.identity && was.disk_len == is.disk_len;
+        let is_same_job = (was.block_size, &was.hash, was.has_undo, was.keeps_undo)
+            == (is.block_size, &is.hash, is.has_undo, is.keeps_undo);
+        Ok(match (is_same_target, is_same_job) {
+            (false, _) => Some("target_changed"),
+            (_, false) => Some("options_changed"),
+            _ => None,
+        })
+    }
+
+    /// Whether every staged block of the target is what it was when it was staged.
+    fn is_old_as_staged(&self, stage: &StageLog) -> Result<bool> {
+        super::finish::is_old_as_staged(
+            stage,
+            self.access.source(),
+            &self.session.hasher,
+            self.geometry,
+        )
+    }
+
+    fn remove_stage(&self) -> Result<()> {
+        self.folder
+            .remove(STAGE_NAME)
+            .map_err(|e| Error::io(e, "remove stage"))
+    }
+
+    // A panic while it is held leaves no half job: it is set whole.
+    fn job(&self) -> MutexGuard<'_, Option<Arc<Job>>> {
+        self.job.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn running(&self) -> Option<Arc<Job>> {
+        self.job().clone()
+    }
+
+    /// The job, begun with its first record: a sync that finds nothing to do leaves no trace.
+    fn begin(&self) -> Result<Arc<Job>> {
+        let mut job = self.job();
+        if let Some(running) = job.as_ref() {
+            return Ok(running.clone());
+        }
+        let file = self
+            .folder
+            .create(STAGE_NAME)
+            .map_err(|e| Error::io(e, "make stage"))?;
+        let journal = Journal::begin(self.folder.as_ref(), self.barriers, self.first.clone())?;
+        let stage = StageLog::new(file, journal.job(), self.geometry, self.barriers);
+        let begun = Arc::new(Job::new(journal, stage));
+        *job = Some(begun.clone());
+        Ok(begun)
+    }
+
+    /// Stages what a block becomes. `new` is the whole block, `runs` what of it differs from what
+    /// this disk shows now, `shown` the block's leaf as it shows now.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Io`.
+    pub(crate) fn put(
+        &self,
+        block: BlockIndex,
+        new: &[u8],
+        runs: &[Range<ByteOffset>],
+        new_leaf: Digest,
+        shown: Option<Leaf>,
+    ) -> Result<()> {
+        let job = self.begin()?;
+        let start = self.geometry.start_of(block).0;
+        let within = |at: ByteOffset| u32::try_from(at.0 - start).expect("a part of a block");
+        let runs = runs
+            .iter()
+            .map(|run| within(run.start)..within(run.end))
+            .collect();
+        let before = job.stage.find(block)?;
+        let old_leaf = match &before {
+            Some(record) => record.old_leaf,
+            None => shown,
+        };
+        let old_leaf = match (old_leaf, self.has_undo) {
+            // A full copy reads the target only for its undo.
+            (None, true) => Some(self.leaf_of_disk(block)?),
+            (known, _) => known,
+        };
+        let new_leaf = self.session.is_hashed().then_some(Leaf::Data(new_leaf));
+        if new_leaf.is_some() && new_leaf == old_leaf {
+            return match before {
+                Some(_) => job.stage.drop_block(block),
+                None => Ok(()),
+            };
+        }
+        let runs = joined_with(runs, before.as_ref());
+        let bytes = gather(new, &runs);
+        self.append(&job, block, &runs, Some(&bytes), (new_leaf, old_leaf))
+    }
+
+    /// Stages zeros for `count` blocks from `first` on. Blocks that read zero are left alone.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Io`, `Cancelled`.
+    pub(crate) fn put_zeros(&self, first: BlockIndex, count: u64, abort: &Abort) -> Result<()> {
+        let end = self.geometry.range_of(first, count).end;
+        let mut at = self.geometry.start_of(first);
+        while at < end {
+            abort.check()?;
+            let extent = self.extent_at(at)?;
+            if extent.kind != ExtentKind::Data {
+                at = extent.end.min(end);
+                continue;
+            }
+            let block = self.geometry.block_at(at).expect("inside the disk");
+            self.put_zero(block)?;
+            self.zeroed_blocks.fetch_add(1, Ordering::Relaxed);
+            at = self.geometry.range_of(block, 1).end;
+        }
+        Ok(())
+    }
+
+    fn put_zero(&self, block: BlockIndex) -> Result<()> {
+        let job = self.begin()?;
+        let range = self.geometry.range_of(block, 1);
+        let before = job.stage.find(block)?;
+        if before
+            .as_ref()
+            .is_some_and(|record| record.old_leaf == Some(Leaf::Zero))
+        {
+            return job.stage.drop_block(block);
+        }
+        let old_leaf = match &before {
+            Some(record) => record.old_leaf,
+            None => Some(self.leaf_of_disk(block)?),
+        };
+        let len = u32::try_from(range_len(&range)).expect("a block is at most 4 MiB");
+        let whole = Range { start: 0, end: len };
+        self.append(&job, block, &[whole], None, (Some(Leaf::Zero), old_leaf))
+    }
+
+    fn leaf_of_disk(&self, block: BlockIndex) -> Result<Leaf> {
+        let mut bytes = vec![0; self.geometry.block_len(block)];
+        let at = self.geometry.start_of(block);
+        self.access.source().read(at, &mut bytes)?;
+        Ok(match is_zero(&bytes) {
+            true => Leaf::Zero,
+            false => Leaf::Data(self.session.hasher.leaf(&bytes)),
+        })
+    }
+
+    fn append(
+        &self,
+        job: &Job,
+        block: BlockIndex,
+        runs: &[Range<u32>],
+        new: Option<&[u8]>,
+        (new_leaf, old_leaf): (Option<Leaf>, Option<Leaf>),
+    ) -> Result<()> {
+        let mut kept = Vec::new();
+        let old = match (self.has_undo, old_leaf) {
+            (_, Some(Leaf::Zero)) => Old::Zero,
+            (false, _) => Old::NotKept,
+            (true, _) => {
+                let start = self.geometry.start_of(block);
+                for run in runs {
+                    let from = kept.len();
+                    kept.resize(from + (run.end - run.start) as usize, 0);
+                    let at = start.advanced(run.start.into());
+                    self.access.source().read(at, &mut kept[from..])?;
+                }
+                Old::Kept(&kept)
+            }
+        };
+        job.stage.put(block, runs, new, old, (new_leaf, old_leaf))
+    }
+
+    /// Makes the target what was staged; `new_root` is the root that it has then. Before COMMIT an
+    /// error or a cancel leaves the target as it was; after it the link may break, as nobody is
+    /// needed any more.
+    ///
+    /// # Errors
+    /// `Refused` when the target was changed meanwhile, `NoSpace`, `VerifyFailed`, `Damaged`, `Io`,
+    /// `Cancelled`.
+    pub(crate) fn commit(&self, new_root: Option<Digest>, abort: &Abort) -> Result<Outcome> {
+        let finisher = Finisher {
+            folder: self.folder.as_ref(),
+            barriers: self.barriers,
+            session: &self.session,
+            abort,
+        };
+        let outcome = match self.running() {
+            Some(job) => finisher.commit(self.access.as_ref(), &job, new_root),
+            None => finisher.tidy(self.access.as_ref()),
+        }?;
+        let mut info = self
+            .info_after
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        info.clone_from(&outcome.info);
+        Ok(outcome)
+    }
+
+    /// Gives the stage up: what it came to is not what the source has.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn give_up(&self) -> Result<()> {
+        if let Some(job) = self.running() {
+            job.journal()
+                .append(Entry::of(Word::Aborted), Barrier::Aborted)?;
+            self.remove_stage()?;
+        }
+        Ok(())
+    }
+
+    /// Makes durable what was staged so far, for the next run. Of a session that failed.
+    pub(crate) fn keep(&self) {
+        if let Some(job) = self.running()
+            && let Err(error) = job.stage.flush(Barrier::Window)
+        {
+            tracing::warn!(error = error.chain(), "stage not flushed at the end");
+        }
+    }
+}
+
+impl Source for Staging {
+    fn info(&self) -> DiskInfo {
+        self.access.source().info()
+    }
+
+    fn read(&self, at: ByteOffset, buf: &mut [u8]) -> Result<()> {
+        match self.running() {
+            None => self.access.source().read(at, buf),
+            Some(job) => self.overlay(&job).read(at, buf),
+        }
+    }
+
+    fn extent_at(&self, at: ByteOffset) -> Result<Extent> {
+        match self.running() {
+            None => self.access.source().extent_at(at),
+            Some(job) => self.overlay(&job).extent_at(at),
+        }
+    }
+}
+
+impl Staging {
+    fn overlay<'a>(&'a self, job: &'a Job) -> Overlay<'a> {
+        Overlay {
+            disk: self.access.source(),
+            stage: &job.stage,
+            geometry: self.geometry,
+        }
+    }
+}
+
+/// The runs of both, ascending and joined: a record says everything that differs from the target.
+fn joined_with(mut runs: Vec<Range<u32>>, before: Option<&Record>) -> Vec<Range<u32>> {
+    runs.extend(before.iter().flat_map(|record| record.runs.iter().cloned()));
+    runs.sort_by_key(|run| run.start);
+    let mut joined: Vec<Range<u32>> = Vec::with_capacity(runs.len());
+    for run in runs {
+        match joined.last_mut() {
+            Some(last) if last.end >= run.start => last.end = last.end.max(run.end),
+            _ => joined.push(run),
+        }
+    }
+    joined
+}
+
+fn gather(block: &[u8], runs: &[Range<u32>]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for run in runs {
+        bytes.extend_from_slice(&block[run.start as usize..run.end as usize]);
+    }
+    bytes
+}

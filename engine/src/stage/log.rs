@@ -1,0 +1,368 @@
+//! The stage itself: an append-only file of records.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use failback_vhdx::FileAt;
+use uuid::Uuid;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::record::{self, Bytes, HEADER_LEN, NewRecord, PAGE_LEN, Record};
+use crate::error::{Error, ErrorKind, Result};
+use crate::state::{Barrier, Barriers};
+use crate::tree::Leaf;
+use crate::units::{BlockIndex, Geometry};
+
+/// Bytes that may wait to become durable: what at most has to be sent again. Flushing goes on
+/// beside the comparison, so a small window costs little and spreads the disk's work.
+pub(crate) const WINDOW_LEN: u64 = 16 << 20;
+
+/// See the module's head.
+#[derive(Debug)]
+pub(crate) struct StageLog {
+    file: Arc<dyn FileAt>,
+    job: Uuid,
+    geometry: Geometry,
+    barriers: Barriers,
+    inner: Mutex<Inner>,
+    is_poisoned: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// Where the next record goes.
+    end: u64,
+    /// Records so far.
+    sequence: u64,
+    /// Bytes from the start that are known to be durable.
+    durable: u64,
+    /// Whether somebody flushes now.
+    is_flushing: bool,
+    /// The record that counts, for each staged block.
+    live: BTreeMap<u64, u64>,
+    headers: blake3::Hasher,
+}
+
+impl Inner {
+    fn add(&mut self, record: &Record) {
+        match record.is_drop {
+            true => self.live.remove(&record.block),
+            false => self.live.insert(record.block, record.at),
+        };
+        self.headers.update(&record.head_sum.to_le_bytes());
+        self.end = record.end();
+        self.sequence += 1;
+    }
+}
+
+/// What a complete stage is known by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Summary {
+    /// Bytes.
+    pub(crate) len: u64,
+    /// Records.
+    pub(crate) records: u64,
+    /// BLAKE3 over the sums of all headers.
+    pub(crate) hash: String,
+}
+
+impl StageLog {
+    /// An empty stage in an empty file.
+    pub(crate) fn new(
+        file: Arc<dyn FileAt>,
+        job: Uuid,
+        geometry: Geometry,
+        barriers: Barriers,
+    ) -> Self {
+        Self {
+            file,
+            job,
+            geometry,
+            barriers,
+            inner: Mutex::default(),
+            is_poisoned: AtomicBool::new(false),
+        }
+    }
+
+    /// The stage in `file`: all records up to the first that does not check. What is behind it was
+    /// never durable, and is written over.
+    ///
+    /// # Errors
+    /// `Damaged` when a record does not check that was durable once, `Io`.
+    pub(crate) fn open(
+        file: Arc<dyn FileAt>,
+        job: Uuid,
+        geometry: Geometry,
+        barriers: Barriers,
+    ) -> Result<Self> {
+        let stage = Self::new(file, job, geometry, barriers);
+        stage.scan()?;
+        Ok(stage)
+    }
+
+    fn scan(&self) -> Result<()> {
+        let len = self.file.len().map_err(|e| failed(e, "read stage"))?;
+        let mut inner = self.inner();
+        while let Some(record) = self.parse_at(inner.end, len)? {
+            if record.sequence != inner.sequence || !self.has_sound_bytes(&record)? {
+                break;
+            }
+            inner.add(&record);
+        }
+        // A record further on that was written when these bytes were durable: this is no torn end.
+        let mut at = inner.end + PAGE_LEN;
+        while at < len {
+            let later = self.parse_at(at, len)?;
+            if later.is_some_and(|later| later.durable > inner.end) {
+                let message = "stage is damaged: a record does not check that was durable";
+                return Err(Error::new(ErrorKind::Damaged, message).at(inner.end));
+            }
+            at += PAGE_LEN;
+        }
+        Ok(())
+    }
+
+    fn parse_at(&self, at: u64, len: u64) -> Result<Option<Record>> {
+        let failed = |e| failed(e, "read stage").at(at);
+        let mut head = [0; HEADER_LEN];
+        if at.saturating_add(HEADER_LEN as u64) > len {
+            return Ok(None);
+        }
+        self.file.read_at(at, &mut head).map_err(failed)?;
+        let Some(runs_len) = record::runs_len(&head, self.job) else {
+            return Ok(None);
+        };
+        let runs_at = at + HEADER_LEN as u64;
+        if runs_at + runs_len as u64 > len {
+            return Ok(None);
+        }
+        let mut runs = vec![0; runs_len];
+        self.file.read_at(runs_at, &mut runs).map_err(failed)?;
+        let record = record::parse(&head, &runs, at);
+        Ok(record.filter(|record| record.end() <= len && self.fits(record)))
+    }
+
+    fn fits(&self, record: &Record) -> bool {
+        let block_len = self.geometry.block_len(BlockIndex(record.block));
+        let end = record.runs.last().map_or(0, |run| run.end);
+        record.block < self.geometry.block_count().0 && end as usize <= block_len
+    }
+
+    fn has_sound_bytes(&self, record: &Record) -> Result<bool> {
+        let new = self.read(record.new_at(), record.new_len)?;
+        let old = self.read(record.old_at(), record.old_len)?;
+        Ok(xxh3_64(&new) == record.new_sum && xxh3_64(&old) == record.old_sum)
+    }
+
+    fn read(&self, at: u64, len: u32) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; len as usize];
+        self.file
+            .read_at(at, &mut bytes)
+            .map_err(|e| failed(e, "read stage").at(at))?;
+        Ok(bytes)
+    }
+
+    // A panic while it is held leaves a record that is not in the index: it is not durable either.
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The first staged block from `block` on.
+    pub(crate) fn next_from(&self, block: BlockIndex) -> Option<BlockIndex> {
+        let inner = self.inner();
+        let next = inner.live.range(block.0..).next();
+        next.map(|(block, _)| BlockIndex(*block))
+    }
+
+    /// All staged blocks, ascending.
+    pub(crate) fn blocks(&self) -> Vec<BlockIndex> {
+        self.inner().live.keys().copied().map(BlockIndex).collect()
+    }
+
+    /// Whether the stage has no record that counts.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.inner().live.is_empty()
+    }
+
+    /// The record that counts for a block.
+    ///
+    /// # Errors
+    /// `Damaged`, `Io`.
+    pub(crate) fn find(&self, block: BlockIndex) -> Result<Option<Record>> {
+        let Some(at) = self.inner().live.get(&block.0).copied() else {
+            return Ok(None);
+        };
+        match self.parse_at(at, u64::MAX)? {
+            Some(record) if record.block == block.0 => Ok(Some(record)),
+            _ => Err(damaged(at)),
+        }
+    }
+
+    /// The bytes that the record's runs get, one after the other; empty when they become zeros.
+    ///
+    /// # Errors
+    /// `Damaged`, `Io`.
+    pub(crate) fn new_bytes(&self, record: &Record) -> Result<Vec<u8>> {
+        let bytes = self.read(record.new_at(), record.new_len)?;
+        match xxh3_64(&bytes) == record.new_sum {
+            true => Ok(bytes),
+            false => Err(damaged(record.new_at())),
+        }
+    }
+
+    /// The bytes that the record's runs had, one after the other; empty when they were zeros.
+    ///
+    /// # Errors
+    /// `Damaged`, `Io`.
+    pub(crate) fn old_bytes(&self, record: &Record) -> Result<Vec<u8>> {
+        let bytes = self.read(record.old_at(), record.old_len)?;
+        match xxh3_64(&bytes) == record.old_sum {
+            true => Ok(bytes),
+            false => Err(damaged(record.old_at())),
+        }
+    }
+
+    /// Adds what a block becomes. It replaces what was staged for the block.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Io`; after that every further call fails.
+    pub(crate) fn put(
+        &self,
+        block: BlockIndex,
+        runs: &[Range<u32>],
+        new: Option<&[u8]>,
+        old: Old<'_>,
+        leaves: (Option<Leaf>, Option<Leaf>),
+    ) -> Result<()> {
+        self.append(&NewRecord {
+            block: block.0,
+            is_drop: false,
+            runs,
+            new: new.map_or(Bytes::Zero, Bytes::Kept),
+            old: match old {
+                Old::Zero => Bytes::Zero,
+                Old::Kept(bytes) => Bytes::Kept(bytes),
+                Old::NotKept => Bytes::Unknown,
+            },
+            new_leaf: leaves.0,
+            old_leaf: leaves.1,
+        })
+    }
+
+    /// The block has its old content again.
+    ///
+    /// # Errors
+    /// As [`StageLog::put`].
+    pub(crate) fn drop_block(&self, block: BlockIndex) -> Result<()> {
+        self.append(&NewRecord {
+            block: block.0,
+            is_drop: true,
+            runs: &[],
+            new: Bytes::Unknown,
+            old: Bytes::Unknown,
+            new_leaf: None,
+            old_leaf: None,
+        })
+    }
+
+    fn append(&self, new: &NewRecord<'_>) -> Result<()> {
+        self.check_poison()?;
+        let is_due = {
+            let mut inner = self.inner();
+            let (record, bytes) = new.encode(self.job, inner.sequence, inner.durable, inner.end);
+            let written = self.file.write_at(inner.end, &bytes);
+            written.map_err(|e| self.poisoned(e, "write stage"))?;
+            inner.add(&record);
+            let is_due = !inner.is_flushing && inner.end - inner.durable >= WINDOW_LEN;
+            inner.is_flushing |= is_due;
+            is_due
+        };
+        if is_due {
+            // The others go on meanwhile.
+            let flushed = self.flush(Barrier::Window);
+            self.inner().is_flushing = false;
+            flushed?;
+        }
+        Ok(())
+    }
+
+    /// Waits until everything that was added is durable.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Io`; after that every further call fails.
+    pub(crate) fn flush(&self, barrier: Barrier) -> Result<()> {
+        self.check_poison()?;
+        let end = self.inner().end;
+        let file = self.file.as_ref();
+        let flushed = self.barriers.pass(barrier, || file.sync());
+        flushed.map_err(|e| self.poisoned(e, "flush stage"))?;
+        let mut inner = self.inner();
+        inner.durable = inner.durable.max(end);
+        Ok(())
+    }
+
+    /// Reads every record that counts once more and holds it against its sums.
+    ///
+    /// # Errors
+    /// `Damaged`, `Io`.
+    pub(crate) fn check(&self) -> Result<()> {
+        for block in self.blocks() {
+            if let Some(record) = self.find(block)?
+                && !self.has_sound_bytes(&record)?
+            {
+                return Err(damaged(record.at));
+            }
+        }
+        Ok(())
+    }
+
+    /// What this stage is known by.
+    pub(crate) fn summary(&self) -> Summary {
+        let inner = self.inner();
+        Summary {
+            len: inner.end,
+            records: inner.sequence,
+            hash: inner.headers.finalize().to_hex().to_string(),
+        }
+    }
+
+    fn check_poison(&self) -> Result<()> {
+        match self.is_poisoned.load(Ordering::SeqCst) {
+            false => Ok(()),
+            true => {
+                let message = "an earlier write to the stage failed; nothing more is written";
+                Err(Error::new(ErrorKind::Io, message))
+            }
+        }
+    }
+
+    fn poisoned(&self, error: std::io::Error, what: &str) -> Error {
+        self.is_poisoned.store(true, Ordering::SeqCst);
+        failed(error, what)
+    }
+}
+
+/// What the runs of a block held before.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Old<'a> {
+    /// Zeros.
+    Zero,
+    /// These bytes, the runs one after the other.
+    Kept(&'a [u8]),
+    /// Whatever it was: nobody wants it back.
+    NotKept,
+}
+
+fn failed(error: std::io::Error, what: &str) -> Error {
+    Error::io(error, what)
+}
+
+fn damaged(at: u64) -> Error {
+    Error::new(
+        ErrorKind::Damaged,
+        "stage is damaged: a record does not check",
+    )
+    .at(at)
+}

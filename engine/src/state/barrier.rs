@@ -1,0 +1,102 @@
+//! Every point at which one thing has to be durable before the next may happen.
+//!
+//! Each has an id, and all go through [`Barriers::pass`]: the crash tests run once more with each
+//! id left out, and each of those runs has to find a broken promise. What is not found out is not
+//! needed, and goes.
+
+use std::fmt::Debug;
+
+/// One such point. What breaks without it stands beside each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Barrier {
+    /// The first record of a journal, before the journal gets its name. Without it a power cut
+    /// leaves a journal that says nothing.
+    Begun,
+    /// The names of journal and stage, before a window counts as durable. Without it a power cut
+    /// after COMMIT leaves a mixed target that nobody knows of.
+    Names,
+    /// A window of the stage, before it counts as durable. Without it more than a window has to be
+    /// sent again.
+    Window,
+    /// The whole stage, before SEAL. Without it SEAL speaks of records that are not there.
+    Stage,
+    /// SEAL, before COMMIT. Without it COMMIT can be durable alone.
+    Sealed,
+    /// COMMIT, before the target is opened for writing. Without it a mixed target counts as old.
+    Committed,
+    /// The target's bytes, before it counts as new. Without it a mixed target counts as new.
+    Payload,
+    /// "new, not read back", before "new, proven" is written behind it.
+    Unverified,
+    /// "new, proven", before the stage is dropped or kept for an undo.
+    Verified,
+    /// "done", before the stage goes. Without it the stage is missed.
+    Done,
+    /// "rolling back", before the first old byte. Without it a mixed target counts as new.
+    RollingBack,
+    /// The target's old bytes, before it counts as old.
+    Restored,
+    /// "old restored", before the stage goes.
+    OldRestored,
+    /// "aborted", before the stage goes. Without it a stage that was sealed is missed.
+    Aborted,
+}
+
+impl Barrier {
+    /// Every barrier.
+    pub const ALL: [Self; 14] = [
+        Self::Begun,
+        Self::Names,
+        Self::Window,
+        Self::Stage,
+        Self::Sealed,
+        Self::Committed,
+        Self::Payload,
+        Self::Unverified,
+        Self::Verified,
+        Self::Done,
+        Self::RollingBack,
+        Self::Restored,
+        Self::OldRestored,
+        Self::Aborted,
+    ];
+}
+
+/// The one way to a barrier.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Barriers {
+    left_out: Option<Barrier>,
+}
+
+impl Barriers {
+    /// All of them.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// All but one, to see a test fail. Never for a disk that anybody needs.
+    #[must_use]
+    pub fn without(barrier: Barrier) -> Self {
+        Self {
+            left_out: Some(barrier),
+        }
+    }
+
+    /// Waits until what `flush` flushes is durable.
+    ///
+    /// # Errors
+    /// Those of `flush`. Nothing is known then about what was written since the last success, and a
+    /// second try would hide that: the job is over.
+    pub(crate) fn pass<E>(
+        &self,
+        barrier: Barrier,
+        flush: impl FnOnce() -> Result<(), E>,
+    ) -> Result<(), E> {
+        match self.left_out == Some(barrier) {
+            true => Ok(()),
+            false => flush(),
+        }
+    }
+}

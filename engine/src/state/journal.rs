@@ -1,0 +1,427 @@
+//! The journal of one target: which state it is in, one durable word after the other.
+//!
+//! ```text
+//! page 0   header, then the first entry as JSON, then zeros to the next 4096 bytes
+//! page n   the next entry ...
+//! ```
+//! An entry counts when it and all before it check. Each is durable before the next is written, so
+//! only the last can be torn: a broken entry with a sound one behind it is damage.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use failback_vhdx::FileAt;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+use xxhash_rust::xxh3::xxh3_64;
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::barrier::{Barrier, Barriers};
+use super::folder::Folder;
+use crate::error::{Error, ErrorKind, Result};
+
+/// First bytes of every entry; the last one is the version.
+const MAGIC: [u8; 8] = *b"FBJRNL\0\x01";
+/// Entries begin at multiples of this many bytes.
+const PAGE_LEN: u64 = PAGE as u64;
+const PAGE: usize = 4096;
+/// Bytes of one entry with its header: the longest paths fit.
+const ENTRY_LEN_MAX: u64 = 64 << 10;
+/// Bytes of a journal: a hundred thousand resumes.
+const JOURNAL_LEN_MAX: u64 = 512 << 20;
+const NAME: &str = "journal";
+const NEW_NAME: &str = "journal.new";
+
+/// The first bytes of an entry.
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+struct Header {
+    /// [`MAGIC`].
+    magic: [u8; 8],
+    /// The job; entries of another one do not count.
+    job: [u8; 16],
+    /// Entries before this one.
+    sequence: U64,
+    /// Bytes of JSON that follow.
+    len: U32,
+    /// Zero.
+    reserved: U32,
+    /// XXH3-64 of the bytes before and of the JSON: against accidents.
+    sum: U64,
+}
+
+const HEADER_LEN: usize = size_of::<Header>();
+const _: () = assert!(HEADER_LEN == 48);
+
+/// What the target holds, in a word. docs/states.md says what each allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Word {
+    /// Old; the stage grows.
+    Staging,
+    /// Old; the stage is complete and durable.
+    Staged,
+    /// Mixed.
+    Committing,
+    /// New, not read back.
+    NewUnverified,
+    /// New, proven; the old one can be restored.
+    NewVerified,
+    /// New; nothing is left to undo it with.
+    Done,
+    /// Old; the stage was given up.
+    Aborted,
+    /// Mixed, on the way back.
+    RollingBack,
+    /// Old again.
+    OldRestored,
+}
+
+impl Word {
+    /// The word itself.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Staging => "staging",
+            Self::Staged => "staged",
+            Self::Committing => "committing",
+            Self::NewUnverified => "new_unverified",
+            Self::NewVerified => "new_verified",
+            Self::Done => "done",
+            Self::Aborted => "aborted",
+            Self::RollingBack => "rolling_back",
+            Self::OldRestored => "old_restored",
+        }
+    }
+
+    /// Whether nothing is left to do or undo.
+    #[must_use]
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Done | Self::Aborted | Self::OldRestored)
+    }
+
+    /// Whether the target is neither the old disk nor the new one, and must not be started.
+    #[must_use]
+    pub fn is_mixed(self) -> bool {
+        matches!(self, Self::Committing | Self::RollingBack)
+    }
+}
+
+/// One entry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The state from here on.
+    pub word: Word,
+    /// With the first entry: what the job is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begun: Option<Begun>,
+    /// With `staging`: what the source called itself; differs between runs when it was changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// With `staged`: what was staged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<Sealed>,
+}
+
+impl Entry {
+    /// An entry that says nothing but its word.
+    #[must_use]
+    pub fn of(word: Word) -> Self {
+        Self {
+            word,
+            begun: None,
+            source: None,
+            sealed: None,
+        }
+    }
+}
+
+/// What a job is: all that its end needs when nobody is there to ask.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begun {
+    /// The target as it was named, made absolute.
+    pub target: String,
+    /// What tells this very file from others, whatever state it is in.
+    pub file_id: String,
+    /// Its format, where it was named.
+    pub format: Option<String>,
+    /// Its parents, nearest first.
+    pub parents: Vec<String>,
+    /// Whether further parents were taken from where the images name them.
+    pub follow_parents: bool,
+    /// What tells this very file in this very state from others.
+    pub identity: String,
+    /// Bytes of the disk.
+    pub disk_len: u64,
+    /// Bytes of a block.
+    pub block_size: u32,
+    /// `blake3` or `xxh3`.
+    pub hash: String,
+    /// `full`, `changed` or `off`.
+    pub verify: String,
+    /// Written to the target directly, without a stage: an interrupted job leaves a mixed target.
+    pub in_place: bool,
+    /// The stage holds what the target had before.
+    pub has_undo: bool,
+    /// The stage stays, for an undo, until somebody accepts the result.
+    pub keeps_undo: bool,
+}
+
+/// What was staged, when it was complete.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sealed {
+    /// Root of the disk once the stage is applied, in hexadecimal; absent where nothing is hashed.
+    pub new_root: Option<String>,
+    /// Records of the stage.
+    pub records: u64,
+    /// Bytes of the stage.
+    pub stage_len: u64,
+    /// BLAKE3 of all record headers in order, which hold the sums of all payload.
+    pub stage_hash: String,
+}
+
+/// The journal of a job, open for more.
+#[derive(Debug)]
+pub struct Journal {
+    file: Arc<dyn FileAt>,
+    barriers: Barriers,
+    job: Uuid,
+    entries: Vec<Entry>,
+    end: u64,
+    is_poisoned: bool,
+}
+
+impl Journal {
+    /// Begins the journal of a new job, in place of that of an older one.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Io`.
+    pub fn begin(folder: &dyn Folder, barriers: Barriers, first: Entry) -> Result<Self> {
+        let failed = |e| Error::io(e, "begin journal");
+        let mut journal = Self {
+            file: folder.create(NEW_NAME).map_err(failed)?,
+            barriers,
+            job: Uuid::new_v4(),
+            entries: Vec::new(),
+            end: 0,
+            is_poisoned: false,
+        };
+        journal.append(first, Barrier::Begun)?;
+        folder.rename(NEW_NAME, NAME).map_err(failed)?;
+        barriers
+            .pass(Barrier::Names, || folder.sync())
+            .map_err(failed)?;
+        Ok(journal)
+    }
+
+    /// The journal that is there; `None` when there is none.
+    ///
+    /// # Errors
+    /// `Damaged`, `Io`.
+    pub fn open(folder: &dyn Folder, barriers: Barriers) -> Result<Option<Self>> {
+        let file = folder
+            .open(NAME)
+            .map_err(|e| Error::io(e, "open journal"))?;
+        let Some(file) = file else {
+            return Ok(None);
+        };
+        let (job, entries, end) = read_all(file.as_ref())?;
+        Ok(Some(Self {
+            file,
+            barriers,
+            job,
+            entries,
+            end,
+            is_poisoned: false,
+        }))
+    }
+
+    /// The job's id.
+    #[must_use]
+    pub fn job(&self) -> Uuid {
+        self.job
+    }
+
+    /// The present state.
+    #[must_use]
+    pub fn word(&self) -> Word {
+        self.entries.last().expect("a journal has an entry").word
+    }
+
+    /// What the job is.
+    #[must_use]
+    pub fn begun(&self) -> &Begun {
+        begun(&self.entries)
+    }
+
+    /// What the source called itself in the latest run.
+    #[must_use]
+    pub fn source(&self) -> Option<&str> {
+        let mut newest_first = self.entries.iter().rev();
+        newest_first.find_map(|entry| entry.source.as_deref())
+    }
+
+    /// The latest seal, unless staging went on after it.
+    #[must_use]
+    pub fn sealed(&self) -> Option<&Sealed> {
+        let mut newest_first = self.entries.iter().rev();
+        let found =
+            newest_first.find(|entry| matches!(entry.word, Word::Staged | Word::Staging))?;
+        found.sealed.as_ref()
+    }
+
+    /// Adds an entry and waits until it is durable.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Io`; after that every further call fails.
+    pub fn append(&mut self, entry: Entry, barrier: Barrier) -> Result<()> {
+        if self.is_poisoned {
+            let message = "an earlier write to the journal failed; nothing more is written";
+            return Err(Error::new(ErrorKind::Io, message));
+        }
+        let failed = |e| Error::io(e, "write journal");
+        let page = encode(self.job, self.entries.len() as u64, &entry)?;
+        self.is_poisoned = true;
+        self.file.write_at(self.end, &page).map_err(failed)?;
+        let file = self.file.as_ref();
+        self.barriers
+            .pass(barrier, || file.sync())
+            .map_err(failed)?;
+        self.is_poisoned = false;
+        self.end += page.len() as u64;
+        self.entries.push(entry);
+        Ok(())
+    }
+}
+
+/// State and job of the journal in a state directory, which is only looked at; `None` when there
+/// is none.
+///
+/// # Errors
+/// `Damaged`, `Io`.
+pub fn peek(directory: &Path) -> Result<Option<(Word, Begun)>> {
+    let file = match File::open(directory.join(NAME)) {
+        Ok(file) => file,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::io(e, "open journal").path(directory)),
+    };
+    let (_, entries, _) = read_all(&file)?;
+    let word = entries.last().expect("a journal has an entry").word;
+    Ok(Some((word, begun(&entries).clone())))
+}
+
+fn begun(entries: &[Entry]) -> &Begun {
+    entries[0]
+        .begun
+        .as_ref()
+        .expect("checked when it was written or read")
+}
+
+fn encode(job: Uuid, sequence: u64, entry: &Entry) -> Result<Vec<u8>> {
+    let json = serde_json::to_vec(entry)
+        .map_err(|e| Error::new(ErrorKind::Internal, "journal entry").caused_by(e))?;
+    let len = u32::try_from(json.len()).ok();
+    let Some(len) = len.filter(|len| u64::from(*len) + HEADER_LEN as u64 <= ENTRY_LEN_MAX) else {
+        let message = "the names of target and parents are too long for the journal";
+        return Err(Error::new(ErrorKind::Usage, message));
+    };
+    let mut header = Header {
+        magic: MAGIC,
+        job: *job.as_bytes(),
+        sequence: sequence.into(),
+        len: len.into(),
+        reserved: 0.into(),
+        sum: 0.into(),
+    };
+    header.sum = sum_of(&header, &json).into();
+    let mut page = header.as_bytes().to_vec();
+    page.extend_from_slice(&json);
+    page.resize(page.len().next_multiple_of(PAGE), 0);
+    Ok(page)
+}
+
+fn sum_of(header: &Header, json: &[u8]) -> u64 {
+    let mut bytes = header.as_bytes()[..HEADER_LEN - 8].to_vec();
+    bytes.extend_from_slice(json);
+    xxh3_64(&bytes)
+}
+
+/// An entry that checks, the job and sequence it states, and where the next begins.
+struct Parsed {
+    entry: Entry,
+    job: Uuid,
+    sequence: u64,
+    end: u64,
+}
+
+fn parse_at(file: &dyn FileAt, at: u64, len: u64) -> std::io::Result<Option<Parsed>> {
+    let mut bytes = [0; HEADER_LEN];
+    if at + HEADER_LEN as u64 > len {
+        return Ok(None);
+    }
+    file.read_at(at, &mut bytes)?;
+    let header = Header::ref_from_bytes(&bytes).expect("as long as a header");
+    let json_len = u64::from(header.len.get());
+    let start = at + HEADER_LEN as u64;
+    if header.magic != MAGIC
+        || json_len + HEADER_LEN as u64 > ENTRY_LEN_MAX
+        || start + json_len > len
+    {
+        return Ok(None);
+    }
+    let mut json = vec![0; usize::try_from(json_len).expect("at most 64 KiB")];
+    file.read_at(start, &mut json)?;
+    if sum_of(header, &json) != header.sum.get() {
+        return Ok(None);
+    }
+    Ok(serde_json::from_slice(&json).ok().map(|entry| Parsed {
+        entry,
+        job: Uuid::from_bytes(header.job),
+        sequence: header.sequence.get(),
+        end: (start + json_len).next_multiple_of(PAGE_LEN),
+    }))
+}
+
+fn read_all(file: &dyn FileAt) -> Result<(Uuid, Vec<Entry>, u64)> {
+    let failed = |e| Error::io(e, "read journal");
+    let damaged = |at: u64, what: &str| {
+        Error::new(ErrorKind::Damaged, format!("journal is damaged: {what}")).at(at)
+    };
+    let len = file.len().map_err(failed)?;
+    if len > JOURNAL_LEN_MAX {
+        return Err(damaged(0, "longer than any journal"));
+    }
+    let first = parse_at(file, 0, len).map_err(failed)?;
+    let first = first.filter(|first| first.sequence == 0 && is_job(&first.entry));
+    let Some(first) = first else {
+        return Err(damaged(0, "its first entry does not check"));
+    };
+    let (job, mut end) = (first.job, first.end);
+    let mut entries = vec![first.entry];
+    while let Some(next) = parse_at(file, end, len).map_err(failed)?
+        && next.job == job
+        && next.sequence == entries.len() as u64
+    {
+        end = next.end;
+        entries.push(next.entry);
+    }
+    let mut at = end + PAGE_LEN;
+    while at < len {
+        let later = parse_at(file, at, len).map_err(failed)?;
+        if later.is_some_and(|later| later.job == job) {
+            return Err(damaged(end, "an entry does not check, one behind it does"));
+        }
+        at += PAGE_LEN;
+    }
+    Ok((job, entries, end))
+}
+
+/// Whether a first entry says what the job is, in terms that make sense.
+fn is_job(entry: &Entry) -> bool {
+    entry.begun.as_ref().is_some_and(|begun| {
+        crate::units::BlockSize::new(begun.block_size.into()).is_ok()
+            && begun.disk_len <= crate::units::DISK_LEN_MAX
+    })
+}
