@@ -18,6 +18,8 @@ use failback_transport::{VerifiedFrom, VerifyLevel};
 
 /// Reading back is waiting for a device, one read at a time for each thread.
 const PROOF_THREADS: usize = 8;
+/// Blocks that are worth a thread of their own.
+const PROOF_BLOCKS: usize = 8;
 /// Room beyond what the blocks need: tables of the image, and what others write meanwhile.
 const ROOM_SPARE: u64 = 16 << 20;
 
@@ -44,15 +46,15 @@ impl Job {
 
 /// What was done to the target.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Outcome {
+pub struct Outcome {
     /// Bytes written.
-    pub(crate) written: u64,
+    pub written: u64,
     /// Bytes read back and found right.
-    pub(crate) verified: u64,
+    pub verified: u64,
     /// Where they came from.
-    pub(crate) verified_from: VerifiedFrom,
+    pub verified_from: VerifiedFrom,
     /// What the target is now.
-    pub(crate) info: Option<DiskInfo>,
+    pub info: Option<DiskInfo>,
 }
 
 /// Which way a stage is applied.
@@ -278,11 +280,14 @@ impl Finisher<'_> {
             }
             Ok(())
         };
-        std::thread::scope(|scope| {
-            for _ in 0..PROOF_THREADS.min(blocks.len()) {
-                scope.spawn(|| failed.guard(work));
-            }
-        });
+        match PROOF_THREADS.min(blocks.len() / PROOF_BLOCKS) {
+            0 | 1 => drop(failed.guard(work)),
+            threads => std::thread::scope(|scope| {
+                for _ in 0..threads {
+                    scope.spawn(|| failed.guard(work));
+                }
+            }),
+        }
         failed.verdict()?;
         Ok(verified.into_inner())
     }

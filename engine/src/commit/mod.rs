@@ -13,8 +13,10 @@
 //! ```
 
 mod finish;
+mod recovery;
 mod staging;
 
-pub(crate) use finish::{Finisher, Job, Outcome, check_seal, is_old_as_staged};
+pub use finish::Outcome;
+pub use recovery::{Reopen, Unfinished};
 pub(crate) use staging::NOTES;
 pub use staging::Staging;

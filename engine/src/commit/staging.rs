@@ -111,6 +111,12 @@ impl Staging {
         Error::new(ErrorKind::Refused, message)
     }
 
+    /// Blocks that an earlier run had staged.
+    #[must_use]
+    pub fn resumed_blocks(&self) -> u64 {
+        self.resumed.blocks
+    }
+
     pub(crate) fn resumed(&self) -> &Resumed {
         &self.resumed
     }

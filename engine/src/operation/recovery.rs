@@ -4,19 +4,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use failback_transport::{Apply, Compress, Task, VerifiedFrom, VerifyLevel};
+use failback_transport::VerifiedFrom;
 use serde::Serialize;
 
-use crate::abort::{Abort, CancelToken};
-use crate::commit::{Finisher, Job, Outcome, check_seal, is_old_as_staged};
+use crate::abort::CancelToken;
+use crate::commit::{Outcome, Reopen, Unfinished};
 use crate::disk::{HostTarget, OpenOptions, Target, TargetAccess, open_target};
 use crate::error::{Error, ErrorKind, Result};
-use crate::hash::HashKind;
-use crate::stage::StageLog;
-use crate::state::{Barrier, Barriers, Begun, Folder, HostFolder, Journal, Word, state_directory};
-use crate::sync::{Session, SessionOptions};
+use crate::state::{Barriers, Begun, HostFolder, Journal, Word, state_directory};
 use crate::system::{Access, HostFile};
-use crate::units::BlockSize;
 
 /// What `recover`, `rollback` and `commit` print. Fields keep their names.
 #[derive(Clone, Debug, Serialize)]
@@ -97,8 +93,13 @@ pub(super) fn finish_unfinished(
         _ => false,
     };
     if is_half_done {
-        let path = target.to_owned();
-        Unfinished { folder, path }.finish(journal, &CancelToken::new())?;
+        let unfinished = Unfinished {
+            folder,
+            reopen: &HostPath(target),
+            barriers: Barriers::new(),
+        };
+        let finished = unfinished.finish(journal, &CancelToken::new());
+        finished.map_err(|e| e.path(target))?;
     }
     Ok(is_half_done)
 }
@@ -134,9 +135,10 @@ fn with_job(
     report.before = Some(journal.word().name());
     let unfinished = Unfinished {
         folder: &folder,
-        path: target.to_owned(),
+        reopen: &HostPath(target),
+        barriers: Barriers::new(),
     };
-    let (word, outcome) = work(&unfinished, journal)?;
+    let (word, outcome) = work(&unfinished, journal).map_err(|e| e.path(target))?;
     report.state = Some(word.name());
     report.written = outcome.written;
     report.verified = outcome.verified;
@@ -150,151 +152,35 @@ fn with_job(
     Ok(report)
 }
 
-/// The state directory of a target that is to be brought to an end.
-struct Unfinished<'a> {
-    folder: &'a HostFolder,
-    path: PathBuf,
+/// A target of this host, by its path.
+#[derive(Debug)]
+struct HostPath<'a>(&'a Path);
+
+impl HostPath<'_> {
+    /// The file of that path, if it is still the same.
+    fn check(&self, begun: &Begun) -> Result<HostFile> {
+        let file = HostFile::open(self.0, Access::Inspect)?;
+        let id = file.file_id();
+        match id.map_err(|e| Error::io(e, "stat").path(self.0))? == begun.file_id {
+            true => Ok(file),
+            false => {
+                let message = "is another file than the one that the state is about";
+                Err(Error::new(ErrorKind::Refused, message).path(self.0))
+            }
+        }
+    }
 }
 
-impl Unfinished<'_> {
-    fn finish(&self, journal: Journal, cancel: &CancelToken) -> Result<(Word, Outcome)> {
-        let word = journal.word();
-        match word {
-            Word::Staging | Word::NewVerified => return Ok((word, Outcome::default())),
-            Word::Done | Word::Aborted | Word::OldRestored => {
-                // What the last word made needless may still be there.
-                self.remove_stage()?;
-                return Ok((word, Outcome::default()));
-            }
-            Word::Committing if journal.begun().in_place => {
-                let message = "was written in place, and the sync did not end: only the same sync \
-                               can complete it";
-                return Err(Error::new(ErrorKind::Refused, message).path(&self.path));
-            }
-            Word::Staged | Word::Committing | Word::NewUnverified | Word::RollingBack => {}
-        }
-        let (job, session) = self.job(journal)?;
-        let abort = Abort::with_cancel(cancel);
-        let finisher = self.finisher(&session, &abort);
-        let outcome = match word {
-            Word::Staged => finisher.go_on(&self.untouched_target(&job, &session)?, &job),
-            Word::Committing => finisher.apply(self.target(&job)?.as_ref(), &job),
-            Word::NewUnverified => finisher.prove(self.target(&job)?.as_ref(), &job),
-            _ => finisher.roll_back(self.target(&job)?.as_ref(), &job),
-        }?;
-        let word = job.journal().word();
-        Ok((word, outcome))
+impl Reopen for HostPath<'_> {
+    fn access(&self, begun: &Begun) -> Result<Box<dyn TargetAccess>> {
+        self.check(begun)?;
+        Ok(Box::new(HostTarget::open(self.0, &options_of(begun)?)?))
     }
 
-    fn roll_back(&self, journal: Journal, cancel: &CancelToken) -> Result<(Word, Outcome)> {
-        let word = journal.word();
-        match word {
-            Word::Done | Word::Aborted | Word::OldRestored => {
-                let message = format!("nothing to undo: the state is {}", word.name());
-                Err(Error::new(ErrorKind::Refused, message).path(&self.path))
-            }
-            Word::Staging | Word::Staged => {
-                let (mut journal, folder) = (journal, self.folder);
-                journal.append(crate::state::Entry::of(Word::Aborted), Barrier::Aborted)?;
-                let removed = folder.remove(crate::state::STAGE_NAME);
-                removed.map_err(|e| Error::io(e, "remove stage"))?;
-                Ok((Word::Aborted, Outcome::default()))
-            }
-            _ if !journal.begun().has_undo => {
-                let message = "was written without an undo: the old disk is gone";
-                Err(Error::new(ErrorKind::Refused, message).path(&self.path))
-            }
-            _ => {
-                let (job, session) = self.job(journal)?;
-                let abort = Abort::with_cancel(cancel);
-                let target = self.target(&job)?;
-                let finisher = self.finisher(&session, &abort);
-                let outcome = finisher.roll_back(target.as_ref(), &job)?;
-                Ok((Word::OldRestored, outcome))
-            }
-        }
-    }
-
-    fn accept(&self, journal: Journal) -> Result<(Word, Outcome)> {
-        if journal.word() != Word::NewVerified {
-            let message = format!(
-                "only a proven new disk can be accepted; the state is {}",
-                journal.word().name()
-            );
-            return Err(Error::new(ErrorKind::Refused, message).path(&self.path));
-        }
-        let mut journal = journal;
-        journal.append(crate::state::Entry::of(Word::Done), Barrier::Done)?;
-        self.remove_stage()?;
-        Ok((Word::Done, Outcome::default()))
-    }
-
-    fn remove_stage(&self) -> Result<()> {
-        let removed = self.folder.remove(crate::state::STAGE_NAME);
-        removed.map_err(|e| Error::io(e, "remove stage"))
-    }
-
-    fn finisher<'b>(&'b self, session: &'b Session, abort: &'b Abort) -> Finisher<'b> {
-        Finisher {
-            folder: self.folder,
-            barriers: Barriers::new(),
-            session,
-            abort,
-        }
-    }
-
-    /// Journal and stage, found sound, and the session as it was.
-    fn job(&self, journal: Journal) -> Result<(Job, Session)> {
-        let session = session_of(journal.begun())?;
-        let file = self
-            .folder
-            .open(crate::state::STAGE_NAME)
-            .map_err(|e| Error::io(e, "open stage"))?;
-        let file = file.ok_or_else(|| {
-            let message = "the stage is gone; its journal says that it is needed";
-            Error::new(ErrorKind::Damaged, message).path(&self.path)
-        })?;
-        let stage = StageLog::open(file, journal.job(), session.geometry, Barriers::new())?;
-        let sealed = journal.sealed().ok_or_else(|| {
-            let message = "journal is damaged: COMMIT without a seal";
-            Error::new(ErrorKind::Damaged, message)
-        })?;
-        check_seal(sealed, &stage)?;
-        Ok((Job::new(journal, stage), session))
-    }
-
-    /// A target that nothing was written to, if that is what it is.
-    fn untouched_target(&self, job: &Job, session: &Session) -> Result<HostTarget> {
-        let begun = job.journal().begun().clone();
-        let access = HostTarget::open(&self.path, &options_of(&begun)?)?;
-        let is_same = access.identity()? == begun.identity
-            && is_old_as_staged(
-                &job.stage,
-                access.source(),
-                &session.hasher,
-                session.geometry,
-            )?;
-        match is_same {
-            true => Ok(access),
-            false => {
-                let message = "was changed since it was staged for; nothing was written to it";
-                Err(Error::new(ErrorKind::Refused, message).path(&self.path))
-            }
-        }
-    }
-
-    /// The target, for writing, if it is still the same file.
-    fn target(&self, job: &Job) -> Result<Arc<dyn Target>> {
-        let begun = job.journal().begun().clone();
-        let file = HostFile::open(&self.path, Access::Inspect)?;
-        let failed = |e| Error::io(e, "stat").path(&self.path);
-        if file.file_id().map_err(failed)? != begun.file_id {
-            let message = "is another file than the one that the state is about";
-            return Err(Error::new(ErrorKind::Refused, message).path(&self.path));
-        }
+    fn target(&self, begun: &Begun) -> Result<Arc<dyn Target>> {
         // After a failed flush the cache can hold what the medium does not.
-        file.forget_cache();
-        open_target(&self.path, &options_of(&begun)?)
+        self.check(begun)?.forget_cache();
+        open_target(self.0, &options_of(begun)?)
     }
 }
 
@@ -307,28 +193,4 @@ fn options_of(begun: &Begun) -> Result<OpenOptions> {
         // Looked at when it was staged.
         skip_sibling_check: true,
     })
-}
-
-fn session_of(begun: &Begun) -> Result<Session> {
-    let damaged = || Error::new(ErrorKind::Damaged, "journal is damaged: unknown words");
-    let options = SessionOptions {
-        task: Task::Delta,
-        hash: match begun.hash.as_str() {
-            "blake3" => HashKind::Blake3,
-            "xxh3" => HashKind::Xxh3,
-            _ => return Err(damaged()),
-        },
-        block_size: BlockSize::new(begun.block_size.into())?,
-        verify: match begun.verify.as_str() {
-            "full" => VerifyLevel::Full,
-            "changed" => VerifyLevel::Changed,
-            "off" => VerifyLevel::Off,
-            _ => return Err(damaged()),
-        },
-        compress: Compress::Off,
-        sub_hash_seed: 0,
-        apply: Apply::Stage,
-        source_mark: 0,
-    };
-    Session::new(options, begun.disk_len)
 }

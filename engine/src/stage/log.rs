@@ -15,10 +15,6 @@ use crate::state::{Barrier, Barriers};
 use crate::tree::Leaf;
 use crate::units::{BlockIndex, Geometry};
 
-/// Bytes that may wait to become durable: what at most has to be sent again. Flushing goes on
-/// beside the comparison, so a small window costs little and spreads the disk's work.
-pub(crate) const WINDOW_LEN: u64 = 16 << 20;
-
 /// See the module's head.
 #[derive(Debug)]
 pub(crate) struct StageLog {
@@ -275,7 +271,8 @@ impl StageLog {
             let written = self.file.write_at(inner.end, &bytes);
             written.map_err(|e| self.poisoned(e, "write stage"))?;
             inner.add(&record);
-            let is_due = !inner.is_flushing && inner.end - inner.durable >= WINDOW_LEN;
+            let is_due =
+                !inner.is_flushing && inner.end - inner.durable >= self.barriers.window_len();
             inner.is_flushing |= is_due;
             is_due
         };

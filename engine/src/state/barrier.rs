@@ -64,9 +64,23 @@ impl Barrier {
 }
 
 /// The one way to a barrier.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Barriers {
     left_out: Option<Barrier>,
+    window_len: u64,
+}
+
+/// Bytes of the stage that may wait to become durable: what at most has to be sent again. Flushing
+/// goes on beside the comparison, so a small window costs little and spreads the disk's work.
+const WINDOW_LEN: u64 = 16 << 20;
+
+impl Default for Barriers {
+    fn default() -> Self {
+        Self {
+            left_out: None,
+            window_len: WINDOW_LEN,
+        }
+    }
 }
 
 impl Barriers {
@@ -81,7 +95,18 @@ impl Barriers {
     pub fn without(barrier: Barrier) -> Self {
         Self {
             left_out: Some(barrier),
+            ..Self::default()
         }
+    }
+
+    /// The same with another window, in bytes of the stage.
+    #[must_use]
+    pub fn with_window(self, window_len: u64) -> Self {
+        Self { window_len, ..self }
+    }
+
+    pub(crate) fn window_len(&self) -> u64 {
+        self.window_len
     }
 
     /// Waits until what `flush` flushes is durable.

@@ -1,0 +1,215 @@
+//! The end of a job from its journal and stage alone: nobody else is there any more.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use failback_transport::{Apply, Compress, Task, VerifyLevel};
+
+use super::finish::{Finisher, Job, Outcome, check_seal, is_old_as_staged};
+use crate::abort::{Abort, CancelToken};
+use crate::disk::{Target, TargetAccess};
+use crate::error::{Error, ErrorKind, Result};
+use crate::hash::HashKind;
+use crate::stage::StageLog;
+use crate::state::{Barrier, Barriers, Begun, Entry, Folder, Journal, STAGE_NAME, Word};
+use crate::sync::{Session, SessionOptions};
+use crate::units::BlockSize;
+
+/// How the target of a job is found again.
+pub trait Reopen: Debug {
+    /// The target, if it is still the file that the job is about, open for reading only.
+    ///
+    /// # Errors
+    /// `Refused` for another file, as [`TargetAccess`].
+    fn access(&self, begun: &Begun) -> Result<Box<dyn TargetAccess>>;
+
+    /// The same, open for writing; what the system has of it in memory is not to be believed.
+    ///
+    /// # Errors
+    /// As [`Reopen::access`].
+    fn target(&self, begun: &Begun) -> Result<Arc<dyn Target>>;
+}
+
+/// A job whose process is gone.
+#[derive(Debug)]
+pub struct Unfinished<'a> {
+    /// Where its journal and its stage are.
+    pub folder: &'a dyn Folder,
+    /// Its target.
+    pub reopen: &'a dyn Reopen,
+    /// All of them, but in tests.
+    pub barriers: Barriers,
+}
+
+impl Unfinished<'_> {
+    /// Brings to its end what can be without the source: applies a complete stage, reads it back,
+    /// or finishes a roll-back. The state afterwards.
+    ///
+    /// # Errors
+    /// `Refused` when the target is not the one the state is about, or was changed; `InUse`,
+    /// `Damaged`, `VerifyFailed`, `NoSpace`, `Io`, `Cancelled`.
+    pub fn finish(&self, journal: Journal, cancel: &CancelToken) -> Result<(Word, Outcome)> {
+        let word = journal.word();
+        match word {
+            Word::Staging | Word::NewVerified => return Ok((word, Outcome::default())),
+            Word::Done | Word::Aborted | Word::OldRestored => {
+                // What the last word made needless may still be there.
+                self.remove_stage()?;
+                return Ok((word, Outcome::default()));
+            }
+            Word::Committing if journal.begun().in_place => {
+                let message = "was written in place, and the sync did not end: only the same sync \
+                               can complete it";
+                return Err(Error::new(ErrorKind::Refused, message));
+            }
+            Word::Staged | Word::Committing | Word::NewUnverified | Word::RollingBack => {}
+        }
+        let (job, session) = self.job(journal)?;
+        let abort = Abort::with_cancel(cancel);
+        let finisher = self.finisher(&session, &abort);
+        let outcome = match word {
+            Word::Staged => {
+                let access = self.untouched_target(&job, &session)?;
+                finisher.go_on(access.as_ref(), &job)
+            }
+            Word::Committing => finisher.apply(self.target(&job)?.as_ref(), &job),
+            Word::NewUnverified => finisher.prove(self.target(&job)?.as_ref(), &job),
+            _ => finisher.roll_back(self.target(&job)?.as_ref(), &job),
+        }?;
+        let word = job.journal().word();
+        Ok((word, outcome))
+    }
+
+    /// Brings the old disk back: drops the stage, or undoes what was applied.
+    ///
+    /// # Errors
+    /// As [`Unfinished::finish`]; `Refused` when there is nothing to undo, or nothing to undo it
+    /// with.
+    pub fn roll_back(&self, journal: Journal, cancel: &CancelToken) -> Result<(Word, Outcome)> {
+        let mut journal = journal;
+        match journal.word() {
+            word @ (Word::Done | Word::Aborted | Word::OldRestored) => {
+                let message = format!("nothing to undo: the state is {}", word.name());
+                Err(Error::new(ErrorKind::Refused, message))
+            }
+            Word::Staging | Word::Staged => {
+                journal.append(Entry::of(Word::Aborted), Barrier::Aborted)?;
+                self.remove_stage()?;
+                Ok((Word::Aborted, Outcome::default()))
+            }
+            _ if !journal.begun().has_undo => {
+                let message = "was written without an undo: the old disk is gone";
+                Err(Error::new(ErrorKind::Refused, message))
+            }
+            _ => {
+                let (job, session) = self.job(journal)?;
+                let abort = Abort::with_cancel(cancel);
+                let target = self.target(&job)?;
+                let finisher = self.finisher(&session, &abort);
+                let outcome = finisher.roll_back(target.as_ref(), &job)?;
+                Ok((Word::OldRestored, outcome))
+            }
+        }
+    }
+
+    /// Accepts the new disk: what an undo would need goes.
+    ///
+    /// # Errors
+    /// `Refused` unless the new disk is proven, `Io`.
+    pub fn accept(&self, journal: Journal) -> Result<(Word, Outcome)> {
+        let mut journal = journal;
+        if journal.word() != Word::NewVerified {
+            let message = format!(
+                "only a proven new disk can be accepted; the state is {}",
+                journal.word().name()
+            );
+            return Err(Error::new(ErrorKind::Refused, message));
+        }
+        journal.append(Entry::of(Word::Done), Barrier::Done)?;
+        self.remove_stage()?;
+        Ok((Word::Done, Outcome::default()))
+    }
+
+    fn remove_stage(&self) -> Result<()> {
+        let removed = self.folder.remove(STAGE_NAME);
+        removed.map_err(|e| Error::io(e, "remove stage"))
+    }
+
+    fn finisher<'b>(&'b self, session: &'b Session, abort: &'b Abort) -> Finisher<'b> {
+        Finisher {
+            folder: self.folder,
+            barriers: self.barriers,
+            session,
+            abort,
+        }
+    }
+
+    /// Journal and stage, found sound, and the session as it was.
+    fn job(&self, journal: Journal) -> Result<(Job, Session)> {
+        let session = session_of(journal.begun())?;
+        let file = self
+            .folder
+            .open(STAGE_NAME)
+            .map_err(|e| Error::io(e, "open stage"))?;
+        let file = file.ok_or_else(|| {
+            let message = "the stage is gone; its journal says that it is needed";
+            Error::new(ErrorKind::Damaged, message)
+        })?;
+        let stage = StageLog::open(file, journal.job(), session.geometry, self.barriers)?;
+        let sealed = journal.sealed().ok_or_else(|| {
+            let message = "journal is damaged: COMMIT without a seal";
+            Error::new(ErrorKind::Damaged, message)
+        })?;
+        check_seal(sealed, &stage)?;
+        Ok((Job::new(journal, stage), session))
+    }
+
+    /// A target that nothing was written to, if that is what it is.
+    fn untouched_target(&self, job: &Job, session: &Session) -> Result<Box<dyn TargetAccess>> {
+        let begun = job.journal().begun().clone();
+        let access = self.reopen.access(&begun)?;
+        let is_same = access.identity()? == begun.identity
+            && is_old_as_staged(
+                &job.stage,
+                access.source(),
+                &session.hasher,
+                session.geometry,
+            )?;
+        match is_same {
+            true => Ok(access),
+            false => {
+                let message = "was changed since it was staged for; nothing was written to it";
+                Err(Error::new(ErrorKind::Refused, message))
+            }
+        }
+    }
+
+    fn target(&self, job: &Job) -> Result<Arc<dyn Target>> {
+        let begun = job.journal().begun().clone();
+        self.reopen.target(&begun)
+    }
+}
+
+fn session_of(begun: &Begun) -> Result<Session> {
+    let damaged = || Error::new(ErrorKind::Damaged, "journal is damaged: unknown words");
+    let options = SessionOptions {
+        task: Task::Delta,
+        hash: match begun.hash.as_str() {
+            "blake3" => HashKind::Blake3,
+            "xxh3" => HashKind::Xxh3,
+            _ => return Err(damaged()),
+        },
+        block_size: BlockSize::new(begun.block_size.into())?,
+        verify: match begun.verify.as_str() {
+            "full" => VerifyLevel::Full,
+            "changed" => VerifyLevel::Changed,
+            "off" => VerifyLevel::Off,
+            _ => return Err(damaged()),
+        },
+        compress: Compress::Off,
+        sub_hash_seed: 0,
+        apply: Apply::Stage,
+        source_mark: 0,
+    };
+    Session::new(options, begun.disk_len)
+}

@@ -1,0 +1,213 @@
+//! Disks on the files of a host whose power can be cut.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use failback_engine::commit::Reopen;
+use failback_engine::disk::{DiskInfo, Extent, ExtentKind, Source, Target, TargetAccess};
+use failback_engine::state::Begun;
+use failback_engine::system::MediumAccess;
+use failback_engine::units::ByteOffset;
+use failback_engine::{Error, ErrorKind, Result};
+use failback_vhdx::{FileAt, Image};
+
+use crate::world::{World, WorldFile};
+
+/// What lies on the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    Raw,
+    Vhdx,
+}
+
+/// A disk on a file.
+#[derive(Debug)]
+pub(crate) enum FileDisk {
+    Raw(Arc<WorldFile>),
+    Vhdx(Box<Image>),
+}
+
+fn io(error: std::io::Error) -> Error {
+    Error::io(error, "test disk")
+}
+
+fn damaged(error: failback_vhdx::Error) -> Error {
+    Error::new(ErrorKind::Damaged, format!("test image: {error}"))
+}
+
+impl FileDisk {
+    pub(crate) fn open(file: Arc<WorldFile>, format: Format) -> Result<Self> {
+        Ok(match format {
+            Format::Raw => Self::Raw(file),
+            Format::Vhdx => Self::Vhdx(Box::new(Image::open(file).map_err(damaged)?)),
+        })
+    }
+
+    fn open_rw(file: Arc<WorldFile>, format: Format) -> Result<Self> {
+        Ok(match format {
+            Format::Raw => Self::Raw(file),
+            Format::Vhdx => Self::Vhdx(Box::new(Image::open_rw(file).map_err(damaged)?)),
+        })
+    }
+
+    fn len(&self) -> u64 {
+        match self {
+            Self::Raw(file) => file.len().unwrap(),
+            Self::Vhdx(image) => image.virtual_size(),
+        }
+    }
+
+    pub(crate) fn content(&self) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; usize::try_from(self.len()).unwrap()];
+        self.read(ByteOffset(0), &mut bytes)?;
+        Ok(bytes)
+    }
+}
+
+impl Source for FileDisk {
+    fn info(&self) -> DiskInfo {
+        DiskInfo {
+            format: "test".into(),
+            virtual_size: self.len(),
+            logical_sector_size: None,
+            image_block_size: match self {
+                Self::Raw(_) => None,
+                Self::Vhdx(image) => Some(image.block_size()),
+            },
+            identity: "test".into(),
+            warnings: Vec::new(),
+        }
+    }
+
+    fn read(&self, at: ByteOffset, buf: &mut [u8]) -> Result<()> {
+        match self {
+            Self::Raw(file) => file.read_at(at.0, buf).map_err(io),
+            Self::Vhdx(image) => image.read_at(at.0, buf).map_err(damaged),
+        }
+    }
+
+    fn extent_at(&self, at: ByteOffset) -> Result<Extent> {
+        let (kind, end) = match self {
+            Self::Raw(_) => (ExtentKind::Data, self.len()),
+            Self::Vhdx(image) => {
+                let found = image.extent_at(at.0).map_err(damaged)?;
+                let kind = match found.kind {
+                    failback_vhdx::ExtentKind::Data => ExtentKind::Data,
+                    _ => ExtentKind::Zero,
+                };
+                (kind, found.end)
+            }
+        };
+        Ok(Extent {
+            kind,
+            end: ByteOffset(end),
+        })
+    }
+}
+
+impl Target for FileDisk {
+    fn write(&self, at: ByteOffset, data: &[u8]) -> Result<()> {
+        match self {
+            Self::Raw(file) => file.write_at(at.0, data).map_err(io),
+            Self::Vhdx(image) => image.write_at(at.0, data).map_err(damaged),
+        }
+    }
+
+    fn zero(&self, range: Range<ByteOffset>) -> Result<()> {
+        let range = range.start.0..range.end.0;
+        match self {
+            Self::Raw(file) => file.zero(range).map_err(io),
+            Self::Vhdx(image) => image.zero(range).map_err(damaged),
+        }
+    }
+
+    fn zero_undefined(&self) -> Result<u64> {
+        match self {
+            Self::Raw(_) => Ok(0),
+            Self::Vhdx(image) => image.zero_undefined().map_err(damaged),
+        }
+    }
+
+    fn flush(&self) -> Result<()> {
+        match self {
+            Self::Raw(file) => file.sync().map_err(io),
+            Self::Vhdx(image) => image.flush().map_err(damaged),
+        }
+    }
+
+    fn read_back(&self, at: ByteOffset, buf: &mut [u8]) -> Result<()> {
+        self.read(at, buf)
+    }
+
+    fn medium(&self) -> MediumAccess {
+        MediumAccess::Medium
+    }
+
+    fn close(&self) -> Result<()> {
+        match self {
+            // As the real one; what was written by then is durable already.
+            Self::Raw(_) => Ok(()),
+            Self::Vhdx(image) => image.close().map_err(damaged),
+        }
+    }
+}
+
+/// The target of a host, as the engine reaches it.
+#[derive(Debug)]
+pub(crate) struct Access {
+    world: World,
+    format: Format,
+    disk: FileDisk,
+}
+
+impl Access {
+    pub(crate) fn of(world: &World, format: Format) -> Result<Self> {
+        Ok(Self {
+            world: world.clone(),
+            format,
+            disk: FileDisk::open(world.target(), format)?,
+        })
+    }
+}
+
+impl TargetAccess for Access {
+    fn source(&self) -> &dyn Source {
+        &self.disk
+    }
+
+    fn identity(&self) -> Result<String> {
+        // Stands for file id, length and time of last change: nobody else writes here.
+        Ok("the target".into())
+    }
+
+    fn file_id(&self) -> Result<String> {
+        Ok("the target".into())
+    }
+
+    fn room(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
+    fn open_for_writing(&self) -> Result<Arc<dyn Target>> {
+        let disk = FileDisk::open_rw(self.world.target(), self.format)?;
+        Ok(Arc::new(disk))
+    }
+}
+
+/// Finds the target again after a crash.
+#[derive(Debug)]
+pub(crate) struct Again {
+    pub(crate) world: World,
+    pub(crate) format: Format,
+}
+
+impl Reopen for Again {
+    fn access(&self, _begun: &Begun) -> Result<Box<dyn TargetAccess>> {
+        Ok(Box::new(Access::of(&self.world, self.format)?))
+    }
+
+    fn target(&self, _begun: &Begun) -> Result<Arc<dyn Target>> {
+        let disk = FileDisk::open_rw(self.world.target(), self.format)?;
+        Ok(Arc::new(disk))
+    }
+}

@@ -1,0 +1,277 @@
+//! A host whose power can be cut: files by name, and a record of every change to any of them.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use failback_engine::state::Folder;
+use failback_vhdx::{FileAt, FileExtent, MemoryFile};
+
+/// Bytes that a medium writes whole.
+pub(crate) const SECTOR: usize = 512;
+/// The target has no name of its own here: it is there before the state directory is.
+pub(crate) const TARGET: usize = 0;
+
+/// One change.
+#[derive(Clone, Debug)]
+pub(crate) enum Op {
+    Write {
+        file: usize,
+        at: u64,
+        data: Arc<[u8]>,
+    },
+    Zero {
+        file: usize,
+        range: Range<u64>,
+    },
+    SetLen {
+        file: usize,
+        len: u64,
+    },
+    /// Earlier changes of the file became durable.
+    Sync {
+        file: usize,
+    },
+    /// A new, empty file got this name.
+    Create {
+        name: String,
+        file: usize,
+    },
+    Rename {
+        from: String,
+        to: String,
+    },
+    Remove {
+        name: String,
+    },
+    /// Earlier changes of names became durable.
+    SyncNames,
+}
+
+impl Op {
+    pub(crate) fn file(&self) -> Option<usize> {
+        match self {
+            Self::Write { file, .. }
+            | Self::Zero { file, .. }
+            | Self::SetLen { file, .. }
+            | Self::Sync { file } => Some(*file),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn is_sync(&self) -> bool {
+        matches!(self, Self::Sync { .. } | Self::SyncNames)
+    }
+}
+
+/// Files and names at one moment. A clone costs little.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Host {
+    pub(crate) files: Vec<Arc<MemoryFile>>,
+    pub(crate) names: BTreeMap<String, usize>,
+}
+
+impl Host {
+    /// The same with files of its own.
+    pub(crate) fn copied(&self) -> Self {
+        let files = self.files.iter();
+        Self {
+            files: files
+                .map(|file| Arc::new(MemoryFile::clone(file)))
+                .collect(),
+            names: self.names.clone(),
+        }
+    }
+
+    /// Makes the change, of a write only the sectors that `keeps` names.
+    pub(crate) fn apply(&mut self, op: &Op, keeps: impl Fn(usize) -> bool) {
+        match op {
+            Op::Write { file, at, data } => {
+                for (piece, bytes) in data.chunks(SECTOR).enumerate() {
+                    if keeps(piece) {
+                        let at = at + (piece * SECTOR) as u64;
+                        self.files[*file].write_at(at, bytes).unwrap();
+                    }
+                }
+            }
+            Op::Zero { file, range } => self.files[*file].zero(range.clone()).unwrap(),
+            Op::SetLen { file, len } => self.files[*file].set_len(*len).unwrap(),
+            Op::Create { name, file } => {
+                self.names.insert(name.clone(), *file);
+            }
+            Op::Rename { from, to } => {
+                if let Some(file) = self.names.remove(from) {
+                    self.names.insert(to.clone(), file);
+                }
+            }
+            Op::Remove { name } => {
+                self.names.remove(name);
+            }
+            Op::Sync { .. } | Op::SyncNames => {}
+        }
+        // A file whose name is durable before its content is empty.
+        if let Op::Create { file, .. } = op {
+            while self.files.len() <= *file {
+                self.files.push(Arc::default());
+            }
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    now: Host,
+    ops: Vec<Op>,
+    is_recorded: bool,
+}
+
+/// A running host.
+#[derive(Clone, Debug)]
+pub(crate) struct World(Arc<Mutex<Inner>>);
+
+impl World {
+    /// Starts a record on what is there, which counts as durable.
+    pub(crate) fn on(host: &Host) -> Self {
+        Self(Arc::new(Mutex::new(Inner {
+            now: host.copied(),
+            ops: Vec::new(),
+            is_recorded: true,
+        })))
+    }
+
+    /// What is there, without a record of what becomes of it.
+    pub(crate) fn like(host: &Host) -> Self {
+        let world = Self::on(host);
+        world.inner().is_recorded = false;
+        world
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn ops(&self) -> Vec<Op> {
+        self.inner().ops.clone()
+    }
+
+    pub(crate) fn file(&self, file: usize) -> Arc<WorldFile> {
+        Arc::new(WorldFile {
+            world: self.clone(),
+            file,
+        })
+    }
+
+    pub(crate) fn target(&self) -> Arc<WorldFile> {
+        self.file(TARGET)
+    }
+
+    fn change(&self, op: Op) {
+        let mut inner = self.inner();
+        inner.now.apply(&op, |_| true);
+        if inner.is_recorded {
+            inner.ops.push(op);
+        }
+    }
+
+    fn memory(&self, file: usize) -> Arc<MemoryFile> {
+        self.inner().now.files[file].clone()
+    }
+}
+
+/// A file of a running host.
+#[derive(Debug)]
+pub(crate) struct WorldFile {
+    world: World,
+    file: usize,
+}
+
+impl FileAt for WorldFile {
+    fn len(&self) -> io::Result<u64> {
+        self.world.memory(self.file).len()
+    }
+
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.world.memory(self.file).read_at(at, buf)
+    }
+
+    fn write_at(&self, at: u64, data: &[u8]) -> io::Result<()> {
+        self.world.change(Op::Write {
+            file: self.file,
+            at,
+            data: data.into(),
+        });
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.world.change(Op::SetLen {
+            file: self.file,
+            len,
+        });
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.world.change(Op::Sync { file: self.file });
+        Ok(())
+    }
+
+    fn zero(&self, range: Range<u64>) -> io::Result<()> {
+        self.world.change(Op::Zero {
+            file: self.file,
+            range,
+        });
+        Ok(())
+    }
+
+    fn allocate(&self, _range: Range<u64>) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn extent_at(&self, at: u64) -> io::Result<FileExtent> {
+        self.world.memory(self.file).extent_at(at)
+    }
+}
+
+impl Folder for World {
+    fn open(&self, name: &str) -> io::Result<Option<Arc<dyn FileAt>>> {
+        let found = self.inner().now.names.get(name).copied();
+        Ok(found.map(|file| -> Arc<dyn FileAt> { self.file(file) }))
+    }
+
+    fn create(&self, name: &str) -> io::Result<Arc<dyn FileAt>> {
+        let found = self.inner().now.names.get(name).copied();
+        let file = found.unwrap_or_else(|| self.inner().now.files.len());
+        match found {
+            Some(file) => self.change(Op::SetLen { file, len: 0 }),
+            None => self.change(Op::Create {
+                name: name.to_owned(),
+                file,
+            }),
+        }
+        Ok(self.file(file))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.change(Op::Rename {
+            from: from.to_owned(),
+            to: to.to_owned(),
+        });
+        Ok(())
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        if self.inner().now.names.contains_key(name) {
+            self.change(Op::Remove {
+                name: name.to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.change(Op::SyncNames);
+        Ok(())
+    }
+}
