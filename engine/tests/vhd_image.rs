@@ -345,6 +345,49 @@ fn bad_entries_are_refused() {
     }
 }
 
+// Goal: no write makes an image that opens one that does not. Method: the text of a locator is put
+// before, on and behind the end of the content, where blocks would come to lie.
+#[test]
+fn a_locator_past_the_end_is_read_and_not_written() {
+    let (parent, sound) = chain(64 * KIB, 4096);
+    let footer_at = sound.len().unwrap() - 512;
+    let locator = |at: u64, len: u64| {
+        let file = Arc::new(MemoryFile::clone(&sound));
+        let field = 512 + 576 + 8;
+        let [len, at] = [len << 32, at].map(u64::to_be_bytes);
+        file.write_at(field, &len).unwrap();
+        file.write_at(field + 8, &at).unwrap();
+        mend_sums(&file);
+        file
+    };
+    let rows = [
+        (footer_at - 10, 11),
+        (footer_at, 512),
+        (footer_at + 9 * KIB, 30),
+        (u64::MAX, 1),
+    ];
+    for (at, len) in rows {
+        let file = locator(at, len);
+        let before = file.to_bytes();
+        let read = VhdImage::open_child(file.clone(), parent.clone()).unwrap();
+        assert!(read_all(&read) == read_all(&parent), "{at:#x}");
+        let refused = VhdImage::open_child_rw(file.clone(), parent.clone()).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Damaged, "{refused}");
+        let found = check(file.as_ref()).unwrap();
+        assert!(found.iter().any(|one| one.rule == "locator-past-end"));
+        assert!(found.iter().all(is_warning), "{found:?}");
+        assert!(file.to_bytes() == before);
+    }
+    for (at, len) in [(footer_at - 10, 10), (footer_at + 9 * KIB, 0)] {
+        let file = locator(at, len);
+        let image = VhdImage::open_child_rw(file.clone(), parent.clone()).unwrap();
+        image.write_at(0, &[7; 64 << 10]).unwrap();
+        image.close().unwrap();
+        let image = VhdImage::open_child(file, parent.clone()).unwrap();
+        assert!(read_all(&image) == [7; 64 << 10], "{at:#x}");
+    }
+}
+
 #[test]
 fn check_lists_every_violation() {
     let file = empty(64 * KIB, false, 4096);

@@ -106,7 +106,7 @@ impl Anatomy {
         let Some(blocks) = &self.blocks else {
             return Ok(());
         };
-        blocks.find_locator_faults(file, self.file_len, findings);
+        blocks.find_locator_faults(file, self.content_end(), findings);
         blocks.find_stray_entries(findings);
         let loose = self.loose_space(blocks);
         if loose > 0 {
@@ -253,11 +253,11 @@ impl Blocks {
         structures
     }
 
-    fn find_locator_faults(&self, file: &dyn FileAt, file_len: u64, findings: &mut Vec<Finding>) {
+    fn find_locator_faults(&self, file: &dyn FileAt, limit: u64, findings: &mut Vec<Finding>) {
         for locator in &self.header.locators {
             let end = locator.at.saturating_add(locator.len.into());
-            if end > file_len {
-                let detail = format!("ends at {end:#x}, past the end of the file");
+            if end > limit {
+                let detail = format!("ends at {end:#x}, the content of the file at {limit:#x}");
                 let rule = "locator-past-end";
                 findings.push(check::warning("locator", locator.at, rule, detail));
             } else if locator.text(file).is_none() {

@@ -100,7 +100,8 @@ impl VhdImage {
     /// Opens for writing. Not one byte changes before the first change of the disk.
     ///
     /// # Errors
-    /// As [`VhdImage::open`].
+    /// As [`VhdImage::open`]; `Unsupported` for a block table that does not begin with a sector,
+    /// `Damaged` for the text of a locator that does not lie before the footer.
     pub fn open_rw(file: Arc<dyn FileAt>) -> Result<Self> {
         Self::assemble(file, None, Mode::Write)
     }
@@ -117,7 +118,7 @@ impl VhdImage {
     /// Opens a differencing disk over its parent, for writing. The parent is only read.
     ///
     /// # Errors
-    /// As [`VhdImage::open_child`].
+    /// As [`VhdImage::open_child`] and [`VhdImage::open_rw`].
     pub fn open_child_rw(file: Arc<dyn FileAt>, parent: Arc<Self>) -> Result<Self> {
         Self::assemble(file, Some(parent), Mode::Write)
     }

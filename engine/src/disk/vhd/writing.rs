@@ -73,7 +73,8 @@ impl Writer {
     ///
     /// # Errors
     /// `Unsupported` for a block table that does not begin with a sector: its entries could not be
-    /// replaced without tearing.
+    /// replaced without tearing. `Damaged` for the text of a locator that does not end before the
+    /// footer: the file would grow over it, and a block there is refused when the image is opened.
     pub(super) fn new(anatomy: &Anatomy) -> Result<Self> {
         let mut end = 0;
         if let Some(blocks) = &anatomy.blocks {
@@ -82,10 +83,20 @@ impl Writer {
                 let message = "VHD block table is not aligned to a sector: not supported as target";
                 return Err(Error::new(ErrorKind::Unsupported, message).at(table_at));
             }
-            let structures = blocks.structures().into_iter();
+            let limit = anatomy.content_end();
+            let structures = blocks.structures();
+            if let Some(outside) = structures.iter().find(|place| place.end > limit) {
+                let message = format!(
+                    "VHD locator ends at {:#x}, the content of the file at {limit:#x}: \
+                     not taken as target",
+                    outside.end
+                );
+                return Err(Error::new(ErrorKind::Damaged, message).at(outside.start));
+            }
             let stored = blocks.table.places(blocks.layout).map(|(_, place)| place);
-            let is_inside = |place: &Range<u64>| place.start < anatomy.file_len;
-            let ends = structures.chain(stored).filter(is_inside);
+            // Entries past the end of the disk are not checked, and lead anywhere.
+            let stored = stored.filter(|place| place.start < anatomy.file_len);
+            let ends = structures.into_iter().chain(stored);
             end = ends.map(|place| place.end).max().unwrap_or(0);
         }
         Ok(Self {
