@@ -51,6 +51,8 @@ impl Unfinished<'_> {
     pub fn finish(&self, journal: Journal, cancel: &CancelToken) -> Result<(Word, Outcome)> {
         let word = journal.word();
         match word {
+            // It was to be accepted at once.
+            Word::NewVerified if !journal.begun().keeps_undo => return self.accept(journal),
             Word::Staging | Word::NewVerified => return Ok((word, Outcome::default())),
             Word::Done | Word::Aborted | Word::OldRestored => {
                 // What the last word made needless may still be there.

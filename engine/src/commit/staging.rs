@@ -146,6 +146,10 @@ impl Staging {
             // Whatever the earlier run left, all of it is compared again.
             Word::Committing if journal.begun().in_place => return Ok(()),
             Word::Staging | Word::Staged => {}
+            Word::NewVerified if !journal.begun().keeps_undo => {
+                journal.append(Entry::of(Word::Done), Barrier::Done)?;
+                return self.remove_stage();
+            }
             Word::NewVerified => return Err(Self::waits_to_be_accepted()),
             Word::Committing | Word::NewUnverified | Word::RollingBack => {
                 let message = "an earlier sync is not finished";

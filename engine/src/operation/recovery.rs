@@ -89,6 +89,7 @@ pub(super) fn finish_unfinished(
     let is_half_done = match journal.word() {
         // Whatever it wrote, the new sync compares all of it.
         Word::Committing if journal.begun().in_place => false,
+        Word::NewVerified => !journal.begun().keeps_undo,
         Word::Committing | Word::NewUnverified | Word::RollingBack => true,
         _ => false,
     };

@@ -363,3 +363,111 @@ fn damaged(at: u64) -> Error {
     )
     .at(at)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hash::{Digest, HashKind};
+    use crate::units::BlockSize;
+    use failback_vhdx::MemoryFile;
+
+    const BLOCK: usize = 64 << 10;
+
+    fn geometry() -> Geometry {
+        let block = BlockSize::new(BLOCK as u64).unwrap();
+        Geometry::new(16 * BLOCK as u64, block).unwrap()
+    }
+
+    fn open(bytes: &[u8]) -> Result<StageLog> {
+        let file = Arc::new(MemoryFile::from_bytes(bytes));
+        StageLog::open(file, Uuid::from_u128(7), geometry(), Barriers::new())
+    }
+
+    /// Six records, flushed after the fourth, and what the stage holds of each block.
+    fn six_records() -> (Vec<u8>, u64) {
+        let file = Arc::new(MemoryFile::new());
+        let stage = StageLog::new(
+            file.clone(),
+            Uuid::from_u128(7),
+            geometry(),
+            Barriers::new(),
+        );
+        let mut durable = 0;
+        for block in 0..6_u8 {
+            let (new, old) = ([block; 4096], [0xee; 4096]);
+            let run = Range {
+                start: 8192,
+                end: 12288,
+            };
+            let leaf = Some(Leaf::Data(Digest::from([block; 32])));
+            let index = BlockIndex(block.into());
+            stage
+                .put(index, &[run], Some(&new), Old::Kept(&old), (leaf, leaf))
+                .unwrap();
+            if block == 3 {
+                stage.flush(Barrier::Window).unwrap();
+                durable = stage.summary().len;
+            }
+        }
+        (file.to_bytes(), durable)
+    }
+
+    // Goal: a torn end is dropped, and nothing before it. Method: cut the stage at every length.
+    #[test]
+    fn torn_tail_ends_the_scan() {
+        let (bytes, durable) = six_records();
+        let record_len = bytes.len() / 6;
+        for len in (0..bytes.len()).step_by(61) {
+            let whole = (len / record_len) as u64;
+            match open(&bytes[..len]) {
+                Ok(stage) => assert_eq!(stage.summary().records, whole, "{len}"),
+                Err(error) => panic!("{len} of {durable}: {}", error.chain()),
+            }
+        }
+    }
+
+    // Goal: a flipped bit never changes what is staged. Method: flip a bit of every byte; the stage
+    // is refused, or ends before the record, or the byte is padding.
+    #[test]
+    fn a_flipped_bit_is_found() {
+        let (bytes, durable) = six_records();
+        let record_len = bytes.len() / 6;
+        let sound = open(&bytes).unwrap().summary();
+        for at in (0..bytes.len()).step_by(7) {
+            let mut bytes = bytes.clone();
+            bytes[at] ^= 1 << (at % 8);
+            let record = (at / record_len) as u64;
+            match open(&bytes) {
+                Ok(stage) if stage.summary() == sound => {
+                    // Padding behind the header.
+                    let within = at % record_len;
+                    assert!((HEADER_LEN + 8..4096).contains(&within), "{at}");
+                }
+                Ok(stage) => assert_eq!(stage.summary().records, record, "{at}"),
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::Damaged);
+                    assert!(
+                        (at as u64) < durable,
+                        "{at}: only what was durable is damage"
+                    );
+                }
+            }
+        }
+    }
+
+    // Goal: the last record of a block counts, and a drop takes it out. Method: one of each.
+    #[test]
+    fn later_records_replace_earlier_ones() {
+        let stage = open(&[]).unwrap();
+        let leaf = Some(Leaf::Data(HashKind::Blake3.zero_digest()));
+        let run = [Range { start: 0, end: 4 }];
+        let put =
+            |bytes: &[u8; 4]| stage.put(BlockIndex(3), &run, Some(bytes), Old::Zero, (leaf, leaf));
+        put(b"old!").unwrap();
+        put(b"new!").unwrap();
+        let record = stage.find(BlockIndex(3)).unwrap().unwrap();
+        assert_eq!(stage.new_bytes(&record).unwrap(), b"new!");
+        stage.drop_block(BlockIndex(3)).unwrap();
+        assert!(stage.is_empty());
+    }
+}

@@ -100,6 +100,9 @@ fn found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
 impl Folder for HostFolder {
     fn open(&self, name: &str) -> io::Result<Option<Arc<dyn FileAt>>> {
         let file = found(private(&self.path.join(name), |_| {}))?;
+        // After a failed flush the cache can hold what the medium does not, and the next flush
+        // would not write it.
+        file.iter().for_each(system::forget_cache);
         Ok(file.map(|file| -> Arc<dyn FileAt> { Arc::new(file) }))
     }
 

@@ -425,3 +425,70 @@ fn is_job(entry: &Entry) -> bool {
             && begun.disk_len <= crate::units::DISK_LEN_MAX
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use failback_vhdx::MemoryFile;
+
+    fn begin() -> Begun {
+        Begun {
+            target: "disk.vhdx".into(),
+            file_id: "1:2".into(),
+            format: None,
+            parents: Vec::new(),
+            follow_parents: false,
+            identity: "1:2:3".into(),
+            disk_len: 1 << 30,
+            block_size: 1 << 20,
+            hash: "blake3".into(),
+            verify: "changed".into(),
+            in_place: false,
+            has_undo: true,
+            keeps_undo: false,
+        }
+    }
+
+    /// A journal of four entries, and where each begins.
+    fn four_entries() -> Vec<u8> {
+        let first = Entry {
+            begun: Some(begin()),
+            ..Entry::of(Word::Staging)
+        };
+        let rest = [Word::Staged, Word::Committing, Word::NewUnverified].map(Entry::of);
+        let job = Uuid::from_u128(9);
+        let entries = std::iter::once(first).chain(rest).zip(0..);
+        entries
+            .flat_map(|(entry, sequence)| encode(job, sequence, &entry).unwrap())
+            .collect()
+    }
+
+    // Goal: a flipped bit fails closed: the journal is refused, or, in the last entry, says what it
+    // said before. Method: flip a bit of every byte.
+    #[test]
+    fn a_flipped_bit_is_found() {
+        let bytes = four_entries();
+        assert_eq!(bytes.len(), 4 * PAGE);
+        for at in 0..bytes.len() {
+            let mut bytes = bytes.clone();
+            bytes[at] ^= 1 << (at % 8);
+            let (entry, within) = (at / PAGE, at % PAGE);
+            match read_all(&MemoryFile::from_bytes(&bytes)) {
+                Ok((_, entries, _)) if entries.len() == 4 => assert!(within > 60, "{at}"),
+                Ok((_, entries, _)) => assert_eq!((entry, entries.len()), (3, 3), "{at}"),
+                Err(error) => assert_eq!((entry < 3, error.kind()), (true, ErrorKind::Damaged)),
+            }
+        }
+    }
+
+    // Goal: what was cut off was never durable. Method: every length.
+    #[test]
+    fn a_torn_end_is_dropped() {
+        let bytes = four_entries();
+        for len in PAGE..bytes.len() {
+            let (_, entries, end) = read_all(&MemoryFile::from_bytes(&bytes[..len])).unwrap();
+            assert!(entries.len() >= len / PAGE);
+            assert_eq!(end, (entries.len() * PAGE) as u64);
+        }
+    }
+}

@@ -45,3 +45,8 @@ pub(crate) fn is_device(path: &std::path::Path) -> bool {
     path.metadata()
         .is_ok_and(|metadata| platform::is_block_device(&metadata))
 }
+
+/// Asks the system to read from the medium again what it has of `file` in memory.
+pub(crate) fn forget_cache(file: &std::fs::File) {
+    platform::drop_cache(file, 0, 0);
+}

@@ -197,10 +197,16 @@ fn link(link: Link) -> SessionLink {
 }
 
 /// A whole sync to the target of `world`.
-pub(crate) fn sync(world: &World, disk: &Disk, barriers: Barriers, task: Task, apply: Apply) {
+pub(crate) fn sync(
+    world: &World,
+    disk: &Disk,
+    barriers: Barriers,
+    task: Task,
+    apply: Apply,
+) -> Result<()> {
     let options = options(task, apply);
-    let (staging, session) = staging_as(world, disk, barriers, options).unwrap();
-    let source_session = Session::new(options, disk.new.len() as u64).unwrap();
+    let (staging, session) = staging_as(world, disk, barriers, options)?;
+    let source_session = Session::new(options, disk.new.len() as u64)?;
     let source = MemoryDisk::new(disk.new.clone());
     let (near, far) = loopback::pair();
     let (near, far) = (link(near), link(far));
@@ -209,16 +215,17 @@ pub(crate) fn sync(world: &World, disk: &Disk, barriers: Barriers, task: Task, a
         let sending = scope.spawn(move || run_source(&source_session, &source, near, &abort));
         let changes = Some(Changes::Staged(&staging));
         let abort = Arc::new(Abort::new());
-        let (_, result) = run_target(&session, &staging, changes, far, &abort).unwrap();
-        assert!(result.equal);
-        sending.join().unwrap().unwrap();
-    });
+        let ended = run_target(&session, &staging, changes, far, &abort);
+        let sent = sending.join().unwrap();
+        assert!(ended?.1.equal);
+        sent.map(drop)
+    })
 }
 
 /// Records a sync.
 pub(crate) fn record_sync(disk: &Disk, barriers: Barriers, task: Task, apply: Apply) -> Record {
     let world = World::on(&disk.host);
-    sync(&world, disk, barriers.with_window(WINDOW), task, apply);
+    sync(&world, disk, barriers.with_window(WINDOW), task, apply).unwrap();
     Record {
         disk: disk.clone(),
         base: disk.host.clone(),
@@ -243,7 +250,7 @@ pub(crate) fn record_resumed(disk: &Disk, barriers: Barriers) -> Record {
     new[end - 3000..].copy_from_slice(&pattern(77, 3000));
     let world = World::on(&base);
     let barriers = barriers.with_window(WINDOW);
-    sync(&world, &disk, barriers, Task::Delta, Apply::Stage);
+    sync(&world, &disk, barriers, Task::Delta, Apply::Stage).unwrap();
     Record {
         disk,
         ops: world.ops(),

@@ -124,6 +124,58 @@ struct Inner {
     now: Host,
     ops: Vec<Op>,
     is_recorded: bool,
+    /// What is durable, kept where something is to fail.
+    durable: Option<Host>,
+    /// Changes until one fails, once or for good.
+    fails_in: Option<usize>,
+    stays_full: bool,
+}
+
+impl Inner {
+    fn check_fault(&mut self, op: &Op) -> io::Result<()> {
+        let takes_room = matches!(op, Op::Write { .. } | Op::SetLen { .. } | Op::Create { .. });
+        let is_due = match &mut self.fails_in {
+            Some(0) => true,
+            Some(left) => {
+                *left -= 1;
+                false
+            }
+            None => false,
+        };
+        if is_due {
+            self.fails_in = None;
+        }
+        match (op, is_due) {
+            (Op::Sync { file }, true) => {
+                // The system forgets what it could not write, and says so once.
+                let durable = self.durable.as_ref().expect("a failing world");
+                self.now.files[*file] = Arc::new(MemoryFile::clone(&durable.files[*file]));
+                Err(io::Error::other("input/output error"))
+            }
+            (Op::SyncNames, true) => Err(io::Error::other("input/output error")),
+            (_, is_due) if takes_room && (is_due || self.stays_full) => {
+                self.stays_full = true;
+                Err(io::ErrorKind::StorageFull.into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn make_durable(&mut self, op: &Op) {
+        let Some(durable) = &mut self.durable else {
+            return;
+        };
+        while durable.files.len() < self.now.files.len() {
+            durable.files.push(Arc::default());
+        }
+        match op {
+            Op::Sync { file } => {
+                durable.files[*file] = Arc::new(MemoryFile::clone(&self.now.files[*file]));
+            }
+            Op::SyncNames => durable.names.clone_from(&self.now.names),
+            _ => {}
+        }
+    }
 }
 
 /// A running host.
@@ -137,7 +189,31 @@ impl World {
             now: host.copied(),
             ops: Vec::new(),
             is_recorded: true,
+            ..Inner::default()
         })))
+    }
+
+    /// The same, where the change with this number fails: a flush, and what it was to make durable
+    /// is gone; a write for want of room, as all that come after it.
+    pub(crate) fn failing(host: &Host, number: usize) -> Self {
+        let world = Self::like(host);
+        world.inner().fails_in = Some(number);
+        world.inner().durable = Some(host.copied());
+        world
+    }
+
+    /// Whether a change has failed; nothing fails any more.
+    pub(crate) fn mend(&self) -> bool {
+        let mut inner = self.inner();
+        inner.stays_full = false;
+        inner.fails_in.take().is_none()
+    }
+
+    /// What a reader sees now, and what a power cut would leave if it lost all that it can.
+    pub(crate) fn now_and_durable(&self) -> [Host; 2] {
+        let inner = self.inner();
+        let durable = inner.durable.as_ref().expect("a failing world");
+        [inner.now.copied(), durable.copied()]
     }
 
     /// What is there, without a record of what becomes of it.
@@ -166,12 +242,15 @@ impl World {
         self.file(TARGET)
     }
 
-    fn change(&self, op: Op) {
+    fn change(&self, op: Op) -> io::Result<()> {
         let mut inner = self.inner();
+        inner.check_fault(&op)?;
         inner.now.apply(&op, |_| true);
+        inner.make_durable(&op);
         if inner.is_recorded {
             inner.ops.push(op);
         }
+        Ok(())
     }
 
     fn memory(&self, file: usize) -> Arc<MemoryFile> {
@@ -200,29 +279,25 @@ impl FileAt for WorldFile {
             file: self.file,
             at,
             data: data.into(),
-        });
-        Ok(())
+        })
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.world.change(Op::SetLen {
             file: self.file,
             len,
-        });
-        Ok(())
+        })
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.world.change(Op::Sync { file: self.file });
-        Ok(())
+        self.world.change(Op::Sync { file: self.file })
     }
 
     fn zero(&self, range: Range<u64>) -> io::Result<()> {
         self.world.change(Op::Zero {
             file: self.file,
             range,
-        });
-        Ok(())
+        })
     }
 
     fn allocate(&self, _range: Range<u64>) -> io::Result<()> {
@@ -249,7 +324,7 @@ impl Folder for World {
                 name: name.to_owned(),
                 file,
             }),
-        }
+        }?;
         Ok(self.file(file))
     }
 
@@ -257,21 +332,19 @@ impl Folder for World {
         self.change(Op::Rename {
             from: from.to_owned(),
             to: to.to_owned(),
-        });
-        Ok(())
+        })
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
         if self.inner().now.names.contains_key(name) {
             self.change(Op::Remove {
                 name: name.to_owned(),
-            });
+            })?;
         }
         Ok(())
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.change(Op::SyncNames);
-        Ok(())
+        self.change(Op::SyncNames)
     }
 }
