@@ -2,6 +2,12 @@
 //! for, that is its known price. Method: pairs made by the structure of XXH3 (docs/decisions/0001),
 //! at every size, as leaf and as sub-block, through whole sessions.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test states its expectations by it; bytes of a pattern"
+)]
+
 mod kit;
 
 use failback_engine::disk::MemoryDisk;
