@@ -94,6 +94,8 @@ pub(super) fn finish_unfinished(
         // Whatever it wrote, the new sync compares all of it.
         Word::Committing if journal.begun().in_place => false,
         Word::Committing | Word::NewUnverified | Word::RollingBack => true,
+        // Cut off a moment before `done`; nobody was to accept it.
+        Word::NewVerified => !journal.begun().keeps_undo,
         _ => false,
     };
     if is_half_done {
@@ -160,6 +162,7 @@ impl Unfinished<'_> {
     fn finish(&self, journal: Journal, cancel: &CancelToken) -> Result<(Word, Outcome)> {
         let word = journal.word();
         match word {
+            Word::NewVerified if !journal.begun().keeps_undo => return self.accept(journal),
             Word::Staging | Word::NewVerified => return Ok((word, Outcome::default())),
             Word::Done | Word::Aborted | Word::OldRestored => {
                 // What the last word made needless may still be there.
