@@ -169,7 +169,7 @@ pub fn info(path: &Path, options: &OpenOptions, state: Option<&Path>) -> Result<
         identity: disk.identity,
         chain,
         state: begun.as_ref().map(|(word, _)| word.name()),
-        is_mixed: begun.is_some_and(|(word, _)| word.is_mixed()),
+        is_mixed: begun.is_some_and(|(word, begun)| begun.is_mixed_at(word)),
         vhdx,
         vhd,
     })

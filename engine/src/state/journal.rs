@@ -163,10 +163,26 @@ pub struct Begun {
     pub verify: String,
     /// Written to the target directly, without a stage: an interrupted job leaves a mixed target.
     pub in_place: bool,
+    /// The target was mixed when the job began: an earlier one wrote it in place and did not end.
+    /// "Old" is mixed then, and only "new" ends that.
+    #[serde(default)]
+    pub began_mixed: bool,
     /// The stage holds what the target had before.
     pub has_undo: bool,
     /// The stage stays, for an undo, until somebody accepts the result.
     pub keeps_undo: bool,
+}
+
+impl Begun {
+    /// Whether the target is neither an old disk nor the new one while the job is in this state.
+    #[must_use]
+    pub fn is_mixed_at(&self, word: Word) -> bool {
+        let is_old = matches!(
+            word,
+            Word::Staging | Word::Staged | Word::Aborted | Word::OldRestored
+        );
+        word.is_mixed() || self.began_mixed && is_old
+    }
 }
 
 /// What was staged, when it was complete.
@@ -254,6 +270,12 @@ impl Journal {
     #[must_use]
     pub fn begun(&self) -> &Begun {
         begun(&self.entries)
+    }
+
+    /// Whether the target is neither an old disk nor the new one.
+    #[must_use]
+    pub fn is_mixed(&self) -> bool {
+        self.begun().is_mixed_at(self.word())
     }
 
     /// What the source called itself in the latest run.
