@@ -158,6 +158,12 @@ impl Staging {
             Word::Done | Word::Aborted | Word::OldRestored => unreachable!("final words"),
         }
         let why_not = self.why_not_resumed(&journal)?;
+        if journal.may_have_lost_commit(&self.begun().identity) {
+            // It stays as it is until another takes its place: it is all that tells.
+            self.resumed.reasons.extend(why_not);
+            self.leave_mixed(journal);
+            return Ok(());
+        }
         let file = match why_not {
             Some(_) => None,
             None => self
@@ -198,10 +204,14 @@ impl Staging {
     /// Takes over what the next job has to know of an earlier one.
     fn leave(&mut self, journal: Journal) {
         if journal.is_mixed() {
-            let begun = self.first.begun.as_mut();
-            begun.expect("set when it was made").began_mixed = true;
-            self.left_mixed = Mutex::new(Some(journal));
+            self.leave_mixed(journal);
         }
+    }
+
+    fn leave_mixed(&mut self, journal: Journal) {
+        let begun = self.first.begun.as_mut();
+        begun.expect("set when it was made").began_mixed = true;
+        self.left_mixed = Mutex::new(Some(journal));
     }
 
     fn why_not_resumed(&self, journal: &Journal) -> Result<Option<&'static str>> {
@@ -398,7 +408,11 @@ impl Staging {
                     .left_mixed
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner);
-                finisher.tidy(self.access.as_ref(), left.as_mut())
+                let outcome = finisher.tidy(self.access.as_ref(), left.as_mut())?;
+                if left.is_some() {
+                    self.remove_stage()?;
+                }
+                Ok(outcome)
             }
         }?;
         let mut info = self

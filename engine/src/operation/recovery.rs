@@ -95,7 +95,7 @@ pub(super) fn finish_unfinished(
         Word::Committing if journal.begun().in_place => false,
         Word::Committing | Word::NewUnverified | Word::RollingBack => true,
         // Cut off a moment before `done`; nobody was to accept it.
-        Word::NewVerified => !journal.begun().keeps_undo,
+        Word::NewVerified => !journal.begun().keeps_undo || journal.has_broken_end(),
         _ => false,
     };
     if is_half_done {
@@ -162,6 +162,8 @@ impl Unfinished<'_> {
     fn finish(&self, journal: Journal, cancel: &CancelToken) -> Result<(Word, Outcome)> {
         let word = journal.word();
         match word {
+            // A roll-back may have begun in what does not check: looked at again.
+            Word::NewVerified if journal.has_broken_end() => {}
             Word::NewVerified if !journal.begun().keeps_undo => return self.accept(journal),
             Word::Staging | Word::NewVerified => return Ok((word, Outcome::default())),
             Word::Done | Word::Aborted | Word::OldRestored => {
@@ -182,7 +184,9 @@ impl Unfinished<'_> {
         let outcome = match word {
             Word::Staged => finisher.go_on(&self.untouched_target(&job, &session)?, &job),
             Word::Committing => finisher.apply(self.target(&job)?.as_ref(), &job),
-            Word::NewUnverified => finisher.prove(self.target(&job)?.as_ref(), &job),
+            Word::NewUnverified | Word::NewVerified => {
+                finisher.prove(self.target(&job)?.as_ref(), &job)
+            }
             _ => finisher.roll_back(self.target(&job)?.as_ref(), &job),
         }?;
         let word = job.journal().word();
@@ -197,6 +201,15 @@ impl Unfinished<'_> {
                 Err(Error::new(ErrorKind::Refused, message).path(&self.path))
             }
             Word::Staging | Word::Staged => {
+                let file = HostFile::open(&self.path, Access::Inspect)?;
+                let identity = file.identity();
+                let identity = identity.map_err(|e| Error::io(e, "stat").path(&self.path))?;
+                if journal.may_have_lost_commit(&identity) {
+                    let message = "journal is damaged: its last entry does not check, and the \
+                                   target was changed since the one before; the same sync makes \
+                                   it new";
+                    return Err(Error::new(ErrorKind::Damaged, message).path(&self.path));
+                }
                 let (mut journal, folder) = (journal, self.folder);
                 journal.append(crate::state::Entry::of(Word::Aborted), Barrier::Aborted)?;
                 let removed = folder.remove(crate::state::STAGE_NAME);
@@ -225,6 +238,11 @@ impl Unfinished<'_> {
                 journal.word().name()
             );
             return Err(Error::new(ErrorKind::Refused, message).path(&self.path));
+        }
+        if journal.has_broken_end() {
+            let message = "journal is damaged: its last entry does not check; recover looks at \
+                           the target once more";
+            return Err(Error::new(ErrorKind::Damaged, message).path(&self.path));
         }
         let mut journal = journal;
         journal.append(crate::state::Entry::of(Word::Done), Barrier::Done)?;

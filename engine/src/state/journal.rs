@@ -206,6 +206,7 @@ pub struct Journal {
     job: Uuid,
     entries: Vec<Entry>,
     end: u64,
+    has_broken_end: bool,
     is_poisoned: bool,
 }
 
@@ -222,6 +223,7 @@ impl Journal {
             job: Uuid::new_v4(),
             entries: Vec::new(),
             end: 0,
+            has_broken_end: false,
             is_poisoned: false,
         };
         journal.append(first, Barrier::Begun)?;
@@ -243,13 +245,19 @@ impl Journal {
         let Some(file) = file else {
             return Ok(None);
         };
-        let (job, entries, end) = read_all(file.as_ref())?;
+        let Found {
+            job,
+            entries,
+            end,
+            has_broken_end,
+        } = read_all(file.as_ref())?;
         Ok(Some(Self {
             file,
             barriers,
             job,
             entries,
             end,
+            has_broken_end,
             is_poisoned: false,
         }))
     }
@@ -276,6 +284,20 @@ impl Journal {
     #[must_use]
     pub fn is_mixed(&self) -> bool {
         self.begun().is_mixed_at(self.word())
+    }
+
+    /// Whether something that does not check stands behind the last entry: an entry that was torn,
+    /// so that what it allows was never done, or one that has rotted since.
+    #[must_use]
+    pub fn has_broken_end(&self) -> bool {
+        self.has_broken_end
+    }
+
+    /// Whether COMMIT may be what does not check: the target is not what was staged for.
+    #[must_use]
+    pub fn may_have_lost_commit(&self, identity: &str) -> bool {
+        let is_staged = self.word() == Word::Staged;
+        self.has_broken_end && is_staged && self.begun().identity != identity
     }
 
     /// What the source called itself in the latest run.
@@ -312,26 +334,34 @@ impl Journal {
             .pass(barrier, || file.sync())
             .map_err(failed)?;
         self.is_poisoned = false;
+        self.has_broken_end = false;
         self.end += page.len() as u64;
         self.entries.push(entry);
         Ok(())
     }
 }
 
-/// State and job of the journal in a state directory, which is only looked at; `None` when there
-/// is none.
+/// The journal in a state directory, to be looked at only; `None` when there is none.
 ///
 /// # Errors
 /// `Damaged`, `Io`.
-pub fn peek(directory: &Path) -> Result<Option<(Word, Begun)>> {
+pub fn peek(directory: &Path) -> Result<Option<Journal>> {
     let file = match File::open(directory.join(NAME)) {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(Error::io(e, "open journal").path(directory)),
     };
-    let (_, entries, _) = read_all(&file)?;
-    let word = entries.last().expect("a journal has an entry").word;
-    Ok(Some((word, begun(&entries).clone())))
+    let found = read_all(&file)?;
+    Ok(Some(Journal {
+        file: Arc::new(file),
+        barriers: Barriers::new(),
+        job: found.job,
+        entries: found.entries,
+        end: found.end,
+        has_broken_end: found.has_broken_end,
+        // Open for reading only.
+        is_poisoned: true,
+    }))
 }
 
 fn begun(entries: &[Entry]) -> &Begun {
@@ -406,7 +436,14 @@ fn parse_at(file: &dyn FileAt, at: u64, len: u64) -> std::io::Result<Option<Pars
     }))
 }
 
-fn read_all(file: &dyn FileAt) -> Result<(Uuid, Vec<Entry>, u64)> {
+struct Found {
+    job: Uuid,
+    entries: Vec<Entry>,
+    end: u64,
+    has_broken_end: bool,
+}
+
+fn read_all(file: &dyn FileAt) -> Result<Found> {
     let failed = |e| Error::io(e, "read journal");
     let damaged = |at: u64, what: &str| {
         Error::new(ErrorKind::Damaged, format!("journal is damaged: {what}")).at(at)
@@ -437,7 +474,12 @@ fn read_all(file: &dyn FileAt) -> Result<(Uuid, Vec<Entry>, u64)> {
         }
         at += PAGE_LEN;
     }
-    Ok((job, entries, end))
+    Ok(Found {
+        job,
+        entries,
+        end,
+        has_broken_end: len > end,
+    })
 }
 
 /// Whether a first entry says what the job is, in terms that make sense.
