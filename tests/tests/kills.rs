@@ -1,0 +1,58 @@
+//! Goal: a sync that is killed at any moment leaves the old disk, the new one, or one that is
+//! marked as mixed; the same sync then ends equal. Method: SIGKILL at seeded times, most of them
+//! after COMMIT; the state word is held against the root of what the target holds.
+//!
+//! `FAILBACK_KILLS=N` kills N syncs in each setting.
+#![cfg(unix)]
+#![allow(
+    clippy::print_stderr,
+    reason = "the table of what was found is asked for"
+)]
+
+use failback_tests::kill::{self, Setting};
+use failback_tests::qemu::Format::{self, Dynamic, Raw};
+use failback_tests::scene::Scene;
+use failback_tests::skip_without;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+/// Kills of one setting in CI.
+const KILLS: usize = 30;
+/// Words between COMMIT and the end.
+const AFTER_COMMIT: &[&str] = &["committing", "new_unverified", "new_verified"];
+
+#[test]
+fn killed_agents_with_a_raw_target() {
+    skip_without!("qemu-img");
+    assert_kills_are_harmless(Raw, Setting::TwoProcesses, 1);
+}
+
+#[test]
+fn killed_agents_with_a_growing_vhdx() {
+    skip_without!("qemu-img");
+    assert_kills_are_harmless(Dynamic(1), Setting::TwoProcesses, 2);
+}
+
+#[test]
+fn killed_syncs_of_one_process_to_a_raw_target() {
+    skip_without!("qemu-img");
+    assert_kills_are_harmless(Raw, Setting::Local, 3);
+}
+
+#[test]
+fn killed_syncs_of_one_process_to_a_growing_vhdx() {
+    skip_without!("qemu-img");
+    assert_kills_are_harmless(Dynamic(1), Setting::Local, 4);
+}
+
+fn assert_kills_are_harmless(format: Format, setting: Setting, seed: u64) {
+    let scene = Scene::new(format, seed);
+    let count = kill::count_from("FAILBACK_KILLS", KILLS);
+    let mut rng = StdRng::seed_from_u64(seed);
+
+    let tally = kill::kill_syncs(&scene, setting, count, &mut rng);
+
+    eprintln!("{format:?}, {setting:?}, seed {seed}:\n{}", tally.table());
+    let late = tally.of(AFTER_COMMIT);
+    assert!(late * 100 >= tally.total() * 30, "{}", tally.table());
+}
