@@ -12,7 +12,7 @@ use rand::rngs::StdRng;
 
 use crate::agent::{Agent, Via};
 use crate::cli::{self, Running};
-use crate::scene::Scene;
+use crate::scene::{Scene, args_of};
 use crate::{place, state};
 
 /// Entries of a journal whose last is COMMIT, and one more for each word after it.
@@ -294,6 +294,41 @@ pub fn kill_syncs(scene: &Scene, setting: Setting, count: usize, rng: &mut StdRn
             let _ = write!(story, "was {}; ", look.name());
             tally.add(look.name());
         }
+        scene.assert_ends_equal(&story);
+    }
+    tally
+}
+
+/// Kills `count` roll-backs, looks at the target after each, and brings it back to the old disk.
+///
+/// # Panics
+///
+/// When a promise is broken.
+pub fn kill_roll_backs(scene: &Scene, count: usize, rng: &mut StdRng) -> Tally {
+    let keep = || scene.sync(&["--keep-undo"]).exits(0);
+    scene.reset();
+    let _ = keep();
+    let whole = scene.end_by("rollback").exits(0).took;
+    let mut tally = Tally::default();
+    while tally.total() < count {
+        scene.reset();
+        let _ = keep();
+        let delay = whole.mul_f64(rng.random_range(0.0..1.0));
+        let story = format!("rollback killed after {delay:?}");
+        let mut run = cli::start(args_of("rollback", &[&scene.target], &[]));
+        thread::sleep(delay);
+        run.kill();
+        run.wait();
+        let look = scene.look(&story);
+        tally.add(look.name());
+        let _ = scene.end_by("recover").exits(0);
+        // It ends what was begun; what was not begun, or had ended, stays.
+        let code = match scene.look(&story).name() {
+            "old_restored" => 3,
+            _ => 0,
+        };
+        let _ = scene.end_by("rollback").exits(code);
+        scene.assert_old(&story);
         scene.assert_ends_equal(&story);
     }
     tally

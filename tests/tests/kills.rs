@@ -1,6 +1,7 @@
 //! Goal: a sync that is killed at any moment leaves the old disk, the new one, or one that is
-//! marked as mixed; the same sync then ends equal. Method: SIGKILL at seeded times, most of them
-//! after COMMIT; the state word is held against the root of what the target holds.
+//! marked as mixed; the same sync then ends equal, and a roll-back with the old disk. Method:
+//! SIGKILL at seeded times, most of them after COMMIT; the state word is held against the root of
+//! what the target holds.
 //!
 //! `FAILBACK_KILLS=N` kills N syncs in each setting.
 #![cfg(unix)]
@@ -43,6 +44,19 @@ fn killed_syncs_of_one_process_to_a_raw_target() {
 fn killed_syncs_of_one_process_to_a_growing_vhdx() {
     skip_without!("qemu-img");
     assert_kills_are_harmless(Dynamic(1), Setting::Local, 4);
+}
+
+#[test]
+fn killed_roll_backs() {
+    skip_without!("qemu-img");
+    let scene = Scene::new(Dynamic(1), 5);
+    let count = kill::count_from("FAILBACK_KILLS", KILLS) / 2;
+    let mut rng = StdRng::seed_from_u64(5);
+
+    let tally = kill::kill_roll_backs(&scene, count, &mut rng);
+
+    eprintln!("roll-backs, seed 5:\n{}", tally.table());
+    assert!(tally.of(&["rolling_back"]) > 0, "{}", tally.table());
 }
 
 fn assert_kills_are_harmless(format: Format, setting: Setting, seed: u64) {
