@@ -5,7 +5,8 @@
 
 use std::fs;
 
-use failback_tests::cli::Run;
+use failback_tests::agent::{Agent, Via};
+use failback_tests::cli::{self, Run};
 use failback_tests::disk::PAGE_LEN;
 use failback_tests::place::{self, Mount};
 use failback_tests::qemu::Format::{self, Dynamic, Fixed, Raw, VhdDynamic};
@@ -145,6 +146,21 @@ fn a_full_disk_keeps_the_state_and_the_old_target() {
     fs::remove_file(ballast).expect("space again");
     let rest = scene.assert_ends_equal("space again").json();
     assert!(has_reason(&rest, "resumed"), "{rest}");
+}
+
+#[test]
+fn a_full_disk_of_an_agent_is_named_to_the_caller() {
+    skip_without!("qemu-img", "mkfs.ext4", "root");
+    let mount = Mount::in_file("ext4", 320);
+    let scene = Scene::new_in(mount.path(), Raw, 52);
+    let _ballast = mount.fill_up_to(20 * MIB);
+    let sockets = tempfile::tempdir().expect("folder of the socket");
+    let agent = Agent::start(Via::Unix, sockets.path(), &[scene.grant()]);
+
+    let full = cli::sync(&scene.source, agent.endpoint("disk"));
+
+    drop(agent);
+    assert_no_space(&scene, &full);
 }
 
 #[test]
