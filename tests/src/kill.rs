@@ -334,6 +334,67 @@ pub fn kill_roll_backs(scene: &Scene, count: usize, rng: &mut StdRng) -> Tally {
     tally
 }
 
+/// What an operator may run on a target, whatever state it is in.
+const STEPS: &[(&str, &[&str])] = &[
+    ("sync", &[]),
+    ("sync", &["--keep-undo"]),
+    ("sync", &["--no-undo"]),
+    ("sync", &["--apply", "in-place"]),
+    ("sync", &["--verify", "full"]),
+    ("recover", &[]),
+    ("rollback", &[]),
+    ("commit", &[]),
+];
+/// Steps from the old disk on, before the sync that has to end well.
+const STEPS_OF_A_WALK: usize = 6;
+
+/// Runs and kills commands in random order, looks at the target after each of `count`, and lets
+/// the sync end after some.
+///
+/// # Panics
+///
+/// When a promise is broken.
+pub fn kill_walks(scene: &Scene, count: usize, rng: &mut StdRng) -> Tally {
+    let timeline = measure(scene, Setting::Local);
+    let mut tally = Tally::default();
+    while tally.total() < count {
+        scene.reset();
+        let mut story = String::new();
+        for _ in 0..STEPS_OF_A_WALK {
+            let (command, more) = STEPS[rng.random_range(0..STEPS.len())];
+            let delay = timeline.whole.mul_f64(rng.random_range(0.0..1.5));
+            let _ = write!(story, "{command} {more:?} killed after {delay:?}; ");
+            let mut run = match command {
+                "sync" => cli::start(scene.sync_args(more)),
+                _ => cli::start(args_of(command, &[&scene.target], more)),
+            };
+            let from = Instant::now();
+            while from.elapsed() < delay && !run.has_ended() {
+                thread::sleep(LOOK_EVERY);
+            }
+            run.kill();
+            let done = run.wait();
+            let _ = write!(story, "code {:?}, ", done.code);
+            assert!(
+                [None, Some(0), Some(3)].contains(&done.code),
+                "{story}{}",
+                done.stderr
+            );
+            let look = scene.look(&story);
+            let _ = write!(story, "was {look:?}; ");
+            tally.add(look.name());
+            if look.name() == "done" {
+                break;
+            }
+        }
+        // Ends what waits to be accepted; anything else is refused.
+        scene.end_by("recover");
+        scene.end_by("commit");
+        scene.assert_ends_equal(&story);
+    }
+    tally
+}
+
 /// The number in an environment variable, or the one for CI.
 ///
 /// # Panics

@@ -59,6 +59,19 @@ fn killed_roll_backs() {
     assert!(tally.of(&["rolling_back"]) > 0, "{}", tally.table());
 }
 
+#[test]
+fn killed_commands_in_any_order() {
+    skip_without!("qemu-img");
+    let scene = Scene::new(Dynamic(1), 6);
+    let count = kill::count_from("FAILBACK_KILLS", KILLS);
+    let mut rng = StdRng::seed_from_u64(6);
+
+    let tally = kill::kill_walks(&scene, count, &mut rng);
+
+    eprintln!("any order, seed 6:\n{}", tally.table());
+    assert!(tally.total() >= count);
+}
+
 fn assert_kills_are_harmless(format: Format, setting: Setting, seed: u64) {
     let scene = Scene::new(format, seed);
     let count = kill::count_from("FAILBACK_KILLS", KILLS);
