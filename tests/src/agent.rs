@@ -69,6 +69,16 @@ impl Agent {
         }
     }
 
+    /// Ends it at once.
+    ///
+    /// # Panics
+    ///
+    /// When that is not possible.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("kill");
+        self.child.wait().expect("end");
+    }
+
     /// The endpoint of a grant.
     pub fn endpoint(&self, grant: &str) -> String {
         format!("{}{}{grant}", self.address, self.grant_sign)

@@ -95,6 +95,18 @@ pub fn start<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Running {
     start_command(command)
 }
 
+/// Runs a program that runs the command (`strace`) to its end.
+///
+/// # Panics
+///
+/// When it cannot be started, or hangs.
+pub fn run_program(name: &str, args: &[String]) -> Run {
+    let program = tools::find(name).unwrap_or_else(|| PathBuf::from(name));
+    let mut command = Command::new(program);
+    command.args(args);
+    start_command(command).wait()
+}
+
 fn start_command(mut command: Command) -> Running {
     let started = Instant::now();
     let mut child = command
@@ -121,6 +133,24 @@ impl Running {
     /// When the process is gone.
     pub fn signal(&self, name: &str) {
         tools::run("kill", [format!("-{name}"), self.child.id().to_string()]);
+    }
+
+    /// Ends it at once, if it still runs.
+    ///
+    /// # Panics
+    ///
+    /// When that is not possible.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("kill");
+    }
+
+    /// Whether it has ended by itself.
+    ///
+    /// # Panics
+    ///
+    /// When the system does not tell.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("state of the child").is_some()
     }
 
     /// Waits until the process holds a lock on the file and stops it there.

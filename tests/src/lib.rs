@@ -10,6 +10,8 @@
 //!   qemu      foreign writer and judge        sevenzip   second judge
 //!   cli       one run of the command: exit code, report, error line, peak memory
 //!   agent     `failback serve` as a child     peer       what is no failback at all
+//!   scene     a target between old and new       state      its word, journal and root
+//!   kill      syncs that are killed, and when      trace      faults at system calls
 //!   place     file systems that are full or read-only; locks held by others
 //!   report    every field that product reports promise
 //! ```
@@ -23,11 +25,15 @@ pub mod agent;
 pub mod cli;
 pub mod disk;
 pub mod images;
+pub mod kill;
 pub mod peer;
 pub mod place;
 pub mod qemu;
 pub mod report;
+pub mod scene;
 pub mod sevenzip;
 pub mod sha256;
 pub mod source;
+pub mod state;
 pub mod tools;
+pub mod trace;

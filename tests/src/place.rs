@@ -5,6 +5,8 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -13,7 +15,9 @@ use crate::tools;
 /// A file system of its own, unmounted when dropped. Needs root.
 #[derive(Debug)]
 pub struct Mount {
-    dir: TempDir,
+    point: PathBuf,
+    /// Holds the mount point and what is mounted there.
+    _dir: TempDir,
 }
 
 impl Mount {
@@ -36,7 +40,38 @@ impl Mount {
                 text(dir.path()),
             ],
         );
-        Self { dir }
+        let point = dir.path().to_owned();
+        Self { point, _dir: dir }
+    }
+
+    /// An empty file system of this kind (`ext4`, `xfs`) with so many MiB, in a file.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be made or mounted.
+    pub fn in_file(kind: &str, mib: u64) -> Self {
+        let dir = TempDir::new().expect("folder");
+        let (file, point) = (dir.path().join("fs"), dir.path().join("mounted"));
+        fs::create_dir(&point).expect("mount point");
+        let made = fs::File::create(&file).and_then(|file| file.set_len(mib << 20));
+        made.expect("file of the file system");
+        tools::run(&format!("mkfs.{kind}"), ["-q", text(&file)]);
+        tools::run("mount", ["-o", "loop", text(&file), text(&point)]);
+        Self { point, _dir: dir }
+    }
+
+    /// Fills it with one file, up to what is to be left; removing the file frees the space again.
+    ///
+    /// # Panics
+    ///
+    /// When there is less already.
+    pub fn fill_up_to(&self, left: u64) -> PathBuf {
+        let asked = tools::run("stat", ["-f", "-c", "%a %S", text(self.path())]);
+        let numbers: Vec<u64> = asked.split_whitespace().flat_map(str::parse).collect();
+        let len = numbers.iter().product::<u64>() - left;
+        let ballast = self.path().join("ballast");
+        tools::run("fallocate", ["-l", &len.to_string(), text(&ballast)]);
+        ballast
     }
 
     /// A folder seen through a mount that allows no writes.
@@ -47,21 +82,22 @@ impl Mount {
     pub fn read_only(of: &Path) -> Self {
         let dir = TempDir::new().expect("mount point");
         tools::run("mount", ["--bind", text(of), text(dir.path())]);
-        let mount = Self { dir };
+        let point = dir.path().to_owned();
+        let mount = Self { point, _dir: dir };
         tools::run("mount", ["-o", "remount,ro,bind", text(mount.path())]);
         mount
     }
 
     /// Where it is mounted.
     pub fn path(&self) -> &Path {
-        self.dir.path()
+        &self.point
     }
 }
 
 impl Drop for Mount {
     fn drop(&mut self) {
         // Lazily: a process of a failed test may still be in it.
-        tools::output("umount", ["-l", text(self.dir.path())]);
+        tools::output("umount", ["-l", text(&self.point)]);
     }
 }
 
@@ -114,6 +150,27 @@ time.sleep(600)
             .arg(command.get_program())
             .args(command.get_args());
         Self::start(unbuffered)
+    }
+
+    /// Serves the raw image with qemu-nbd, which opens it for writing, over a socket in `dir`.
+    ///
+    /// # Panics
+    ///
+    /// When it does not open the image.
+    pub fn nbd(path: &Path, dir: &Path) -> Self {
+        let socket = dir.join("nbd.sock");
+        let child = Command::new("qemu-nbd")
+            .args(["-t", "-f", "raw", "-k", text(&socket), text(path)])
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("qemu-nbd starts");
+        let holder = Self { child };
+        let from = Instant::now();
+        while !is_locked(path) {
+            assert!(from.elapsed() < crate::cli::RUN_MAX, "never opened");
+            thread::sleep(Duration::from_millis(1));
+        }
+        holder
     }
 
     /// Starts the process and waits for its first line: it holds the file then.
@@ -173,6 +230,30 @@ pub fn scribble(path: &Path, at: u64, bytes: &[u8]) {
     use std::os::unix::fs::FileExt;
     let file = fs::OpenOptions::new().write(true).open(path).expect("file");
     file.write_all_at(bytes, at).expect("scribble");
+}
+
+/// Adds bytes to the end of a file.
+///
+/// # Panics
+///
+/// When the file cannot be written.
+pub fn append(path: &Path, bytes: &[u8]) {
+    use std::io::Write;
+    let file = fs::OpenOptions::new().append(true).open(path);
+    file.expect("file").write_all(bytes).expect("append");
+}
+
+/// Bytes of a file.
+///
+/// # Panics
+///
+/// When the file cannot be read.
+pub fn bytes_at(path: &Path, at: u64, len: usize) -> Vec<u8> {
+    use std::os::unix::fs::FileExt;
+    let mut bytes = vec![0; len];
+    let file = fs::File::open(path).expect("file");
+    file.read_exact_at(&mut bytes, at).expect("bytes");
+    bytes
 }
 
 /// Names of what stands in a folder, sorted, without failback's state folder.

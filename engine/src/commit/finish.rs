@@ -82,8 +82,13 @@ impl Finisher<'_> {
         new_root: Option<Digest>,
     ) -> Result<Outcome> {
         if job.stage.is_empty() {
+            if job.journal().begun().began_mixed {
+                let outcome = self.tidy(access, Some(&mut job.journal()))?;
+                self.remove_stage()?;
+                return Ok(outcome);
+            }
             self.end(job, Word::Aborted, Barrier::Aborted)?;
-            return self.tidy(access);
+            return self.tidy(access, None);
         }
         job.stage.flush(Barrier::Stage)?;
         job.stage.check()?;
@@ -184,17 +189,32 @@ impl Finisher<'_> {
     /// Writes a last word, and removes what it makes needless.
     pub(crate) fn end(&self, job: &Job, word: Word, barrier: Barrier) -> Result<()> {
         job.journal().append(Entry::of(word), barrier)?;
+        self.remove_stage()
+    }
+
+    fn remove_stage(&self) -> Result<()> {
         self.folder
             .remove(STAGE_NAME)
             .map_err(|e| Error::io(e, "remove stage"))
     }
 
     /// What is left to do when no block differs: nothing changes that a user of the disk could see.
-    pub(crate) fn tidy(&self, access: &dyn TargetAccess) -> Result<Outcome> {
+    /// A disk that `left_mixed` calls mixed is so no longer: it has been found equal.
+    pub(crate) fn tidy(
+        &self,
+        access: &dyn TargetAccess,
+        left_mixed: Option<&mut Journal>,
+    ) -> Result<Outcome> {
         self.abort.check()?;
         let target = access.open_for_writing()?;
         target.zero_undefined()?;
+        if left_mixed.is_some() {
+            self.barriers.pass(Barrier::Payload, || target.flush())?;
+        }
         target.close()?;
+        if let Some(journal) = left_mixed {
+            journal.append(Entry::of(Word::Done), Barrier::Done)?;
+        }
         Ok(Outcome {
             info: Some(target.info()),
             ..Outcome::default()

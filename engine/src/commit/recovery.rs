@@ -51,6 +51,8 @@ impl Unfinished<'_> {
     pub fn finish(&self, journal: Journal, cancel: &CancelToken) -> Result<(Word, Outcome)> {
         let word = journal.word();
         match word {
+            // A roll-back may have begun in what does not check: looked at again.
+            Word::NewVerified if journal.has_broken_end() => {}
             // It was to be accepted at once.
             Word::NewVerified if !journal.begun().keeps_undo => return self.accept(journal),
             Word::Staging | Word::NewVerified => return Ok((word, Outcome::default())),
@@ -75,7 +77,9 @@ impl Unfinished<'_> {
                 finisher.go_on(access.as_ref(), &job)
             }
             Word::Committing => finisher.apply(self.target(&job)?.as_ref(), &job),
-            Word::NewUnverified => finisher.prove(self.target(&job)?.as_ref(), &job),
+            Word::NewUnverified | Word::NewVerified => {
+                finisher.prove(self.target(&job)?.as_ref(), &job)
+            }
             _ => finisher.roll_back(self.target(&job)?.as_ref(), &job),
         }?;
         let word = job.journal().word();
@@ -95,6 +99,7 @@ impl Unfinished<'_> {
                 Err(Error::new(ErrorKind::Refused, message))
             }
             Word::Staging | Word::Staged => {
+                self.refuse_lost_commit(&journal)?;
                 journal.append(Entry::of(Word::Aborted), Barrier::Aborted)?;
                 self.remove_stage()?;
                 Ok((Word::Aborted, Outcome::default()))
@@ -114,6 +119,23 @@ impl Unfinished<'_> {
         }
     }
 
+    /// The target is only looked at where the journal leaves a doubt: it may be in use.
+    fn refuse_lost_commit(&self, journal: &Journal) -> Result<()> {
+        let is_doubtful = journal.word() == Word::Staged && journal.has_broken_end();
+        let is_lost = is_doubtful && {
+            let access = self.reopen.access(journal.begun())?;
+            journal.may_have_lost_commit(&access.identity()?)
+        };
+        match is_lost {
+            false => Ok(()),
+            true => {
+                let message = "journal is damaged: its last entry does not check, and the target \
+                               was changed since the one before; the same sync makes it new";
+                Err(Error::new(ErrorKind::Damaged, message))
+            }
+        }
+    }
+
     /// Accepts the new disk: what an undo would need goes.
     ///
     /// # Errors
@@ -126,6 +148,11 @@ impl Unfinished<'_> {
                 journal.word().name()
             );
             return Err(Error::new(ErrorKind::Refused, message));
+        }
+        if journal.has_broken_end() {
+            let message = "journal is damaged: its last entry does not check; recover looks at \
+                           the target once more";
+            return Err(Error::new(ErrorKind::Damaged, message));
         }
         journal.append(Entry::of(Word::Done), Barrier::Done)?;
         self.remove_stage()?;

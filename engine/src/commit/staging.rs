@@ -56,6 +56,8 @@ pub struct Staging {
     zeroed_blocks: AtomicU64,
     info_after: Mutex<Option<DiskInfo>>,
     resumed: Resumed,
+    /// The journal of an earlier job, while it calls the target mixed.
+    left_mixed: Mutex<Option<Journal>>,
 }
 
 impl Staging {
@@ -98,6 +100,7 @@ impl Staging {
             zeroed_blocks: AtomicU64::new(0),
             info_after: Mutex::default(),
             resumed: Resumed::default(),
+            left_mixed: Mutex::default(),
         };
         if let Some(journal) = Journal::open(staging.folder.as_ref(), barriers)? {
             staging.take_up(journal)?;
@@ -142,9 +145,16 @@ impl Staging {
 
     fn take_up(&mut self, mut journal: Journal) -> Result<()> {
         match journal.word() {
-            word if word.is_final() => return Ok(()),
+            word if word.is_final() => {
+                self.leave(journal);
+                // What the last word made needless may still be there.
+                return self.remove_stage();
+            }
             // Whatever the earlier run left, all of it is compared again.
-            Word::Committing if journal.begun().in_place => return Ok(()),
+            Word::Committing if journal.begun().in_place => {
+                self.leave(journal);
+                return Ok(());
+            }
             Word::Staging | Word::Staged => {}
             Word::NewVerified if !journal.begun().keeps_undo => {
                 journal.append(Entry::of(Word::Done), Barrier::Done)?;
@@ -158,6 +168,12 @@ impl Staging {
             Word::Done | Word::Aborted | Word::OldRestored => unreachable!("final words"),
         }
         let why_not = self.why_not_resumed(&journal)?;
+        if journal.may_have_lost_commit(&self.begun().identity) {
+            // It stays as it is until another takes its place: it is all that tells.
+            self.resumed.reasons.extend(why_not);
+            self.leave_mixed(journal);
+            return Ok(());
+        }
         let file = match why_not {
             Some(_) => None,
             None => self
@@ -168,6 +184,7 @@ impl Staging {
         let Some(file) = file else {
             self.resumed.reasons.extend(why_not);
             journal.append(Entry::of(Word::Aborted), Barrier::Aborted)?;
+            self.leave(journal);
             return self.remove_stage();
         };
         let stage = StageLog::open(file, journal.job(), self.geometry, self.barriers)?;
@@ -177,6 +194,7 @@ impl Staging {
         if !self.is_old_as_staged(&stage)? {
             self.resumed.reasons.push("target_changed");
             journal.append(Entry::of(Word::Aborted), Barrier::Aborted)?;
+            self.leave(journal);
             return self.remove_stage();
         }
         if journal.source() != self.first.source.as_deref() {
@@ -191,6 +209,19 @@ impl Staging {
         journal.append(again, Barrier::Begun)?;
         *self.job() = Some(Arc::new(Job::new(journal, stage)));
         Ok(())
+    }
+
+    /// Takes over what the next job has to know of an earlier one.
+    fn leave(&mut self, journal: Journal) {
+        if journal.is_mixed() {
+            self.leave_mixed(journal);
+        }
+    }
+
+    fn leave_mixed(&mut self, journal: Journal) {
+        let begun = self.first.begun.as_mut();
+        begun.expect("set when it was made").began_mixed = true;
+        self.left_mixed = Mutex::new(Some(journal));
     }
 
     fn why_not_resumed(&self, journal: &Journal) -> Result<Option<&'static str>> {
@@ -382,7 +413,17 @@ impl Staging {
         };
         let outcome = match self.running() {
             Some(job) => finisher.commit(self.access.as_ref(), &job, new_root),
-            None => finisher.tidy(self.access.as_ref()),
+            None => {
+                let mut left = self
+                    .left_mixed
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                let outcome = finisher.tidy(self.access.as_ref(), left.as_mut())?;
+                if left.is_some() {
+                    self.remove_stage()?;
+                }
+                Ok(outcome)
+            }
         }?;
         let mut info = self
             .info_after

@@ -42,6 +42,10 @@ impl ExistingTarget {
         let mut notes = Vec::new();
         if let Some(journal) = Journal::open(&folder, Barriers::new())? {
             let word = journal.word();
+            if journal.is_mixed() {
+                // After a failed flush the cache can hold what the medium does not.
+                file.forget_cache();
+            }
             if finish_unfinished(&folder, journal, path)? {
                 notes.push(format!(
                     "an earlier sync had ended as {}; it was brought to its end first",
@@ -119,6 +123,7 @@ impl ExistingTarget {
             hash: session.hasher.kind().name().to_owned(),
             verify: session.options.verify_name().to_owned(),
             in_place: apply == Apply::InPlace,
+            began_mixed: false,
             has_undo: matches!(apply, Apply::Stage | Apply::StageKeepUndo),
             keeps_undo: apply == Apply::StageKeepUndo,
         })

@@ -128,8 +128,11 @@ pub struct VhdxInfo {
 /// # Errors
 /// `Damaged`, `Unsupported`, `Refused`, `Io`.
 pub fn info(path: &Path, options: &OpenOptions, state: Option<&Path>) -> Result<ImageInfo> {
-    let begun = peek(&state_directory(path, state)?)?;
+    let journal = peek(&state_directory(path, state)?)?;
     let file = Arc::new(HostFile::open(path, Access::Inspect)?);
+    let file_identity = file
+        .identity()
+        .map_err(|e| Error::io(e, "stat").path(path))?;
     let file_size = file
         .len()
         .map_err(|e| Error::io(e, "read length").path(path))?;
@@ -168,8 +171,10 @@ pub fn info(path: &Path, options: &OpenOptions, state: Option<&Path>) -> Result<
         block_size: disk.image_block_size,
         identity: disk.identity,
         chain,
-        state: begun.as_ref().map(|(word, _)| word.name()),
-        is_mixed: begun.is_some_and(|(word, _)| word.is_mixed()),
+        state: journal.as_ref().map(|journal| journal.word().name()),
+        is_mixed: journal.is_some_and(|journal| {
+            journal.is_mixed() || journal.may_have_lost_commit(&file_identity)
+        }),
         vhdx,
         vhd,
     })

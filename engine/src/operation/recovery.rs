@@ -89,7 +89,8 @@ pub(super) fn finish_unfinished(
     let is_half_done = match journal.word() {
         // Whatever it wrote, the new sync compares all of it.
         Word::Committing if journal.begun().in_place => false,
-        Word::NewVerified => !journal.begun().keeps_undo,
+        // Cut off a moment before `done`; nobody was to accept it.
+        Word::NewVerified => !journal.begun().keeps_undo || journal.has_broken_end(),
         Word::Committing | Word::NewUnverified | Word::RollingBack => true,
         _ => false,
     };

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use failback_vhdx::FileAt;
 use uuid::Uuid;
@@ -23,7 +22,8 @@ pub(crate) struct StageLog {
     geometry: Geometry,
     barriers: Barriers,
     inner: Mutex<Inner>,
-    is_poisoned: AtomicBool,
+    /// Kind and text of the first write that failed.
+    poison: OnceLock<(ErrorKind, String)>,
 }
 
 #[derive(Debug, Default)]
@@ -78,7 +78,7 @@ impl StageLog {
             geometry,
             barriers,
             inner: Mutex::default(),
-            is_poisoned: AtomicBool::new(false),
+            poison: OnceLock::new(),
         }
     }
 
@@ -325,19 +325,19 @@ impl StageLog {
         }
     }
 
+    /// Of several threads the one that failed first need not be heard first: each says why.
     fn check_poison(&self) -> Result<()> {
-        match self.is_poisoned.load(Ordering::SeqCst) {
-            false => Ok(()),
-            true => {
-                let message = "an earlier write to the stage failed; nothing more is written";
-                Err(Error::new(ErrorKind::Io, message))
-            }
+        match self.poison.get() {
+            None => Ok(()),
+            Some((kind, text)) => Err(Error::new(*kind, text.clone())),
         }
     }
 
     fn poisoned(&self, error: std::io::Error, what: &str) -> Error {
-        self.is_poisoned.store(true, Ordering::SeqCst);
-        failed(error, what)
+        let error = failed(error, what);
+        // The first one stays.
+        let _ = self.poison.set((error.kind(), error.chain()));
+        error
     }
 }
 

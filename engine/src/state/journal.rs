@@ -163,10 +163,26 @@ pub struct Begun {
     pub verify: String,
     /// Written to the target directly, without a stage: an interrupted job leaves a mixed target.
     pub in_place: bool,
+    /// The target was mixed when the job began: an earlier one wrote it in place and did not end.
+    /// "Old" is mixed then, and only "new" ends that.
+    #[serde(default)]
+    pub began_mixed: bool,
     /// The stage holds what the target had before.
     pub has_undo: bool,
     /// The stage stays, for an undo, until somebody accepts the result.
     pub keeps_undo: bool,
+}
+
+impl Begun {
+    /// Whether the target is neither an old disk nor the new one while the job is in this state.
+    #[must_use]
+    pub fn is_mixed_at(&self, word: Word) -> bool {
+        let is_old = matches!(
+            word,
+            Word::Staging | Word::Staged | Word::Aborted | Word::OldRestored
+        );
+        word.is_mixed() || self.began_mixed && is_old
+    }
 }
 
 /// What was staged, when it was complete.
@@ -190,6 +206,7 @@ pub struct Journal {
     job: Uuid,
     entries: Vec<Entry>,
     end: u64,
+    has_broken_end: bool,
     is_poisoned: bool,
 }
 
@@ -206,6 +223,7 @@ impl Journal {
             job: Uuid::new_v4(),
             entries: Vec::new(),
             end: 0,
+            has_broken_end: false,
             is_poisoned: false,
         };
         journal.append(first, Barrier::Begun)?;
@@ -227,13 +245,19 @@ impl Journal {
         let Some(file) = file else {
             return Ok(None);
         };
-        let (job, entries, end) = read_all(file.as_ref())?;
+        let Found {
+            job,
+            entries,
+            end,
+            has_broken_end,
+        } = read_all(file.as_ref())?;
         Ok(Some(Self {
             file,
             barriers,
             job,
             entries,
             end,
+            has_broken_end,
             is_poisoned: false,
         }))
     }
@@ -254,6 +278,26 @@ impl Journal {
     #[must_use]
     pub fn begun(&self) -> &Begun {
         begun(&self.entries)
+    }
+
+    /// Whether the target is neither an old disk nor the new one.
+    #[must_use]
+    pub fn is_mixed(&self) -> bool {
+        self.begun().is_mixed_at(self.word())
+    }
+
+    /// Whether something that does not check stands behind the last entry: an entry that was torn,
+    /// so that what it allows was never done, or one that has rotted since.
+    #[must_use]
+    pub fn has_broken_end(&self) -> bool {
+        self.has_broken_end
+    }
+
+    /// Whether COMMIT may be what does not check: the target is not what was staged for.
+    #[must_use]
+    pub fn may_have_lost_commit(&self, identity: &str) -> bool {
+        let is_staged = self.word() == Word::Staged;
+        self.has_broken_end && is_staged && self.begun().identity != identity
     }
 
     /// What the source called itself in the latest run.
@@ -290,26 +334,34 @@ impl Journal {
             .pass(barrier, || file.sync())
             .map_err(failed)?;
         self.is_poisoned = false;
+        self.has_broken_end = false;
         self.end += page.len() as u64;
         self.entries.push(entry);
         Ok(())
     }
 }
 
-/// State and job of the journal in a state directory, which is only looked at; `None` when there
-/// is none.
+/// The journal in a state directory, to be looked at only; `None` when there is none.
 ///
 /// # Errors
 /// `Damaged`, `Io`.
-pub fn peek(directory: &Path) -> Result<Option<(Word, Begun)>> {
+pub fn peek(directory: &Path) -> Result<Option<Journal>> {
     let file = match File::open(directory.join(NAME)) {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(Error::io(e, "open journal").path(directory)),
     };
-    let (_, entries, _) = read_all(&file)?;
-    let word = entries.last().expect("a journal has an entry").word;
-    Ok(Some((word, begun(&entries).clone())))
+    let found = read_all(&file)?;
+    Ok(Some(Journal {
+        file: Arc::new(file),
+        barriers: Barriers::new(),
+        job: found.job,
+        entries: found.entries,
+        end: found.end,
+        has_broken_end: found.has_broken_end,
+        // Open for reading only.
+        is_poisoned: true,
+    }))
 }
 
 fn begun(entries: &[Entry]) -> &Begun {
@@ -384,7 +436,14 @@ fn parse_at(file: &dyn FileAt, at: u64, len: u64) -> std::io::Result<Option<Pars
     }))
 }
 
-fn read_all(file: &dyn FileAt) -> Result<(Uuid, Vec<Entry>, u64)> {
+struct Found {
+    job: Uuid,
+    entries: Vec<Entry>,
+    end: u64,
+    has_broken_end: bool,
+}
+
+fn read_all(file: &dyn FileAt) -> Result<Found> {
     let failed = |e| Error::io(e, "read journal");
     let damaged = |at: u64, what: &str| {
         Error::new(ErrorKind::Damaged, format!("journal is damaged: {what}")).at(at)
@@ -415,7 +474,12 @@ fn read_all(file: &dyn FileAt) -> Result<(Uuid, Vec<Entry>, u64)> {
         }
         at += PAGE_LEN;
     }
-    Ok((job, entries, end))
+    Ok(Found {
+        job,
+        entries,
+        end,
+        has_broken_end: len > end,
+    })
 }
 
 /// Whether a first entry says what the job is, in terms that make sense.
@@ -444,6 +508,7 @@ mod tests {
             hash: "blake3".into(),
             verify: "changed".into(),
             in_place: false,
+            began_mixed: false,
             has_undo: true,
             keeps_undo: false,
         }
@@ -474,8 +539,11 @@ mod tests {
             bytes[at] ^= 1 << (at % 8);
             let (entry, within) = (at / PAGE, at % PAGE);
             match read_all(&MemoryFile::from_bytes(&bytes)) {
-                Ok((_, entries, _)) if entries.len() == 4 => assert!(within > 60, "{at}"),
-                Ok((_, entries, _)) => assert_eq!((entry, entries.len()), (3, 3), "{at}"),
+                Ok(found) if found.entries.len() == 4 => assert!(within > 60, "{at}"),
+                Ok(found) => {
+                    let seen = (entry, found.entries.len(), found.has_broken_end);
+                    assert_eq!(seen, (3, 3, true), "{at}");
+                }
                 Err(error) => assert_eq!((entry < 3, error.kind()), (true, ErrorKind::Damaged)),
             }
         }
@@ -486,9 +554,9 @@ mod tests {
     fn a_torn_end_is_dropped() {
         let bytes = four_entries();
         for len in PAGE..bytes.len() {
-            let (_, entries, end) = read_all(&MemoryFile::from_bytes(&bytes[..len])).unwrap();
-            assert!(entries.len() >= len / PAGE);
-            assert_eq!(end, (entries.len() * PAGE) as u64);
+            let found = read_all(&MemoryFile::from_bytes(&bytes[..len])).unwrap();
+            assert!(found.entries.len() >= len / PAGE);
+            assert_eq!(found.end, (found.entries.len() * PAGE) as u64);
         }
     }
 }

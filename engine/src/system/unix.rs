@@ -5,6 +5,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
@@ -155,8 +157,22 @@ pub(super) fn hand_lock_over(staged: &File, writable: &File) -> io::Result<bool>
         return Ok(false);
     }
     set_lock(staged, libc::F_UNLCK, 0, 0)?;
-    lock_exclusive(writable)
+    // Nobody can keep the file open while it is marked, but whoever asks for it holds some of its
+    // bytes for a moment before being turned away. This comes after COMMIT: it is worth a wait.
+    let until = Instant::now() + HAND_OVER_MAX;
+    loop {
+        if lock_exclusive(writable)? {
+            return Ok(true);
+        }
+        if Instant::now() > until {
+            return Ok(false);
+        }
+        thread::sleep(HAND_OVER_POLL);
+    }
 }
+
+const HAND_OVER_MAX: Duration = Duration::from_secs(10);
+const HAND_OVER_POLL: Duration = Duration::from_millis(1);
 
 fn set_lock(file: &File, kind: i32, start: i64, len: i64) -> io::Result<bool> {
     match fcntl(file, FcntlArg::F_OFD_SETLK(&region(kind, start, len))) {
@@ -238,4 +254,30 @@ pub(super) fn sync_directory_of(path: &Path) -> io::Result<()> {
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty());
     File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Goal: a program that asks for the file and is turned away does not end a sync after COMMIT.
+    // Method: another descriptor holds a byte for a moment while the lock is handed over.
+    #[test]
+    fn hand_over_outlasts_a_short_look() {
+        let file = tempfile::NamedTempFile::new().expect("file");
+        let open = || File::options().read(true).write(true).open(file.path());
+        let [staged, writable, looker] = [(); 3].map(|()| open().expect("open"));
+        assert!(lock_staged(&staged).expect("lock"));
+        assert!(!lock_shared(&looker).expect("turned away"));
+
+        let handed_over = thread::scope(|scope| {
+            scope.spawn(move || {
+                thread::sleep(Duration::from_millis(50));
+                drop(looker);
+            });
+            hand_lock_over(&staged, &writable)
+        });
+
+        assert!(handed_over.expect("lock"));
+    }
 }

@@ -175,6 +175,7 @@ fn staging_as(
         hash: String::new(),
         verify: String::new(),
         in_place: false,
+        began_mixed: false,
         has_undo: true,
         keeps_undo: options.apply == Apply::StageKeepUndo,
     };

@@ -1,0 +1,85 @@
+//! Goal: a sync that is killed at any moment leaves the old disk, the new one, or one that is
+//! marked as mixed; the same sync then ends equal, and a roll-back with the old disk. Method:
+//! SIGKILL at seeded times, most of them after COMMIT; the state word is held against the root of
+//! what the target holds.
+//!
+//! `FAILBACK_KILLS=N` kills N syncs in each setting.
+#![cfg(unix)]
+#![allow(
+    clippy::print_stderr,
+    reason = "the table of what was found is asked for"
+)]
+
+use failback_tests::kill::{self, Setting};
+use failback_tests::qemu::Format::{self, Dynamic, Raw};
+use failback_tests::scene::Scene;
+use failback_tests::skip_without;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+/// Kills of one setting in CI.
+const KILLS: usize = 30;
+/// Words between COMMIT and the end.
+const AFTER_COMMIT: &[&str] = &["committing", "new_unverified", "new_verified"];
+
+#[test]
+fn killed_agents_with_a_raw_target() {
+    skip_without!("qemu-img");
+    assert_kills_are_harmless(Raw, Setting::TwoProcesses, 1);
+}
+
+#[test]
+fn killed_agents_with_a_growing_vhdx() {
+    skip_without!("qemu-img");
+    assert_kills_are_harmless(Dynamic(1), Setting::TwoProcesses, 2);
+}
+
+#[test]
+fn killed_syncs_of_one_process_to_a_raw_target() {
+    skip_without!("qemu-img");
+    assert_kills_are_harmless(Raw, Setting::Local, 3);
+}
+
+#[test]
+fn killed_syncs_of_one_process_to_a_growing_vhdx() {
+    skip_without!("qemu-img");
+    assert_kills_are_harmless(Dynamic(1), Setting::Local, 4);
+}
+
+#[test]
+fn killed_roll_backs() {
+    skip_without!("qemu-img");
+    let scene = Scene::new(Dynamic(1), 5);
+    let count = kill::count_from("FAILBACK_KILLS", KILLS) / 2;
+    let mut rng = StdRng::seed_from_u64(5);
+
+    let tally = kill::kill_roll_backs(&scene, count, &mut rng);
+
+    eprintln!("roll-backs, seed 5:\n{}", tally.table());
+    assert!(tally.of(&["rolling_back"]) > 0, "{}", tally.table());
+}
+
+#[test]
+fn killed_commands_in_any_order() {
+    skip_without!("qemu-img");
+    let scene = Scene::new(Dynamic(1), 6);
+    let count = kill::count_from("FAILBACK_KILLS", KILLS);
+    let mut rng = StdRng::seed_from_u64(6);
+
+    let tally = kill::kill_walks(&scene, count, &mut rng);
+
+    eprintln!("any order, seed 6:\n{}", tally.table());
+    assert!(tally.total() >= count);
+}
+
+fn assert_kills_are_harmless(format: Format, setting: Setting, seed: u64) {
+    let scene = Scene::new(format, seed);
+    let count = kill::count_from("FAILBACK_KILLS", KILLS);
+    let mut rng = StdRng::seed_from_u64(seed);
+
+    let tally = kill::kill_syncs(&scene, setting, count, &mut rng);
+
+    eprintln!("{format:?}, {setting:?}, seed {seed}:\n{}", tally.table());
+    let late = tally.of(AFTER_COMMIT);
+    assert!(late * 100 >= tally.total() * 30, "{}", tally.table());
+}

@@ -1,0 +1,128 @@
+//! Goal: a sync that is killed at a system call, or to which one fails, leaves the old disk, the
+//! new one, or one that is marked as mixed; the same sync then ends equal. Method: strace injects
+//! the fault at calls spread over the run; the state word is held against the root of the target.
+//!
+//! `FAILBACK_FAULTS=N` takes about N points for each kind of fault; more than there are takes all.
+#![cfg(target_os = "linux")]
+#![allow(
+    clippy::print_stderr,
+    reason = "the table of what was found is asked for"
+)]
+
+use failback_tests::cli::Run;
+use failback_tests::kill::{Tally, count_from};
+use failback_tests::place::Mount;
+use failback_tests::qemu::Format::{self, Dynamic, Raw};
+use failback_tests::scene::Scene;
+use failback_tests::skip_without;
+use failback_tests::trace::{self, CHANGING, Fault, Point};
+
+/// Points of one kind of fault in CI.
+const POINTS: usize = 7;
+/// Faults of the medium, and where they can happen.
+const FULL: Fault = Fault::Error("ENOSPC");
+const BROKEN: Fault = Fault::Error("EIO");
+
+#[test]
+fn killed_at_a_call_with_a_raw_target() {
+    skip_without!("qemu-img", "strace");
+    assert_kills_are_harmless(&Scene::new(Raw, 30));
+}
+
+#[test]
+fn killed_at_a_call_with_a_growing_vhdx() {
+    skip_without!("qemu-img", "strace");
+    assert_kills_are_harmless(&Scene::new(Dynamic(1), 31));
+}
+
+#[test]
+fn killed_at_a_call_on_xfs() {
+    skip_without!("qemu-img", "strace", "mkfs.xfs", "root");
+    let mount = Mount::in_file("xfs", 400);
+    assert_kills_are_harmless(&Scene::new_in(mount.path(), Dynamic(1), 32));
+}
+
+#[test]
+fn failed_writes() {
+    skip_without!("qemu-img", "strace");
+    assert_errors_are_harmless(Raw, &["pwrite64"], BROKEN);
+    assert_errors_are_harmless(Dynamic(1), &["pwrite64"], FULL);
+}
+
+#[test]
+fn failed_flushes() {
+    skip_without!("qemu-img", "strace");
+    assert_errors_are_harmless(Raw, &["fsync", "fdatasync"], BROKEN);
+    assert_errors_are_harmless(Dynamic(1), &["fsync", "fdatasync"], FULL);
+}
+
+#[test]
+fn failed_changes_of_names_and_lengths() {
+    skip_without!("qemu-img", "strace");
+    assert_errors_are_harmless(Raw, &["rename", "unlink", "fallocate"], BROKEN);
+    assert_errors_are_harmless(Dynamic(1), &["rename", "ftruncate", "fallocate"], FULL);
+}
+
+#[test]
+fn failed_reads() {
+    skip_without!("qemu-img", "strace");
+    assert_errors_are_harmless(Dynamic(1), &["pread64"], BROKEN);
+}
+
+fn assert_kills_are_harmless(scene: &Scene) {
+    let all = trace::points(scene, CHANGING);
+    let points = trace::spread(&all, count_from("FAILBACK_FAULTS", POINTS));
+
+    let tally = meet(scene, &points, Fault::Kill, assert_killed_or_done);
+
+    report(scene.format, &all, &tally);
+    assert!(tally.of(&["done"]) < tally.total(), "{}", tally.table());
+}
+
+fn assert_errors_are_harmless(format: Format, calls: &'static [&'static str], fault: Fault) {
+    let scene = Scene::new(format, 33);
+    let all = trace::points(&scene, calls);
+    let points = trace::spread(&all, count_from("FAILBACK_FAULTS", POINTS));
+
+    let tally = meet(&scene, &points, fault, assert_failed_or_done);
+
+    report(format, &all, &tally);
+}
+
+fn meet(scene: &Scene, points: &[Point], fault: Fault, judge: fn(&Run, &str)) -> Tally {
+    let mut tally = Tally::default();
+    for point in points {
+        let story = format!("{:?}, {fault:?} at {point:?}", scene.format);
+        scene.reset();
+        let run = trace::sync_with(scene, *point, fault);
+        judge(&run, &story);
+        tally.add(scene.look(&story).name());
+        scene.assert_ends_equal(&story);
+    }
+    tally
+}
+
+/// The run may end before the point: threads share the work in another way each time.
+fn assert_killed_or_done(run: &Run, story: &str) {
+    assert!(
+        [None, Some(0)].contains(&run.code),
+        "{story}\n{}",
+        run.stderr
+    );
+}
+
+/// What is not essential may fail without a word.
+fn assert_failed_or_done(run: &Run, story: &str) {
+    assert!(
+        [Some(6), Some(0)].contains(&run.code),
+        "{story}: {:?}\n{}",
+        run.code,
+        run.stderr
+    );
+    assert!(!run.stderr.contains("panicked"), "{story}\n{}", run.stderr);
+}
+
+fn report(format: Format, all: &[Point], tally: &Tally) {
+    let (total, of) = (tally.total(), all.len());
+    eprintln!("{format:?}: {total} of {of} points\n{}", tally.table());
+}
