@@ -9,7 +9,7 @@ use failback_engine::disk::{Format, OpenOptions};
 use failback_engine::endpoint::Endpoint;
 use failback_engine::hash::HashKind;
 use failback_engine::operation::{CompressChoice, Strategy};
-use failback_engine::transport::{Apply, VerifyLevel};
+use failback_engine::transport::{Apply, Container, VerifyLevel};
 use failback_engine::units::BlockSize;
 
 use crate::size;
@@ -406,6 +406,14 @@ enum ApplyArg {
     InPlace,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum StageArg {
+    Auto,
+    Log,
+    File,
+    Clone,
+}
+
 /// How an existing target is changed.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ApplyArgs {
@@ -414,6 +422,11 @@ pub(crate) struct ApplyArgs {
     /// the same command has run to its end
     #[arg(long, value_enum, default_value_t = ApplyArg::Stage)]
     apply: ApplyArg,
+    /// What keeps the new disk until all of it is there: a log of changes beside the target; a new
+    /// file that takes its place, for a full copy; a clone that shares the target's bytes and takes
+    /// its place (XFS, btrfs). Auto: file or clone where they can be had, else the log
+    #[arg(long, value_enum, default_value_t = StageArg::Auto)]
+    stage: StageArg,
     /// Keep what the target had until `failback commit TARGET` accepts the new disk, or `failback
     /// rollback TARGET` brings the old one back
     #[arg(long, conflicts_with = "no_undo")]
@@ -427,6 +440,16 @@ pub(crate) struct ApplyArgs {
 
 impl ApplyArgs {
     /// `None` for wishes that contradict each other.
+    /// `None`: the target's choice.
+    pub(crate) fn container(&self) -> Option<Container> {
+        match self.stage {
+            StageArg::Auto => None,
+            StageArg::Log => Some(Container::Log),
+            StageArg::File => Some(Container::File),
+            StageArg::Clone => Some(Container::Clone),
+        }
+    }
+
     pub(crate) fn apply(&self) -> Option<Apply> {
         match (self.apply, self.keep_undo, self.no_undo) {
             (ApplyArg::InPlace, false, _) => Some(Apply::InPlace),

@@ -4,6 +4,7 @@ use anyhow::Context;
 use failback_engine::agent::{Grants, serve as serve_peers};
 use failback_engine::disk::{Format, NewDisk, OpenOptions, create as create_disk, create_child};
 use failback_engine::operation::{self, MapRequest, RecoveryReport, SyncRequest, VerifyRequest};
+use failback_engine::transport::Apply;
 use failback_engine::transport::link::{Listener, tcp, unix};
 use failback_engine::{Error, ErrorKind, Event, Observer};
 use serde::Serialize;
@@ -140,6 +141,11 @@ fn sync(args: SyncArgs) -> anyhow::Result<u8> {
         let message = "a sync in place keeps no undo: --apply in-place goes without --keep-undo";
         Error::new(ErrorKind::Usage, message)
     })?;
+    let container = args.applying.container();
+    if apply == Apply::InPlace && container.is_some() {
+        let message = "nothing is staged in place: --apply in-place goes without --stage";
+        return Err(Error::new(ErrorKind::Usage, message).into());
+    }
     let watchers = Watchers::new(args.output_args.events.as_deref())?;
     let cancel = cancel_on_signals()?;
     let request = SyncRequest {
@@ -151,6 +157,7 @@ fn sync(args: SyncArgs) -> anyhow::Result<u8> {
         verify: args.verify.level(),
         compress: args.compress,
         apply,
+        container,
         state: args.applying.state.state_dir,
         ..SyncRequest::new(args.source, args.target)
     };

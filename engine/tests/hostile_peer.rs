@@ -34,11 +34,7 @@ fn target_against(options: SessionOptions, script: &[Message]) -> (Error, Vec<u8
     let target: &dyn Target = &disk;
     let result = against(script, |link| {
         let session = Session::new(options, (BLOCKS * BLOCK) as u64).unwrap();
-        let changes = Changes::InPlace(InPlaceChanges {
-            target,
-            is_new: false,
-            finish: Box::new(|| Ok(())),
-        });
+        let changes = Changes::InPlace(InPlaceChanges::new(target, false, Box::new(|_| Ok(None))));
         run_target(
             &session,
             &disk,
@@ -157,11 +153,7 @@ fn an_end_before_the_comparison_of_a_large_disk() {
             ..delta()
         };
         let session = Session::new(options, disk.info().virtual_size).unwrap();
-        let changes = Changes::InPlace(InPlaceChanges {
-            target: &disk,
-            is_new: false,
-            finish: Box::new(|| Ok(())),
-        });
+        let changes = Changes::InPlace(InPlaceChanges::new(&disk, false, Box::new(|_| Ok(None))));
         run_target(
             &session,
             &disk,

@@ -72,6 +72,8 @@ fn options() -> impl Strategy<Value = SessionOptions> {
             verify,
             sub_hash_seed,
             apply: Apply::InPlace,
+            container: None,
+            goes_on: false,
             source_mark: 0,
             ..delta()
         },

@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use failback_transport::{
-    Access, Apply, Base, BlockData, Compress, Digest, DiskInfo, Encoder, Encoding, Failure,
-    HashKind, Hello, Message, NewDisk, OpenRequest, Role, RunKind, SessionParams, SourceEnd,
-    SubRun, TargetResult, Task, VerifiedFrom, VerifyLevel,
+    Access, Apply, Base, BlockData, Compress, Container, Digest, DiskInfo, Encoder, Encoding,
+    Failure, HashKind, Hello, Message, NewDisk, OpenRequest, Role, RunKind, SessionParams,
+    SourceEnd, SubRun, TargetResult, Task, VerifiedFrom, VerifyLevel,
 };
 use failback_vhdx::{CreateOptions, Image, Kind, MemoryFile};
 
@@ -173,6 +173,7 @@ fn opening() -> [Message; 4] {
             logical_sector_size: 512,
             identity: "id".into(),
             is_new: false,
+            is_partial: false,
             allocated_bytes: 1 << 20,
         }),
         Message::Start(SessionParams {
@@ -184,6 +185,8 @@ fn opening() -> [Message; 4] {
             sub_hash_seed: 1,
             peer_role: Role::Target,
             apply: Apply::Stage,
+            container: Some(Container::File),
+            goes_on: false,
             source_mark: 1,
         }),
     ]
@@ -269,6 +272,7 @@ fn ending() -> [Message; 6] {
             verify_micros: 8,
             resumed_blocks: 9,
             resume_notes: 1,
+            container: Some(Container::Log),
         }),
         Message::Failure(Failure {
             kind: 6,

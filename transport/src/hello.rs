@@ -8,13 +8,15 @@ use crate::link::{HANDSHAKE_LIMIT, IDLE_LIMIT};
 use crate::wire::{Hello, Message};
 
 /// Lowest protocol version this release speaks.
-pub const VERSION_MIN: u16 = 2;
+pub const VERSION_MIN: u16 = 3;
 
 /// Highest protocol version this release speaks.
 ///
 /// - 1: the first one; never in a release.
 /// - 2: `Start` says how the target is changed, `Result` what was found of an earlier session.
-pub const VERSION_MAX: u16 = 2;
+/// - 3: what keeps the target's new content until all is there: asked for in `Start`, told in
+///   `Result`; a full copy can go on with what one that was cut off has left.
+pub const VERSION_MAX: u16 = 3;
 
 /// Optional features of this release, one bit each; none yet.
 pub const FEATURES: u64 = 0;

@@ -8,14 +8,12 @@ use failback_transport::{Access, Compress, Message, OpenRequest, Role, SessionPa
 
 use super::grant::{Grant, Grants};
 use crate::abort::{Abort, CancelToken};
-use crate::disk::{DiskInfo, PendingDisk, Source, open_source};
+use crate::disk::{DiskInfo, NewDisk, Source, open_source};
 use crate::error::{Error, ErrorKind, Result, peer_error};
 use crate::event::{Event, Observer};
 use crate::hash::HashKind;
-use crate::operation::{ExistingTarget, SOFTWARE, new_disk};
-use crate::sync::{
-    Changes, InPlaceChanges, Session, SessionLink, SessionOptions, run_source, run_target,
-};
+use crate::operation::{HostedTarget, SOFTWARE, new_disk};
+use crate::sync::{Session, SessionLink, SessionOptions, run_source, run_target};
 use crate::units::BlockSize;
 
 /// Highest zstd level that a peer can make this host compress at: some 200 MB/s a core.
@@ -39,8 +37,7 @@ pub(super) fn receive_peer(
 /// A granted disk that is open.
 enum OpenDisk {
     Read(Arc<dyn Source>),
-    Write(ExistingTarget),
-    New(PendingDisk),
+    Write(HostedTarget),
 }
 
 impl OpenDisk {
@@ -48,7 +45,6 @@ impl OpenDisk {
         match self {
             Self::Read(disk) => disk.info(),
             Self::Write(target) => target.info(),
-            Self::New(pending) => pending.disk().info(),
         }
     }
 }
@@ -89,7 +85,8 @@ fn prepare(link: &mut SessionLink, grants: &Grants) -> Result<(OpenDisk, Session
         virtual_size: info.virtual_size,
         logical_sector_size: info.logical_sector_size.unwrap_or(0),
         identity: info.identity,
-        is_new: matches!(disk, OpenDisk::New(_)),
+        is_new: matches!(&disk, OpenDisk::Write(target) if target.is_new()),
+        is_partial: matches!(&disk, OpenDisk::Write(target) if target.is_partial()),
         allocated_bytes: 0,
     });
     link.say(&opened)?;
@@ -113,41 +110,34 @@ fn open(grant: &Grant, request: &OpenRequest) -> Result<OpenDisk> {
         );
         return Err(Error::new(ErrorKind::NotGranted, message));
     }
-    let is_missing = grant
-        .path
-        .symlink_metadata()
-        .is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound);
-    match (is_missing, request.create, grant.create_max) {
-        (true, Some(create), Some(max)) => {
-            if create.size > max {
-                let message = format!(
-                    "a new disk of {} bytes is more than the grant's {max}",
-                    create.size
-                );
-                return Err(Error::new(ErrorKind::NotGranted, message));
-            }
-            let source = DiskInfo {
-                format: String::new(),
-                virtual_size: create.size,
-                logical_sector_size: (create.logical_sector_size != 0)
-                    .then_some(create.logical_sector_size),
-                image_block_size: (create.block_size_hint != 0).then_some(create.block_size_hint),
-                identity: String::new(),
-                warnings: Vec::new(),
-            };
-            let new = new_disk(&grant.path, None, &source)?;
-            Ok(OpenDisk::New(PendingDisk::create(&grant.path, &new)?))
-        }
-        (true, _, _) => {
-            let message =
-                "the granted disk does not exist, and the grant has no max=SIZE to make it";
-            Err(Error::new(ErrorKind::NotGranted, message))
-        }
-        (false, _, _) => {
-            let target = ExistingTarget::open(&grant.path, &grant.open, grant.state.as_deref())?;
-            Ok(OpenDisk::Write(target))
-        }
+    let state = grant.state.as_deref();
+    let wanted = || wanted_disk(grant, request.create);
+    HostedTarget::open(&grant.path, &grant.open, state, wanted).map(OpenDisk::Write)
+}
+
+/// What a first sync makes, if the grant lets it.
+fn wanted_disk(grant: &Grant, create: Option<wire::NewDisk>) -> Result<NewDisk> {
+    let (Some(create), Some(max)) = (create, grant.create_max) else {
+        let message = "the granted disk does not exist, and the grant has no max=SIZE to make it";
+        return Err(Error::new(ErrorKind::NotGranted, message));
+    };
+    if create.size > max {
+        let message = format!(
+            "a new disk of {} bytes is more than the grant's {max}",
+            create.size
+        );
+        return Err(Error::new(ErrorKind::NotGranted, message));
     }
+    let source = DiskInfo {
+        format: String::new(),
+        virtual_size: create.size,
+        logical_sector_size: (create.logical_sector_size != 0)
+            .then_some(create.logical_sector_size),
+        image_block_size: (create.block_size_hint != 0).then_some(create.block_size_hint),
+        identity: String::new(),
+        warnings: Vec::new(),
+    };
+    new_disk(&grant.path, None, &source)
 }
 
 fn run(
@@ -185,15 +175,6 @@ fn run(
         (OpenDisk::Write(target), Role::Target, true) => {
             target.run(&session, link, &abort).map(drop)
         }
-        (OpenDisk::New(pending), Role::Target, true) => {
-            let disk = pending.disk();
-            let changes = Changes::InPlace(InPlaceChanges {
-                target: disk.as_ref(),
-                is_new: true,
-                finish: Box::new(move || pending.publish()),
-            });
-            run_target(&session, disk.as_ref(), Some(changes), link, &abort).map(drop)
-        }
         _ => refuse(
             link,
             Error::new(ErrorKind::NotGranted, "the disk was not opened for this"),
@@ -227,6 +208,8 @@ fn options(params: &SessionParams) -> Result<SessionOptions> {
         },
         sub_hash_seed: params.sub_hash_seed,
         apply: params.apply,
+        container: params.container,
+        goes_on: params.goes_on,
         source_mark: params.source_mark,
     })
 }

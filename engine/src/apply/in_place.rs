@@ -1,4 +1,4 @@
-//! Blocks written to the target at once: a new disk that has no name yet, or an old one where
+//! Blocks written to the target at once: a new disk that has not its name yet, or an old one where
 //! somebody asked for it, since an interrupted sync leaves it partly new.
 //!
 //! What was written is kept in mind until it has been flushed, read back past the page cache, and
@@ -14,7 +14,8 @@ use crate::abort::Abort;
 use crate::disk::{ExtentKind, Target};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Hasher, is_zero};
-use crate::sync::{Session, SessionProgress};
+use crate::state::{Barrier, Barriers};
+use crate::sync::{InPlaceChanges, Session, SessionProgress};
 use crate::system::MediumAccess;
 use crate::units::{BlockIndex, ByteOffset, Geometry, range_len};
 
@@ -23,7 +24,7 @@ use crate::units::{BlockIndex, ByteOffset, Geometry, range_len};
 const UNPROVEN_MAX: usize = 128 << 10;
 /// Bytes that wait for their proof before one thread proves them while the others go on: the disk
 /// writes and reads back what it has during the copy, and not all of it at the end.
-const UNPROVEN_LEN_MAX: u64 = 128 << 20;
+const UNPROVEN_LEN_MAX: u64 = 64 << 20;
 /// Reading back is waiting for a device, one read at a time for each thread.
 const PROOF_THREADS: usize = 8;
 /// Bytes of zeros that are read back as one.
@@ -39,6 +40,9 @@ pub(crate) struct InPlace<'a> {
     hasher: &'a Hasher,
     verify: VerifyLevel,
     is_hashed: bool,
+    barriers: Barriers,
+    /// Bytes written since the last flush, where what a job wrote has to outlive it.
+    unflushed: Option<AtomicU64>,
     unproven: Mutex<UnprovenList>,
     progress: &'a SessionProgress,
     written: AtomicU64,
@@ -65,14 +69,16 @@ enum Unproven {
 }
 
 impl<'a> InPlace<'a> {
-    pub(crate) fn new(target: &'a dyn Target, is_new: bool, session: &'a Session) -> Self {
+    pub(crate) fn new(changes: &InPlaceChanges<'a>, session: &'a Session) -> Self {
         Self {
-            target,
-            is_new,
+            target: changes.target,
+            is_new: changes.is_new,
             geometry: session.geometry,
             hasher: &session.hasher,
             verify: session.options.verify,
             is_hashed: session.is_hashed(),
+            barriers: changes.barriers,
+            unflushed: changes.outlives_job.then(AtomicU64::default),
             unproven: Mutex::default(),
             progress: &session.progress,
             written: AtomicU64::new(0),
@@ -141,7 +147,8 @@ impl<'a> InPlace<'a> {
         let unproven =
             std::mem::take(&mut *self.unproven.lock().unwrap_or_else(PoisonError::into_inner))
                 .changes;
-        self.target.flush()?;
+        self.barriers
+            .pass(Barrier::NewFile, || self.target.flush())?;
         tracing::debug!(changes = unproven.len(), "flushed; reading back");
         if self.verify == VerifyLevel::Off {
             return Ok(());
@@ -198,6 +205,7 @@ impl<'a> InPlace<'a> {
             self.target.write(range.start, &new[within(range, start)])?;
             self.written.fetch_add(range_len(range), Ordering::Relaxed);
         }
+        self.flush_window(ranges.iter().map(range_len).sum())?;
         let is_whole = ranges.iter().map(range_len).sum::<u64>() == new.len() as u64;
         self.remember(match is_whole && self.is_hashed {
             true => Unproven::Whole(block, digest),
@@ -209,6 +217,22 @@ impl<'a> InPlace<'a> {
                 Unproven::Parts(ranges, sum.finalize())
             }
         })
+    }
+
+    /// Makes durable what was written, once it is a window.
+    fn flush_window(&self, written: u64) -> Result<()> {
+        let Some(unflushed) = &self.unflushed else {
+            return Ok(());
+        };
+        let window = self.barriers.window_len();
+        let before = unflushed.fetch_add(written, Ordering::Relaxed);
+        if before < window && before + written >= window {
+            // The others go on meanwhile.
+            self.barriers
+                .pass(Barrier::Window, || self.target.flush())?;
+            unflushed.store(0, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     fn remember(&self, change: Unproven) -> Result<()> {

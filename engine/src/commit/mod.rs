@@ -12,11 +12,17 @@
 //! done             back, compare: old_restored
 //! ```
 
+mod exchange;
 mod finish;
+mod opening;
 mod recovery;
+mod replacing;
 mod staging;
 
 pub use finish::Outcome;
 pub use recovery::{Reopen, Unfinished};
-pub(crate) use staging::NOTES;
+pub use replacing::Replacing;
 pub use staging::Staging;
+
+pub(crate) use exchange::{drop_replaced, is_placed};
+pub(crate) use opening::{NOTES, waits_to_be_accepted};

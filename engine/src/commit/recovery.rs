@@ -5,29 +5,36 @@ use std::sync::Arc;
 
 use failback_transport::{Apply, Compress, Task, VerifyLevel};
 
+use super::exchange::{Exchange, is_placed};
 use super::finish::{Finisher, Job, Outcome, check_seal, is_old_as_staged};
 use crate::abort::{Abort, CancelToken};
-use crate::disk::{Target, TargetAccess};
+use crate::disk::{NewFile, Target, TargetAccess};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::HashKind;
 use crate::stage::StageLog;
-use crate::state::{Barrier, Barriers, Begun, Entry, Folder, Journal, STAGE_NAME, Word};
+use crate::state::{Barrier, Barriers, Begun, Entry, FileMark, Folder, Journal, STAGE_NAME, Word};
 use crate::sync::{Session, SessionOptions};
 use crate::units::BlockSize;
 
 /// How the target of a job is found again.
 pub trait Reopen: Debug {
-    /// The target, if it is still the file that the job is about, open for reading only.
+    /// The target, if it is the file of this id, open for reading only and locked.
     ///
     /// # Errors
     /// `Refused` for another file, as [`TargetAccess`].
-    fn access(&self, begun: &Begun) -> Result<Box<dyn TargetAccess>>;
+    fn access(&self, begun: &Begun, file_id: &str) -> Result<Box<dyn TargetAccess>>;
 
     /// The same, open for writing; what the system has of it in memory is not to be believed.
     ///
     /// # Errors
     /// As [`Reopen::access`].
     fn target(&self, begun: &Begun) -> Result<Arc<dyn Target>>;
+
+    /// The place beside the target.
+    ///
+    /// # Errors
+    /// `Io`.
+    fn new_file(&self, begun: &Begun) -> Result<Box<dyn NewFile>>;
 }
 
 /// A job whose process is gone.
@@ -49,6 +56,9 @@ impl Unfinished<'_> {
     /// `Refused` when the target is not the one the state is about, or was changed; `InUse`,
     /// `Damaged`, `VerifyFailed`, `NoSpace`, `Io`, `Cancelled`.
     pub fn finish(&self, journal: Journal, cancel: &CancelToken) -> Result<(Word, Outcome)> {
+        if journal.begun().container.replaces() {
+            return self.finish_replaced(journal, cancel);
+        }
         let word = journal.word();
         match word {
             // A roll-back may have begun in what does not check: looked at again.
@@ -93,11 +103,13 @@ impl Unfinished<'_> {
     /// with.
     pub fn roll_back(&self, journal: Journal, cancel: &CancelToken) -> Result<(Word, Outcome)> {
         let mut journal = journal;
+        let is_replaced = journal.begun().container.replaces();
         match journal.word() {
             word @ (Word::Done | Word::Aborted | Word::OldRestored) => {
                 let message = format!("nothing to undo: the state is {}", word.name());
                 Err(Error::new(ErrorKind::Refused, message))
             }
+            _ if is_replaced => self.roll_back_replaced(journal, cancel),
             Word::Staging | Word::Staged => {
                 self.refuse_lost_commit(&journal)?;
                 journal.append(Entry::of(Word::Aborted), Barrier::Aborted)?;
@@ -123,7 +135,9 @@ impl Unfinished<'_> {
     fn refuse_lost_commit(&self, journal: &Journal) -> Result<()> {
         let is_doubtful = journal.word() == Word::Staged && journal.has_broken_end();
         let is_lost = is_doubtful && {
-            let access = self.reopen.access(journal.begun())?;
+            let access = self
+                .reopen
+                .access(journal.begun(), &journal.begun().file_id)?;
             journal.may_have_lost_commit(&access.identity()?)
         };
         match is_lost {
@@ -154,9 +168,95 @@ impl Unfinished<'_> {
                            the target once more";
             return Err(Error::new(ErrorKind::Damaged, message));
         }
+        if journal.begun().container.replaces() {
+            let new_file = self.reopen.new_file(journal.begun())?;
+            let abort = Abort::new();
+            self.exchange(new_file.as_ref(), &abort)
+                .accept(&mut journal)?;
+            return Ok((Word::Done, Outcome::default()));
+        }
         journal.append(Entry::of(Word::Done), Barrier::Done)?;
         self.remove_stage()?;
         Ok((Word::Done, Outcome::default()))
+    }
+
+    /// As [`Unfinished::finish`], where a new file takes the target's place.
+    fn finish_replaced(
+        &self,
+        mut journal: Journal,
+        cancel: &CancelToken,
+    ) -> Result<(Word, Outcome)> {
+        let abort = Abort::with_cancel(cancel);
+        let new_file = self.reopen.new_file(journal.begun())?;
+        let exchange = self.exchange(new_file.as_ref(), &abort);
+        match journal.word() {
+            Word::Staging => {}
+            Word::NewVerified if journal.begun().keeps_undo => {}
+            Word::NewVerified => exchange.accept(&mut journal)?,
+            Word::Done | Word::Aborted | Word::OldRestored => new_file.remove()?,
+            Word::RollingBack => {
+                let _held = self.hold(&journal, new_file.as_ref())?;
+                exchange.roll_back(&mut journal)?;
+            }
+            word => {
+                let _held = self.hold(&journal, new_file.as_ref())?;
+                match word {
+                    Word::Staged => exchange.go_on(&mut journal)?,
+                    _ => exchange.place(&mut journal)?,
+                }
+            }
+        }
+        Ok((journal.word(), Outcome::default()))
+    }
+
+    fn roll_back_replaced(
+        &self,
+        mut journal: Journal,
+        cancel: &CancelToken,
+    ) -> Result<(Word, Outcome)> {
+        let abort = Abort::with_cancel(cancel);
+        let new_file = self.reopen.new_file(journal.begun())?;
+        let exchange = self.exchange(new_file.as_ref(), &abort);
+        // A COMMIT that has rotted since left the new file in place.
+        let is_placed = is_placed(new_file.as_ref(), &journal)?;
+        match journal.word() {
+            Word::Staging | Word::Staged if !is_placed => exchange.abandon(&mut journal)?,
+            _ => {
+                let _held = self.hold(&journal, new_file.as_ref())?;
+                exchange.roll_back(&mut journal)?;
+            }
+        }
+        Ok((journal.word(), Outcome::default()))
+    }
+
+    /// Locks both files, as far as they are there: neither is in use.
+    fn hold(&self, journal: &Journal, new_file: &dyn NewFile) -> Result<Held> {
+        let standing = new_file.standing()?;
+        let made = journal.made();
+        let known = |file: &FileMark| {
+            made.is_some_and(|made| {
+                let ids = [Some(&made.new), made.old.as_ref()];
+                ids.into_iter().flatten().any(|known| known.id == file.id)
+            })
+        };
+        Ok(Held {
+            _target: match standing.target.filter(known) {
+                Some(file) => Some(self.reopen.access(journal.begun(), &file.id)?),
+                None => None,
+            },
+            _beside: match standing.beside.filter(known) {
+                Some(_) => new_file.open()?,
+                None => None,
+            },
+        })
+    }
+
+    fn exchange<'b>(&self, new_file: &'b dyn NewFile, abort: &'b Abort) -> Exchange<'b> {
+        Exchange {
+            new_file,
+            barriers: self.barriers,
+            abort,
+        }
     }
 
     fn remove_stage(&self) -> Result<()> {
@@ -196,7 +296,7 @@ impl Unfinished<'_> {
     /// A target that nothing was written to, if that is what it is.
     fn untouched_target(&self, job: &Job, session: &Session) -> Result<Box<dyn TargetAccess>> {
         let begun = job.journal().begun().clone();
-        let access = self.reopen.access(&begun)?;
+        let access = self.reopen.access(&begun, &begun.file_id)?;
         let is_same = access.identity()? == begun.identity
             && is_old_as_staged(
                 &job.stage,
@@ -219,6 +319,12 @@ impl Unfinished<'_> {
     }
 }
 
+/// Both files of a job, locked.
+struct Held {
+    _target: Option<Box<dyn TargetAccess>>,
+    _beside: Option<Arc<dyn Target>>,
+}
+
 fn session_of(begun: &Begun) -> Result<Session> {
     let damaged = || Error::new(ErrorKind::Damaged, "journal is damaged: unknown words");
     let options = SessionOptions {
@@ -238,6 +344,8 @@ fn session_of(begun: &Begun) -> Result<Session> {
         compress: Compress::Off,
         sub_hash_seed: 0,
         apply: Apply::Stage,
+        container: None,
+        goes_on: false,
         source_mark: 0,
     };
     Session::new(options, begun.disk_len)

@@ -6,40 +6,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::abort::Abort;
 use crate::commit::finish::{Finisher, Job, Outcome};
+use crate::commit::opening::{Opening, Resumed, is_not_finished, waits_to_be_accepted};
 use crate::disk::{DiskInfo, Extent, ExtentKind, Source, TargetAccess};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::hash::{Digest, is_zero};
 use crate::stage::{Old, Overlay, Record, StageLog};
 use crate::state::{Barrier, Barriers, Begun, Entry, Folder, Journal, STAGE_NAME, Word};
 use crate::sync::Session;
 use crate::tree::Leaf;
 use crate::units::{BlockIndex, ByteOffset, Geometry, range_len};
-
-/// What was found of an earlier run.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Resumed {
-    /// Blocks that are staged already.
-    pub(crate) blocks: u64,
-    /// Reason codes: `resumed`, `source_changed`, `target_changed`, `options_changed`.
-    pub(crate) reasons: Vec<&'static str>,
-}
-
-impl Resumed {
-    /// The reasons as they travel in `Result`.
-    pub(crate) fn notes(&self) -> u8 {
-        let bits = NOTES.iter().zip(0..);
-        bits.filter(|(reason, _)| self.reasons.contains(reason))
-            .fold(0, |notes, (_, bit)| notes | 1 << bit)
-    }
-}
-
-/// Reason codes by their bit in `Result`.
-pub(crate) const NOTES: [&str; 4] = [
-    "resumed",
-    "source_changed",
-    "target_changed",
-    "options_changed",
-];
 
 /// The target of a session, whose changes go to a stage. As a [`Source`] it is the target as it
 /// will be: what an earlier run staged shows through, so that only what is missing is sent.
@@ -50,14 +25,10 @@ pub struct Staging {
     barriers: Barriers,
     geometry: Geometry,
     session: Session,
-    first: Entry,
-    has_undo: bool,
+    opening: Opening,
     job: Mutex<Option<Arc<Job>>>,
     zeroed_blocks: AtomicU64,
     info_after: Mutex<Option<DiskInfo>>,
-    resumed: Resumed,
-    /// The journal of an earlier job, while it calls the target mixed.
-    left_mixed: Mutex<Option<Journal>>,
 }
 
 impl Staging {
@@ -75,32 +46,16 @@ impl Staging {
         begun: Begun,
         source_mark: u64,
     ) -> Result<Self> {
-        let begun = Begun {
-            identity: access.identity()?,
-            disk_len: session.geometry.disk_len(),
-            block_size: session.geometry.block_size().as_u32(),
-            hash: session.hasher.kind().name().to_owned(),
-            verify: session.options.verify_name().to_owned(),
-            in_place: false,
-            ..begun
-        };
         let mut staging = Self {
+            opening: Opening::new(Some(access.as_ref()), session, begun, source_mark)?,
             access,
             folder,
             barriers,
             geometry: session.geometry,
             session: session.clone(),
-            has_undo: begun.has_undo,
-            first: Entry {
-                begun: Some(begun),
-                source: Some(format!("{source_mark:016x}")),
-                ..Entry::of(Word::Staging)
-            },
             job: Mutex::default(),
             zeroed_blocks: AtomicU64::new(0),
             info_after: Mutex::default(),
-            resumed: Resumed::default(),
-            left_mixed: Mutex::default(),
         };
         if let Some(journal) = Journal::open(staging.folder.as_ref(), barriers)? {
             staging.take_up(journal)?;
@@ -108,20 +63,24 @@ impl Staging {
         Ok(staging)
     }
 
-    /// Why nothing new begins before an earlier end.
-    pub(crate) fn waits_to_be_accepted() -> Error {
-        let message = "an earlier sync waits to be accepted or undone";
-        Error::new(ErrorKind::Refused, message)
-    }
-
     /// Blocks that an earlier run had staged.
     #[must_use]
     pub fn resumed_blocks(&self) -> u64 {
-        self.resumed.blocks
+        self.opening.resumed.blocks
+    }
+
+    /// Whether anything was staged.
+    pub(crate) fn is_used(&self) -> bool {
+        self.running().is_some()
+    }
+
+    /// Says why an earlier run was given up.
+    pub(crate) fn add_reason(&mut self, reason: &'static str) {
+        self.opening.resumed.reasons.push(reason);
     }
 
     pub(crate) fn resumed(&self) -> &Resumed {
-        &self.resumed
+        &self.opening.resumed
     }
 
     /// What the target is: after a commit, what it became.
@@ -138,21 +97,16 @@ impl Staging {
         self.zeroed_blocks.load(Ordering::Relaxed)
     }
 
-    fn begun(&self) -> &Begun {
-        let begun = self.first.begun.as_ref();
-        begun.expect("set when it was made")
-    }
-
     fn take_up(&mut self, mut journal: Journal) -> Result<()> {
         match journal.word() {
             word if word.is_final() => {
-                self.leave(journal);
+                self.opening.leave(journal);
                 // What the last word made needless may still be there.
                 return self.remove_stage();
             }
             // Whatever the earlier run left, all of it is compared again.
             Word::Committing if journal.begun().in_place => {
-                self.leave(journal);
+                self.opening.leave(journal);
                 return Ok(());
             }
             Word::Staging | Word::Staged => {}
@@ -160,18 +114,17 @@ impl Staging {
                 journal.append(Entry::of(Word::Done), Barrier::Done)?;
                 return self.remove_stage();
             }
-            Word::NewVerified => return Err(Self::waits_to_be_accepted()),
+            Word::NewVerified => return Err(waits_to_be_accepted()),
             Word::Committing | Word::NewUnverified | Word::RollingBack => {
-                let message = "an earlier sync is not finished";
-                return Err(Error::new(ErrorKind::Refused, message));
+                return Err(is_not_finished());
             }
             Word::Done | Word::Aborted | Word::OldRestored => unreachable!("final words"),
         }
-        let why_not = self.why_not_resumed(&journal)?;
-        if journal.may_have_lost_commit(&self.begun().identity) {
+        let why_not = self.opening.why_not_resumed(&journal);
+        if journal.may_have_lost_commit(&self.opening.begun().identity) {
             // It stays as it is until another takes its place: it is all that tells.
-            self.resumed.reasons.extend(why_not);
-            self.leave_mixed(journal);
+            self.opening.resumed.reasons.extend(why_not);
+            self.opening.leave_mixed(journal);
             return Ok(());
         }
         let file = match why_not {
@@ -182,9 +135,9 @@ impl Staging {
                 .map_err(|e| Error::io(e, "open stage"))?,
         };
         let Some(file) = file else {
-            self.resumed.reasons.extend(why_not);
+            self.opening.resumed.reasons.extend(why_not);
             journal.append(Entry::of(Word::Aborted), Barrier::Aborted)?;
-            self.leave(journal);
+            self.opening.leave(journal);
             return self.remove_stage();
         };
         let stage = StageLog::open(file, journal.job(), self.geometry, self.barriers)?;
@@ -192,48 +145,16 @@ impl Staging {
             super::finish::check_seal(sealed, &stage)?;
         }
         if !self.is_old_as_staged(&stage)? {
-            self.resumed.reasons.push("target_changed");
+            self.opening.resumed.reasons.push("target_changed");
             journal.append(Entry::of(Word::Aborted), Barrier::Aborted)?;
-            self.leave(journal);
+            self.opening.leave(journal);
             return self.remove_stage();
         }
-        if journal.source() != self.first.source.as_deref() {
-            self.resumed.reasons.push("source_changed");
-        }
-        self.resumed.reasons.push("resumed");
-        self.resumed.blocks = stage.blocks().len() as u64;
-        let again = Entry {
-            begun: None,
-            ..self.first.clone()
-        };
-        journal.append(again, Barrier::Begun)?;
+        self.opening.note_resumed(&journal);
+        self.opening.resumed.blocks = stage.blocks().len() as u64;
+        journal.append(self.opening.again(), Barrier::Begun)?;
         *self.job() = Some(Arc::new(Job::new(journal, stage)));
         Ok(())
-    }
-
-    /// Takes over what the next job has to know of an earlier one.
-    fn leave(&mut self, journal: Journal) {
-        if journal.is_mixed() {
-            self.leave_mixed(journal);
-        }
-    }
-
-    fn leave_mixed(&mut self, journal: Journal) {
-        let begun = self.first.begun.as_mut();
-        begun.expect("set when it was made").began_mixed = true;
-        self.left_mixed = Mutex::new(Some(journal));
-    }
-
-    fn why_not_resumed(&self, journal: &Journal) -> Result<Option<&'static str>> {
-        let (was, is) = (journal.begun(), self.begun());
-        let is_same_target = was.identity == is.identity && was.disk_len == is.disk_len;
-        let is_same_job = (was.block_size, &was.hash, was.has_undo, was.keeps_undo)
-            == (is.block_size, &is.hash, is.has_undo, is.keeps_undo);
-        Ok(match (is_same_target, is_same_job) {
-            (false, _) => Some("target_changed"),
-            (_, false) => Some("options_changed"),
-            _ => None,
-        })
     }
 
     /// Whether every staged block of the target is what it was when it was staged.
@@ -271,7 +192,7 @@ impl Staging {
             .folder
             .create(STAGE_NAME)
             .map_err(|e| Error::io(e, "make stage"))?;
-        let journal = Journal::begin(self.folder.as_ref(), self.barriers, self.first.clone())?;
+        let journal = self.opening.begin(self.folder.as_ref(), self.barriers)?;
         let stage = StageLog::new(file, journal.job(), self.geometry, self.barriers);
         let begun = Arc::new(Job::new(journal, stage));
         *job = Some(begun.clone());
@@ -303,7 +224,7 @@ impl Staging {
             Some(record) => record.old_leaf,
             None => shown,
         };
-        let old_leaf = match (old_leaf, self.has_undo) {
+        let old_leaf = match (old_leaf, self.opening.begun().has_undo) {
             // A full copy reads the target only for its undo.
             (None, true) => Some(self.leaf_of_disk(block)?),
             (known, _) => known,
@@ -380,7 +301,7 @@ impl Staging {
         (new_leaf, old_leaf): (Option<Leaf>, Option<Leaf>),
     ) -> Result<()> {
         let mut kept = Vec::new();
-        let old = match (self.has_undo, old_leaf) {
+        let old = match (self.opening.begun().has_undo, old_leaf) {
             (_, Some(Leaf::Zero)) => Old::Zero,
             (false, _) => Old::NotKept,
             (true, _) => {
@@ -414,10 +335,7 @@ impl Staging {
         let outcome = match self.running() {
             Some(job) => finisher.commit(self.access.as_ref(), &job, new_root),
             None => {
-                let mut left = self
-                    .left_mixed
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner);
+                let mut left = self.opening.left_mixed();
                 let outcome = finisher.tidy(self.access.as_ref(), left.as_mut())?;
                 if left.is_some() {
                     self.remove_stage()?;

@@ -11,7 +11,7 @@ use super::open::refuse_needless_parents;
 use super::probe::{Format, decide};
 use super::siblings::refuse_children;
 use super::vhdx::convert;
-use super::{DiskInfo, OpenOptions, RawDisk, Source, Target, VhdDisk, VhdxDisk};
+use super::{DiskInfo, HostNewFile, OpenOptions, RawDisk, Source, Target, VhdDisk, VhdxDisk};
 use crate::error::{Error, Result};
 use crate::system::{Access, HostFile};
 
@@ -85,6 +85,19 @@ impl HostTarget {
             format,
             disk,
         })
+    }
+
+    /// The place beside it, where a new file can stand that is to take its place.
+    ///
+    /// # Errors
+    /// `Damaged`, `Io`.
+    pub(crate) fn new_file(&self) -> Result<HostNewFile> {
+        let open = OpenOptions {
+            format: Some(self.format),
+            ..self.options.clone()
+        };
+        let len = self.disk.info().virtual_size;
+        HostNewFile::of_existing(&self.path, &open, self.file.clone(), len)
     }
 
     /// What it is.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use failback_vhdx::{ChildOptions, CreateOptions, FileAt, Kind};
 use tempfile::TempPath;
+use uuid::Uuid;
 
 use super::chain::open_parents;
 use super::vhd;
@@ -27,6 +28,44 @@ pub struct NewDisk {
     pub block_size: Option<u32>,
     /// Whether the file of a VHDX or VHD holds the whole disk at once.
     pub is_fixed: bool,
+}
+
+/// A new disk down to what only a replacement of another disk has to meet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Recipe {
+    pub(crate) new: NewDisk,
+    /// Physical sector of a VHDX in bytes; `None`: 4096.
+    pub(super) physical_sector_size: Option<u32>,
+    /// What the guest, or a child, knows the disk by; `None`: a new id.
+    id: Option<Uuid>,
+}
+
+impl Recipe {
+    pub(crate) fn of(new: NewDisk) -> Self {
+        Self {
+            new,
+            physical_sector_size: None,
+            id: None,
+        }
+    }
+
+    /// A raw disk of `len` bytes.
+    pub(super) fn raw(len: u64) -> Self {
+        Self::of(NewDisk {
+            format: Format::Raw,
+            len,
+            sector_size: vhd::SECTOR_SIZE,
+            block_size: None,
+            is_fixed: false,
+        })
+    }
+
+    pub(super) fn with_id(self, id: Uuid) -> Self {
+        Self {
+            id: Some(id),
+            ..self
+        }
+    }
 }
 
 /// A new disk that has no name yet. Dropped without [`PendingDisk::publish`], it is gone.
@@ -51,24 +90,8 @@ impl PendingDisk {
         let temporary = temporary_beside(path)?;
         let (file, temporary) = temporary.into_parts();
         let file = Arc::new(HostFile::adopt(file, &temporary, path)?);
-        let disk: Arc<dyn Target> = match new.format {
-            Format::Raw => {
-                let resized = FileAt::set_len(file.as_ref(), new.len);
-                resized.map_err(|e| Error::io(e, "set length").path(path))?;
-                Arc::new(RawDisk::open(file)?)
-            }
-            Format::Vhdx => Arc::new(VhdxDisk::create(file, &vhdx_options(new))?),
-            Format::Vhd => Arc::new(VhdDisk::create(file, &vhd_options(new, path)?)?),
-            Format::Foreign(_) => {
-                let message = format!(
-                    "making {} images is not supported in this release",
-                    new.format
-                );
-                return Err(Error::new(ErrorKind::Unsupported, message).path(path));
-            }
-        };
         Ok(Self {
-            disk,
+            disk: make_disk(file, &Recipe::of(*new), path)?,
             temporary,
             path: path.to_owned(),
         })
@@ -102,6 +125,34 @@ impl PendingDisk {
         drop(disk);
         synced
     }
+}
+
+/// Makes a disk that reads zero in an empty file; errors call it `shown`.
+///
+/// # Errors
+/// As [`PendingDisk::create`].
+pub(super) fn make_disk(
+    file: Arc<HostFile>,
+    recipe: &Recipe,
+    shown: &Path,
+) -> Result<Arc<dyn Target>> {
+    let new = &recipe.new;
+    Ok(match new.format {
+        Format::Raw => {
+            let resized = FileAt::set_len(file.as_ref(), new.len);
+            resized.map_err(|e| Error::io(e, "set length").path(shown))?;
+            Arc::new(RawDisk::open(file)?)
+        }
+        Format::Vhdx => Arc::new(VhdxDisk::create(file, &vhdx_options(recipe))?),
+        Format::Vhd => Arc::new(VhdDisk::create(file, &vhd_options(recipe, shown)?)?),
+        Format::Foreign(_) => {
+            let message = format!(
+                "making {} images is not supported in this release",
+                new.format
+            );
+            return Err(Error::new(ErrorKind::Unsupported, message).path(shown));
+        }
+    })
 }
 
 /// Makes an empty disk at `path`.
@@ -216,8 +267,14 @@ fn relative_path(
     Ok(Some(path))
 }
 
-fn vhdx_options(new: &NewDisk) -> CreateOptions {
+fn vhdx_options(recipe: &Recipe) -> CreateOptions {
+    let new = &recipe.new;
+    let defaults = CreateOptions::new(new.len, Kind::Dynamic);
     CreateOptions {
+        physical_sector_size: recipe
+            .physical_sector_size
+            .unwrap_or(defaults.physical_sector_size),
+        disk_id: recipe.id,
         block_size: new.block_size,
         logical_sector_size: new.sector_size,
         kind: if new.is_fixed {
@@ -225,11 +282,12 @@ fn vhdx_options(new: &NewDisk) -> CreateOptions {
         } else {
             Kind::Dynamic
         },
-        ..CreateOptions::new(new.len, Kind::Dynamic)
+        ..defaults
     }
 }
 
-fn vhd_options(new: &NewDisk, path: &Path) -> Result<vhd::CreateOptions> {
+fn vhd_options(recipe: &Recipe, path: &Path) -> Result<vhd::CreateOptions> {
+    let new = &recipe.new;
     if new.sector_size != vhd::SECTOR_SIZE {
         let message = format!(
             "every VHD has sectors of 512 bytes, not {}",
@@ -239,6 +297,7 @@ fn vhd_options(new: &NewDisk, path: &Path) -> Result<vhd::CreateOptions> {
     }
     Ok(vhd::CreateOptions {
         block_size: new.block_size,
+        unique_id: recipe.id,
         ..vhd::CreateOptions::new(new.len, new.is_fixed)
     })
 }

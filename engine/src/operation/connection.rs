@@ -21,6 +21,15 @@ pub(crate) struct Connection {
     grant: String,
 }
 
+/// What an agent opened.
+pub(crate) struct Opened {
+    pub(crate) info: DiskInfo,
+    /// There was no such disk before.
+    pub(crate) is_new: bool,
+    /// A full copy that was cut off left something to go on with.
+    pub(crate) is_partial: bool,
+}
+
 impl Connection {
     /// Connects to the agent of `endpoint`.
     ///
@@ -55,7 +64,7 @@ impl Connection {
         })
     }
 
-    /// Asks for the disk; the second value says whether the agent has just made it.
+    /// Asks for the disk.
     ///
     /// # Errors
     /// The agent's refusal, `PeerGone`, `Protocol`.
@@ -63,7 +72,7 @@ impl Connection {
         &mut self,
         access: wire::Access,
         create: Option<wire::NewDisk>,
-    ) -> Result<(DiskInfo, bool)> {
+    ) -> Result<Opened> {
         let request = OpenRequest {
             name: self.grant.clone(),
             access,
@@ -71,7 +80,11 @@ impl Connection {
         };
         self.link.say(&Message::Open(request))?;
         match self.link.hear(IDLE_LIMIT)? {
-            Message::Opened(info) => Ok((from_wire(&info), info.is_new)),
+            Message::Opened(info) => Ok(Opened {
+                info: from_wire(&info),
+                is_new: info.is_new,
+                is_partial: info.is_partial,
+            }),
             _ => Err(Error::new(
                 ErrorKind::Protocol,
                 "peer: a message out of place",
@@ -118,6 +131,8 @@ fn to_wire(options: &SessionOptions, peer_role: Role) -> SessionParams {
         sub_hash_seed: options.sub_hash_seed,
         peer_role,
         apply: options.apply,
+        container: options.container,
+        goes_on: options.goes_on,
         source_mark: options.source_mark,
     }
 }

@@ -7,14 +7,12 @@ use failback_transport as wire;
 use failback_transport::{Compress, Task, VerifyLevel};
 
 use super::connection::Connection;
-use super::existing::ExistingTarget;
 use super::job::{LocalTarget, SessionOutcome, SourceSide, TargetSide, run};
 use super::plan::{Strategy, check_fit, choose};
+use super::replacement::HostedTarget;
 use crate::abort::CancelToken;
 use crate::disk::vhd::{NEW_DISK_LEN_MAX, SECTOR_SIZE};
-use crate::disk::{
-    DiskInfo, Format, NewDisk, OpenOptions, PendingDisk, open_source, refuse_same_file,
-};
+use crate::disk::{DiskInfo, Format, NewDisk, OpenOptions, open_source, refuse_same_file};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Remedy, Result};
 use crate::event::{Event, Observer};
@@ -60,6 +58,8 @@ pub struct SyncRequest {
     pub compress: CompressChoice,
     /// How an existing target is changed.
     pub apply: wire::Apply,
+    /// What keeps the new disk until all of it is there; `None`: what can be had.
+    pub container: Option<wire::Container>,
     /// Where the state of a local target is kept; `None`: beside it.
     pub state: Option<PathBuf>,
 }
@@ -79,6 +79,7 @@ impl SyncRequest {
             verify: VerifyLevel::Changed,
             compress: CompressChoice::Auto,
             apply: wire::Apply::Stage,
+            container: None,
             state: None,
         }
     }
@@ -167,7 +168,11 @@ fn run_sync(
     }
     let source = open_source_side(&request.source, &request.source_open)?;
     report.source.describe(&source.info());
-    let (target, is_new) = open_target_side(request, &source.info())?;
+    let OpenedTarget {
+        side: target,
+        is_new,
+        is_partial,
+    } = open_target_side(request, &source.info())?;
     report.target.describe(&target.info());
     warn(observer, &[source.info(), target.info()]);
     check_fit(&source.info(), &target.info())?;
@@ -178,12 +183,14 @@ fn run_sync(
         strategy: plan.strategy(),
         reasons: plan.reasons.clone(),
     });
+    let goes_on = is_partial && plan.task == Task::Full && request.apply != wire::Apply::InPlace;
     let is_in_process = matches!(
         (&source, &target),
         (SourceSide::Local(_), TargetSide::Local(_))
     );
     let options = SessionOptions {
-        task: plan.task,
+        // What an earlier full copy has sent is not sent again.
+        task: if goes_on { Task::Delta } else { plan.task },
         hash: request.hash,
         block_size: request.block_size,
         verify: request.verify,
@@ -195,6 +202,8 @@ fn run_sync(
         },
         sub_hash_seed: fresh_seed(),
         apply: request.apply,
+        container: request.container,
+        goes_on,
         source_mark: source_mark(&source.info().identity),
     };
     report.apply = Some(if is_new {
@@ -202,7 +211,8 @@ fn run_sync(
     } else {
         apply_name(request.apply)
     });
-    report.undo = (!is_new).then(|| undo_name(request.apply));
+    let is_kept = request.apply == wire::Apply::StageKeepUndo;
+    report.undo = (!is_new || is_kept).then(|| undo_name(request.apply));
     report.seconds.plan = started.elapsed().as_secs_f64();
     let outcome = run(
         source,
@@ -254,6 +264,8 @@ fn run_verify(
         compress: Compress::Off,
         sub_hash_seed: 0,
         apply: wire::Apply::InPlace,
+        container: None,
+        goes_on: false,
         source_mark: 0,
     };
     report.seconds.plan = started.elapsed().as_secs_f64();
@@ -310,46 +322,50 @@ fn open_source_side(endpoint: &Endpoint, options: &OpenOptions) -> Result<Source
         Endpoint::Path(path) => Ok(SourceSide::Local(open_source(path, options)?)),
         remote => {
             let mut connection = Connection::to(remote)?;
-            let (info, _) = connection.open(wire::Access::Read, None)?;
-            Ok(SourceSide::Remote(Box::new(connection), info))
+            let opened = connection.open(wire::Access::Read, None)?;
+            Ok(SourceSide::Remote(Box::new(connection), opened.info))
         }
     }
 }
 
-/// Opens the target, or makes it in the source's measure when it does not exist.
-fn open_target_side(request: &SyncRequest, source: &DiskInfo) -> Result<(TargetSide, bool)> {
-    match &request.target {
-        Endpoint::Path(path)
-            if path
-                .symlink_metadata()
-                .is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) =>
-        {
+/// A target that is open.
+struct OpenedTarget {
+    side: TargetSide,
+    is_new: bool,
+    is_partial: bool,
+}
+
+/// Opens the target, or prepares one in the source's measure when it does not exist.
+fn open_target_side(request: &SyncRequest, source: &DiskInfo) -> Result<OpenedTarget> {
+    if let Endpoint::Path(path) = &request.target {
+        let wanted = || {
             if !request.target_open.parents.is_empty() {
                 let message = "does not exist, yet a parent of it was named; \
                                make a differencing image first (failback create)";
                 return Err(Error::new(ErrorKind::Usage, message).path(path));
             }
-            let new = new_disk(path, request.target_open.format, source)?;
-            let pending = PendingDisk::create(path, &new)?;
-            Ok((TargetSide::Local(LocalTarget::New(pending)), true))
-        }
-        Endpoint::Path(path) => {
-            let state = request.state.as_deref();
-            let target = ExistingTarget::open(path, &request.target_open, state)?;
-            let target = LocalTarget::Existing(Box::new(target));
-            Ok((TargetSide::Local(target), false))
-        }
-        remote => {
-            let mut connection = Connection::to(remote)?;
-            let create = wire::NewDisk {
-                size: source.virtual_size,
-                logical_sector_size: source.logical_sector_size.unwrap_or(0),
-                block_size_hint: source.image_block_size.unwrap_or(0),
-            };
-            let (info, is_new) = connection.open(wire::Access::Write, Some(create))?;
-            Ok((TargetSide::Remote(Box::new(connection), info), is_new))
-        }
+            new_disk(path, request.target_open.format, source)
+        };
+        let state = request.state.as_deref();
+        let target = HostedTarget::open(path, &request.target_open, state, wanted)?;
+        return Ok(OpenedTarget {
+            is_new: target.is_new(),
+            is_partial: target.is_partial(),
+            side: TargetSide::Local(LocalTarget::Hosted(target)),
+        });
     }
+    let mut connection = Connection::to(&request.target)?;
+    let create = wire::NewDisk {
+        size: source.virtual_size,
+        logical_sector_size: source.logical_sector_size.unwrap_or(0),
+        block_size_hint: source.image_block_size.unwrap_or(0),
+    };
+    let opened = connection.open(wire::Access::Write, Some(create))?;
+    Ok(OpenedTarget {
+        side: TargetSide::Remote(Box::new(connection), opened.info),
+        is_new: opened.is_new,
+        is_partial: opened.is_partial,
+    })
 }
 
 /// What a missing target becomes: named by the operator or by its suffix, in the source's measure.
@@ -423,6 +439,15 @@ fn apply_name(apply: wire::Apply) -> &'static str {
     }
 }
 
+fn container_name(container: wire::Container) -> &'static str {
+    match container {
+        wire::Container::Log => "log",
+        wire::Container::File => "file",
+        wire::Container::Clone => "clone",
+        wire::Container::Child => "child",
+    }
+}
+
 fn undo_name(apply: wire::Apply) -> &'static str {
     match apply {
         wire::Apply::Stage => "until_verified",
@@ -460,6 +485,7 @@ fn new_report(
         root: Roots::default(),
         verified_from: None,
         apply: None,
+        stage: None,
         undo: None,
         predicted: Predicted::default(),
         seconds: Seconds::default(),
@@ -510,6 +536,7 @@ fn tell(report: &mut Report, outcome: &SessionOutcome, started: Instant) {
         source: end.root.map(|root| root.to_string()),
         target: result.root.map(|root| root.to_string()),
     };
+    report.stage = result.container.map(container_name);
     report.verified_from = match result.verified_from {
         _ if result.verified == 0 => None,
         wire::VerifiedFrom::None => None,
@@ -564,6 +591,8 @@ mod tests {
             compress: Compress::Off,
             sub_hash_seed: 0,
             apply: wire::Apply::InPlace,
+            container: None,
+            goes_on: false,
             source_mark: 0,
         }
     }

@@ -3,15 +3,20 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use failback_transport::{Apply, SourceEnd, TargetResult};
+use failback_transport as wire;
+use failback_transport::{Apply, SourceEnd, TargetResult, Task};
 
 use super::recovery::finish_unfinished;
+use super::replacement::run_replacing;
 use crate::abort::Abort;
-use crate::commit::Staging;
-use crate::disk::{DiskInfo, HostTarget, OpenOptions, Target, TargetAccess, decide_format};
+use crate::commit::{Replacing, Staging, drop_replaced, waits_to_be_accepted};
+use crate::disk::{
+    DiskInfo, HostNewFile, HostTarget, NewFile, OpenOptions, Target, TargetAccess, decide_format,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::state::{
-    Barrier, Barriers, Begun, Entry, HostFolder, Journal, Word, absolute, state_directory,
+    Barrier, Barriers, Begun, Container, Entry, HostFolder, Journal, Word, absolute,
+    state_directory,
 };
 use crate::sync::{Changes, InPlaceChanges, Session, SessionLink, run_target};
 use crate::system::{Access, HostFile};
@@ -21,10 +26,12 @@ use crate::system::{Access, HostFile};
 pub(crate) struct ExistingTarget {
     // Before `folder`: the disk is let go first.
     access: HostTarget,
+    new_file: HostNewFile,
     folder: HostFolder,
     path: PathBuf,
     open: OpenOptions,
     notes: Vec<String>,
+    is_partial: bool,
 }
 
 impl ExistingTarget {
@@ -53,13 +60,19 @@ impl ExistingTarget {
                 ));
             }
         }
-        Ok(Self {
-            access: HostTarget::open(path, open)?,
+        let access = HostTarget::open(path, open)?;
+        let new_file = access.new_file()?;
+        let mut target = Self {
+            access,
+            new_file,
             folder,
             path: path.to_owned(),
             open: open.clone(),
             notes,
-        })
+            is_partial: false,
+        };
+        target.is_partial = target.has_partial_copy()?;
+        Ok(target)
     }
 
     /// What it is.
@@ -67,6 +80,21 @@ impl ExistingTarget {
         let mut info = self.access.info();
         info.warnings.extend(self.notes.iter().cloned());
         info
+    }
+
+    /// Whether a full copy that was cut off left a new file that a delta can go on with.
+    pub(crate) fn is_partial(&self) -> bool {
+        self.is_partial
+    }
+
+    fn has_partial_copy(&self) -> Result<bool> {
+        let Some(journal) = Journal::open(&self.folder, Barriers::new())? else {
+            return Ok(false);
+        };
+        Ok(matches!(journal.word(), Word::Staging | Word::Staged)
+            && journal.begun().container == Container::File
+            && journal.begun().identity == self.access.identity()?
+            && self.new_file.standing()?.beside.is_some())
     }
 
     /// Plays the target in a session; what the disk is afterwards comes with the results.
@@ -87,57 +115,121 @@ impl ExistingTarget {
                 Err(error) => Err(told(&mut link, error)),
             };
         }
-        let mark = session.options.source_mark;
-        let prepared = self.begun(session).and_then(|begun| {
-            let (access, folder) = (Box::new(self.access), Box::new(self.folder));
-            Staging::open(access, folder, Barriers::new(), session, begun, mark)
-        });
-        let staging = match prepared {
-            Ok(staging) => staging,
-            Err(error) => return Err(told(&mut link, error)),
-        };
-        let changes = Changes::Staged(&staging);
-        let (end, result) = run_target(session, &staging, Some(changes), link, abort)?;
-        Ok((end, result, staging.info_now()))
+        match self.prepare_staged(session) {
+            Ok(Staged::Log(staging)) => {
+                let changes = Changes::Staged(&staging);
+                let (end, result) =
+                    run_target(session, staging.as_ref(), Some(changes), link, abort)?;
+                Ok((end, result, staging.info_now()))
+            }
+            Ok(Staged::Replaced(replacing)) => run_replacing(&replacing, session, link, abort),
+            Err(error) => Err(told(&mut link, error)),
+        }
     }
 
-    fn begun(&self, session: &Session) -> Result<Begun> {
-        let text = |path: &Path| {
-            path.to_str().map(str::to_owned).ok_or_else(|| {
-                let message = "has a name that no journal can note: it is not Unicode";
-                Error::new(ErrorKind::Usage, message).path(path)
-            })
+    fn prepare_staged(self, session: &Session) -> Result<Staged> {
+        let journal = Journal::open(&self.folder, Barriers::new())?;
+        let container = self.choose(session, journal.as_ref())?;
+        let begun = self.begun(session, container)?;
+        let barriers = Barriers::new();
+        let (access, new_file) = (Box::new(self.access), Box::new(self.new_file));
+        if container.replaces() {
+            let folder = Box::new(self.folder);
+            return Replacing::open(Some(access), new_file, folder, barriers, session, begun)
+                .map(Box::new)
+                .map(Staged::Replaced);
+        }
+        let given_up = match journal {
+            Some(journal) => drop_replaced(new_file.as_ref(), barriers, journal)?,
+            None => false,
         };
+        let mark = session.options.source_mark;
+        let folder = Box::new(self.folder);
+        let mut staging = Staging::open(access, folder, barriers, session, begun, mark)?;
+        if given_up {
+            staging.add_reason("options_changed");
+        }
+        Ok(Staged::Log(Box::new(staging)))
+    }
+
+    /// What keeps the new disk: what was asked for, what an unfinished job has, or what can be had.
+    fn choose(&self, session: &Session, journal: Option<&Journal>) -> Result<Container> {
+        let options = &session.options;
+        let wanted = options.container.map(named).transpose()?;
+        let unfinished = journal
+            .filter(|journal| matches!(journal.word(), Word::Staging | Word::Staged))
+            .map(|journal| journal.begun().container);
+        let best = match options.task {
+            Task::Full => Container::File,
+            _ if options.goes_on => Container::File,
+            _ => Container::Clone,
+        };
+        if wanted.is_none_or(|wanted| Some(wanted) == unfinished)
+            && let Some(container) = unfinished.filter(|c| *c == Container::Log || *c == best)
+        {
+            return Ok(container);
+        }
+        let container = wanted.unwrap_or(best);
+        if container == Container::Log {
+            return Ok(container);
+        }
+        if container == Container::File && best == Container::Clone {
+            let message = "a new file is for a full copy: --strategy full";
+            return Err(Error::new(ErrorKind::Usage, message).path(&self.path));
+        }
+        match (self.why_not(container, journal)?, wanted) {
+            (None, _) => Ok(container),
+            (Some(why), None) => {
+                tracing::debug!(why, "changes go to a log");
+                Ok(Container::Log)
+            }
+            (Some(why), Some(_)) => {
+                let message = format!("cannot be replaced by a {}: {why}", container.name());
+                Err(Error::new(ErrorKind::Refused, message).path(&self.path))
+            }
+        }
+    }
+
+    /// Why `container` cannot be had; what an earlier job has beside the target is not touched.
+    fn why_not(
+        &self,
+        container: Container,
+        journal: Option<&Journal>,
+    ) -> Result<Option<&'static str>> {
+        let is_taken = journal.is_some_and(|journal| {
+            journal.begun().container.replaces() && !journal.word().is_final()
+        });
+        match is_taken {
+            // It could be had then.
+            true => Ok(None),
+            false => self.new_file.why_not(container),
+        }
+    }
+
+    fn begun(&self, session: &Session, container: Container) -> Result<Begun> {
         let parents = self.open.parents.iter();
-        let parents = parents.map(|parent| text(&absolute(parent)?));
-        let apply = session.options.apply;
+        let parents = parents.map(|parent| text_of(&absolute(parent)?));
         Ok(Begun {
-            target: text(&absolute(&self.path)?)?,
             file_id: self.access.file_id()?,
             format: self.open.format.map(|format| format.to_string()),
             parents: parents.collect::<Result<_>>()?,
             follow_parents: self.open.follow_parents,
             identity: self.access.identity()?,
-            disk_len: session.geometry.disk_len(),
-            block_size: session.geometry.block_size().as_u32(),
-            hash: session.hasher.kind().name().to_owned(),
-            verify: session.options.verify_name().to_owned(),
-            in_place: apply == Apply::InPlace,
-            began_mixed: false,
-            has_undo: matches!(apply, Apply::Stage | Apply::StageKeepUndo),
-            keeps_undo: apply == Apply::StageKeepUndo,
+            in_place: session.options.apply == Apply::InPlace,
+            ..begun_of(session, &self.path, container)?
         })
     }
 
     /// Notes that the disk is mixed from here on, and opens it for writing.
     fn prepare_in_place(self, session: &Session) -> Result<(Arc<dyn Target>, InPlaceJob)> {
-        if let Some(journal) = Journal::open(&self.folder, Barriers::new())?
-            && journal.word() == Word::NewVerified
-        {
-            return Err(Staging::waits_to_be_accepted());
+        if let Some(journal) = Journal::open(&self.folder, Barriers::new())? {
+            if journal.word() == Word::NewVerified {
+                return Err(waits_to_be_accepted());
+            }
+            drop_replaced(&self.new_file, Barriers::new(), journal)?;
         }
         let first = Entry {
-            begun: Some(self.begun(session)?),
+            begun: Some(self.begun(session, Container::Log)?),
             ..Entry::of(Word::Committing)
         };
         let journal = Journal::begin(&self.folder, Barriers::new(), first)?;
@@ -148,6 +240,56 @@ impl ExistingTarget {
             _folder: self.folder,
         };
         Ok((target, job))
+    }
+}
+
+/// A target whose changes are kept until all are there.
+enum Staged {
+    Log(Box<Staging>),
+    Replaced(Box<Replacing>),
+}
+
+/// What the journal says of a job on `path`, but for what is there already.
+///
+/// # Errors
+/// `Usage` for a name that no journal can note.
+pub(super) fn begun_of(session: &Session, path: &Path, container: Container) -> Result<Begun> {
+    let apply = session.options.apply;
+    Ok(Begun {
+        target: text_of(&absolute(path)?)?,
+        file_id: String::new(),
+        format: None,
+        parents: Vec::new(),
+        follow_parents: false,
+        identity: String::new(),
+        disk_len: session.geometry.disk_len(),
+        block_size: session.geometry.block_size().as_u32(),
+        hash: session.hasher.kind().name().to_owned(),
+        verify: session.options.verify_name().to_owned(),
+        in_place: false,
+        began_mixed: false,
+        container,
+        has_undo: matches!(apply, Apply::Stage | Apply::StageKeepUndo),
+        keeps_undo: apply == Apply::StageKeepUndo,
+    })
+}
+
+fn text_of(path: &Path) -> Result<String> {
+    path.to_str().map(str::to_owned).ok_or_else(|| {
+        let message = "has a name that no journal can note: it is not Unicode";
+        Error::new(ErrorKind::Usage, message).path(path)
+    })
+}
+
+fn named(container: wire::Container) -> Result<Container> {
+    match container {
+        wire::Container::Log => Ok(Container::Log),
+        wire::Container::File => Ok(Container::File),
+        wire::Container::Clone => Ok(Container::Clone),
+        wire::Container::Child => {
+            let message = "staging in a differencing child is not supported in this release";
+            Err(Error::new(ErrorKind::Unsupported, message))
+        }
     }
 }
 
@@ -165,18 +307,18 @@ fn run_in_place(
     link: SessionLink,
     abort: &Arc<Abort>,
 ) -> Result<(SourceEnd, TargetResult, DiskInfo)> {
-    let changes = Changes::InPlace(InPlaceChanges {
-        target,
-        is_new: false,
-        finish: Box::new(move || job.journal.append(Entry::of(Word::Done), Barrier::Done)),
-    });
+    let finish = move |_| {
+        job.journal.append(Entry::of(Word::Done), Barrier::Done)?;
+        Ok(None)
+    };
+    let changes = Changes::InPlace(InPlaceChanges::new(target, false, Box::new(finish)));
     let (end, result) = run_target(session, target, Some(changes), link, abort)?;
     Ok((end, result, target.info()))
 }
 
 /// The error, after the peer was told.
-fn told(link: &mut SessionLink, error: Error) -> Error {
+pub(super) fn told(link: &mut SessionLink, error: Error) -> Error {
     // Told, not expected to arrive: the peer may be gone.
-    drop(link.say(&failback_transport::Message::Failure(error.to_wire())));
+    drop(link.say(&wire::Message::Failure(error.to_wire())));
     error
 }

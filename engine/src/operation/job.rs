@@ -10,16 +10,15 @@ use failback_transport::link::{IDLE_LIMIT, loopback};
 use failback_transport::{Counters, Role, SourceEnd, TargetResult};
 
 use super::connection::Connection;
-use super::existing::ExistingTarget;
 use super::relay::relay;
+use super::replacement::HostedTarget;
 use crate::abort::{Abort, CancelToken};
-use crate::disk::{DiskInfo, PendingDisk, Source};
+use crate::disk::{DiskInfo, Source};
 use crate::error::{Error, Result, peer_error};
 use crate::event::{Event, Observer};
 use crate::report::Bytes;
 use crate::sync::{
-    Changes, InPlaceChanges, Phase, Session, SessionLink, SessionOptions, SessionProgress,
-    run_source, run_target,
+    Phase, Session, SessionLink, SessionOptions, SessionProgress, run_source, run_target,
 };
 
 /// How often progress is told.
@@ -39,10 +38,8 @@ pub(super) enum TargetSide {
 
 /// A target of this host.
 pub(super) enum LocalTarget {
-    /// A disk that was just made, and gets its name when it is proven.
-    New(PendingDisk),
-    /// Changed.
-    Existing(Box<ExistingTarget>),
+    /// Changed, or made.
+    Hosted(HostedTarget),
     /// Compared only.
     Compared(Arc<dyn Source>),
 }
@@ -50,8 +47,7 @@ pub(super) enum LocalTarget {
 impl LocalTarget {
     fn info(&self) -> DiskInfo {
         match self {
-            Self::New(pending) => pending.disk().info(),
-            Self::Existing(target) => target.info(),
+            Self::Hosted(target) => target.info(),
             Self::Compared(disk) => disk.info(),
         }
     }
@@ -228,17 +224,7 @@ fn play_target(
             let (end, result) = run_target(session, disk.as_ref(), None, link, abort)?;
             Ok((end, result, disk.info()))
         }
-        LocalTarget::Existing(target) => target.run(session, link, abort),
-        LocalTarget::New(pending) => {
-            let disk = pending.disk();
-            let changes = Changes::InPlace(InPlaceChanges {
-                target: disk.as_ref(),
-                is_new: true,
-                finish: Box::new(move || pending.publish()),
-            });
-            let (end, result) = run_target(session, disk.as_ref(), Some(changes), link, abort)?;
-            Ok((end, result, disk.info()))
-        }
+        LocalTarget::Hosted(target) => target.run(session, link, abort),
     }
 }
 

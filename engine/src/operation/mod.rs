@@ -11,6 +11,7 @@ mod merge;
 mod plan;
 mod recovery;
 mod relay;
+mod replacement;
 
 pub use check::{CheckFinding, ImageCheck, ImageSummary, check};
 pub use copy::{CompressChoice, SyncRequest, VerifyRequest, sync, verify};
@@ -22,4 +23,4 @@ pub use recovery::{RecoveryReport, accept, recover, roll_back};
 
 pub(crate) use connection::SOFTWARE;
 pub(crate) use copy::new_disk;
-pub(crate) use existing::ExistingTarget;
+pub(crate) use replacement::HostedTarget;

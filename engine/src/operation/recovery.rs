@@ -8,8 +8,10 @@ use failback_transport::VerifiedFrom;
 use serde::Serialize;
 
 use crate::abort::CancelToken;
-use crate::commit::{Outcome, Reopen, Unfinished};
-use crate::disk::{HostTarget, OpenOptions, Target, TargetAccess, open_target};
+use crate::commit::{Outcome, Reopen, Unfinished, is_placed};
+use crate::disk::{
+    HostNewFile, HostTarget, NewFile, OpenOptions, Target, TargetAccess, open_target,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::state::{Barriers, Begun, HostFolder, Journal, Word, state_directory};
 use crate::system::{Access, HostFile};
@@ -92,6 +94,11 @@ pub(super) fn finish_unfinished(
         // Cut off a moment before `done`; nobody was to accept it.
         Word::NewVerified => !journal.begun().keeps_undo || journal.has_broken_end(),
         Word::Committing | Word::NewUnverified | Word::RollingBack => true,
+        // A COMMIT that has rotted since left the new file in place.
+        Word::Staged if journal.begun().container.replaces() => {
+            let new_file = HostPath(target).new_file(journal.begun())?;
+            is_placed(new_file.as_ref(), &journal)?
+        }
         _ => false,
     };
     if is_half_done {
@@ -159,11 +166,11 @@ fn with_job(
 struct HostPath<'a>(&'a Path);
 
 impl HostPath<'_> {
-    /// The file of that path, if it is still the same.
-    fn check(&self, begun: &Begun) -> Result<HostFile> {
+    /// The file of that path, if it is the one of this id.
+    fn check(&self, file_id: &str) -> Result<HostFile> {
         let file = HostFile::open(self.0, Access::Inspect)?;
         let id = file.file_id();
-        match id.map_err(|e| Error::io(e, "stat").path(self.0))? == begun.file_id {
+        match id.map_err(|e| Error::io(e, "stat").path(self.0))? == file_id {
             true => Ok(file),
             false => {
                 let message = "is another file than the one that the state is about";
@@ -174,15 +181,19 @@ impl HostPath<'_> {
 }
 
 impl Reopen for HostPath<'_> {
-    fn access(&self, begun: &Begun) -> Result<Box<dyn TargetAccess>> {
-        self.check(begun)?;
+    fn access(&self, begun: &Begun, file_id: &str) -> Result<Box<dyn TargetAccess>> {
+        self.check(file_id)?;
         Ok(Box::new(HostTarget::open(self.0, &options_of(begun)?)?))
     }
 
     fn target(&self, begun: &Begun) -> Result<Arc<dyn Target>> {
         // After a failed flush the cache can hold what the medium does not.
-        self.check(begun)?.forget_cache();
+        self.check(&begun.file_id)?.forget_cache();
         open_target(self.0, &options_of(begun)?)
+    }
+
+    fn new_file(&self, begun: &Begun) -> Result<Box<dyn NewFile>> {
+        Ok(Box::new(HostNewFile::to_find(self.0, &options_of(begun)?)?))
     }
 }
 

@@ -41,11 +41,21 @@ pub enum Barrier {
     OldRestored,
     /// "aborted", before the stage goes. Without it a stage that was sealed is missed.
     Aborted,
+    /// The bytes of a new file, before they are read back and sealed. Without it the target becomes
+    /// a file that is not whole.
+    NewFile,
+    /// The name of the new file, before SEAL. Without it SEAL speaks of a file that is not there.
+    NewName,
+    /// The names of the new file and the old one, swapped, before the target counts as new. Without
+    /// it the old disk counts as new.
+    Placed,
+    /// The names swapped back, before the target counts as old.
+    PlacedBack,
 }
 
 impl Barrier {
     /// Every barrier.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 18] = [
         Self::Begun,
         Self::Names,
         Self::Window,
@@ -60,6 +70,10 @@ impl Barrier {
         Self::Restored,
         Self::OldRestored,
         Self::Aborted,
+        Self::NewFile,
+        Self::NewName,
+        Self::Placed,
+        Self::PlacedBack,
     ];
 }
 

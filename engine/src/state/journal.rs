@@ -19,6 +19,7 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::barrier::{Barrier, Barriers};
+use super::container::Container;
 use super::folder::Folder;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -123,6 +124,9 @@ pub struct Entry {
     /// With `staged`: what was staged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sealed: Option<Sealed>,
+    /// With `staged`, where a new file takes the target's place: the two files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made: Option<Made>,
 }
 
 impl Entry {
@@ -134,6 +138,7 @@ impl Entry {
             begun: None,
             source: None,
             sealed: None,
+            made: None,
         }
     }
 }
@@ -167,6 +172,9 @@ pub struct Begun {
     /// "Old" is mixed then, and only "new" ends that.
     #[serde(default)]
     pub began_mixed: bool,
+    /// What keeps the new disk until all of it is there.
+    #[serde(default)]
+    pub container: Container,
     /// The stage holds what the target had before.
     pub has_undo: bool,
     /// The stage stays, for an undo, until somebody accepts the result.
@@ -181,7 +189,11 @@ impl Begun {
             word,
             Word::Staging | Word::Staged | Word::Aborted | Word::OldRestored
         );
-        word.is_mixed() || self.began_mixed && is_old
+        match (self.container.replaces(), word.is_mixed()) {
+            // The name is the old file's or the new one's at every moment.
+            (true, is_between) => self.began_mixed && (is_old || is_between),
+            (false, is_mixed) => is_mixed || self.began_mixed && is_old,
+        }
     }
 }
 
@@ -196,6 +208,26 @@ pub struct Sealed {
     pub stage_len: u64,
     /// BLAKE3 of all record headers in order, which hold the sums of all payload.
     pub stage_hash: String,
+}
+
+/// The new file that is to take the target's place, when all of it was there, and the old one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Made {
+    /// Root of the new disk in hexadecimal; absent where nothing is hashed.
+    pub new_root: Option<String>,
+    /// The new file.
+    pub new: FileMark,
+    /// The old one; absent when there was no target.
+    pub old: Option<FileMark>,
+}
+
+/// What a file is known by, whatever its name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileMark {
+    /// What tells this very file from others.
+    pub id: String,
+    /// Changes when its bytes do.
+    pub content: String,
 }
 
 /// The journal of a job, open for more.
@@ -314,6 +346,15 @@ impl Journal {
         let found =
             newest_first.find(|entry| matches!(entry.word, Word::Staged | Word::Staging))?;
         found.sealed.as_ref()
+    }
+
+    /// The two files, unless work on the new one went on after it was sealed.
+    #[must_use]
+    pub fn made(&self) -> Option<&Made> {
+        let mut newest_first = self.entries.iter().rev();
+        let found =
+            newest_first.find(|entry| matches!(entry.word, Word::Staged | Word::Staging))?;
+        found.made.as_ref()
     }
 
     /// Adds an entry and waits until it is durable.
@@ -509,6 +550,7 @@ mod tests {
             verify: "changed".into(),
             in_place: false,
             began_mixed: false,
+            container: Container::Log,
             has_undo: true,
             keeps_undo: false,
         }

@@ -21,10 +21,21 @@ pub fn state_directory(target: &Path, wanted: Option<&Path>) -> Result<PathBuf> 
             .unwrap_or(Path::new("/"))
             .join(DIRECTORY_NAME),
     };
-    // Names of targets are not unique across directories, and may be as long as a name can be.
-    let key = blake3::hash(whole.as_os_str().as_encoded_bytes()).to_hex();
     let short: String = name.chars().take(NAME_CHARS_MAX).collect();
-    Ok(base.join(format!("{short}-{}", &key[..KEY_CHARS])))
+    Ok(base.join(format!("{short}-{}", key_of(&whole))))
+}
+
+/// Where the new file stands that is to take the place of `whole`, an absolute path: beside it,
+/// since only there one step changes the names. The same at every try, so that nothing is left
+/// behind that nobody finds.
+pub(crate) fn new_file_of(whole: &Path) -> PathBuf {
+    whole.with_file_name(format!("{NEW_FILE_PREFIX}{}", key_of(whole)))
+}
+
+/// Names of targets are not unique across directories, and may be as long as a name can be.
+fn key_of(whole: &Path) -> String {
+    let key = blake3::hash(whole.as_os_str().as_encoded_bytes()).to_hex();
+    key[..KEY_CHARS].to_owned()
 }
 
 /// The target by its whole path; its folder has to be there, it need not.
@@ -48,5 +59,6 @@ pub(crate) fn absolute(target: &Path) -> Result<PathBuf> {
 const OF_DEVICES: &str = "/var/lib/failback";
 /// Beside a target that is a file.
 const DIRECTORY_NAME: &str = ".failback";
+const NEW_FILE_PREFIX: &str = ".failback-new.";
 const NAME_CHARS_MAX: usize = 40;
 const KEY_CHARS: usize = 16;

@@ -79,6 +79,10 @@ pub struct SessionOptions {
     pub sub_hash_seed: u64,
     /// How the target is changed.
     pub apply: wire::Apply,
+    /// What keeps the new disk until all of it is there; `None`: the target's choice.
+    pub container: Option<wire::Container>,
+    /// The comparison is with what a full copy that was cut off has left.
+    pub goes_on: bool,
     /// Tells the source in its present state from any other; see [`source_mark`].
     pub source_mark: u64,
 }

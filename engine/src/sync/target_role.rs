@@ -7,6 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
+use failback_transport as wire;
 use failback_transport::{
     BlockData, Message, MessageReceiver, SourceEnd, TargetResult, Task, VerifyLevel,
 };
@@ -22,7 +23,9 @@ use crate::apply::{Applied, Applier, Destination, InPlace};
 use crate::commit::Staging;
 use crate::disk::{Source, Target};
 use crate::error::{Error, ErrorKind, Result};
+use crate::hash::Digest;
 use crate::pipeline::{BufferPool, PooledBuffer, Scanned, Scanner};
+use crate::state::Barriers;
 use crate::tree::{Leaf, TreeBuilder};
 use crate::units::BlockIndex;
 use crate::verify::root_of_medium;
@@ -39,8 +42,10 @@ const QUEUED_MAX: usize = 2048;
 /// How often a wait looks whether the job was aborted.
 const POLL: Duration = Duration::from_millis(100);
 
-/// The last step of a session that ended equal.
-pub type Finish<'a> = Box<dyn FnOnce() -> Result<()> + Send + 'a>;
+/// The last step of a session that ended equal: gets the root of the new disk, and says what kept
+/// that until now.
+pub type Finish<'a> =
+    Box<dyn FnOnce(Option<Digest>) -> Result<Option<wire::Container>> + Send + 'a>;
 
 /// How a target is changed.
 #[derive(Debug)]
@@ -57,9 +62,30 @@ pub struct InPlaceChanges<'a> {
     pub target: &'a dyn Target,
     /// It was just made: all of it reads zero.
     pub is_new: bool,
+    /// What is written has to be there for the next job if this one is cut off.
+    pub outlives_job: bool,
+    /// All of them, but in tests.
+    pub barriers: Barriers,
+    /// What was found of an earlier job, as in [`TargetResult::resume_notes`].
+    pub resume_notes: u8,
     /// Runs once the disk is proven and closed, before the source hears of it: gives a new disk its
     /// name.
     pub finish: Finish<'a>,
+}
+
+impl<'a> InPlaceChanges<'a> {
+    /// Of a job that begins with nothing and leaves nothing to go on with.
+    #[must_use]
+    pub fn new(target: &'a dyn Target, is_new: bool, finish: Finish<'a>) -> Self {
+        Self {
+            target,
+            is_new,
+            outlives_job: false,
+            barriers: Barriers::new(),
+            resume_notes: 0,
+            finish,
+        }
+    }
 }
 
 impl std::fmt::Debug for InPlaceChanges<'_> {
@@ -95,16 +121,16 @@ pub fn run_target(
     let (applier, last_step) = match changes {
         None => (None, None),
         Some(Changes::InPlace(changes)) => {
-            let target = InPlace::new(changes.target, changes.is_new, session);
+            let target = InPlace::new(&changes, session);
             let applier = Applier::new(Destination::InPlace(target), session);
-            (Some(applier), Some((changes.target, changes.finish)))
+            (Some(applier), Some(changes))
         }
         Some(Changes::Staged(staging)) => {
             let applier = Applier::new(Destination::Stage(staging), session);
             (Some(applier), None)
         }
     };
-    let left_open = last_step.as_ref().map(|(target, _)| *target);
+    let left_open = last_step.as_ref().map(|changes| changes.target);
     let role = Role::new(session, disk, applier.as_ref(), outbox, abort);
     let (done, is_done) = bounded::<()>(0);
     let (work, work_queue) = bounded((WORK_BUDGET / session.options.block_size.len()).max(2));
@@ -469,7 +495,7 @@ impl<'a> Role<'a> {
     fn conclude(
         &self,
         end: &SourceEnd,
-        last_step: Option<(&dyn Target, Finish<'_>)>,
+        last_step: Option<InPlaceChanges<'_>>,
     ) -> Result<TargetResult> {
         let started = Instant::now();
         let progress = &self.session.progress;
@@ -503,9 +529,11 @@ impl<'a> Role<'a> {
         &self,
         applied: &InPlace<'_>,
         end: &SourceEnd,
-        (target, finish): (&dyn Target, Finish<'_>),
+        changes: InPlaceChanges<'_>,
         result: &mut TargetResult,
     ) -> Result<()> {
+        let target = changes.target;
+        result.resume_notes = changes.resume_notes;
         self.session.progress.enter_verify();
         applied.finish()?;
         if self.session.options.verify == VerifyLevel::Full {
@@ -515,7 +543,7 @@ impl<'a> Role<'a> {
         }
         target.close()?;
         if result.equal {
-            finish()?;
+            result.container = (changes.finish)(result.root)?;
         }
         result.written = applied.written_len();
         result.zeroed_blocks = applied.zeroed_count();
@@ -532,6 +560,7 @@ impl<'a> Role<'a> {
         if !result.equal {
             return staging.give_up();
         }
+        result.container = staging.is_used().then_some(wire::Container::Log);
         let outcome = staging.commit(result.root, self.abort)?;
         result.written = outcome.written;
         result.verified = outcome.verified;

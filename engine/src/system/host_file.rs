@@ -154,6 +154,11 @@ impl HostFile {
         &self.path
     }
 
+    /// Where it lies now.
+    pub(super) fn place(&self) -> &Path {
+        &self.place
+    }
+
     /// Whether it is a block device, whose length is fixed.
     #[must_use]
     pub fn is_device(&self) -> bool {
@@ -180,13 +185,33 @@ impl HostFile {
         Ok(platform::identity(&self.file.metadata()?))
     }
 
-    /// A text that names this very file, whatever state it is in.
+    /// A text that names this very file, whatever state it is in; the same after a reboot.
     ///
     /// # Errors
     /// The system's error.
     pub fn file_id(&self) -> io::Result<String> {
-        let id = platform::file_id(&self.file.metadata()?);
-        Ok(id.map_or_else(String::new, |(volume, file)| format!("{volume:x}:{file:x}")))
+        Ok(platform::lasting_id(&self.file.metadata()?))
+    }
+
+    /// A text that names this very file and changes with its bytes, not with its names.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub(crate) fn content_mark(&self) -> io::Result<String> {
+        Ok(platform::content_mark(&self.file.metadata()?))
+    }
+
+    /// Names that the file has.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub(crate) fn link_count(&self) -> io::Result<u64> {
+        Ok(platform::link_count(&self.file.metadata()?))
+    }
+
+    /// The open file itself, for the calls of this folder.
+    pub(super) fn as_file(&self) -> &File {
+        &self.file
     }
 
     /// Bytes that its file system has left; `None` where the system does not tell.

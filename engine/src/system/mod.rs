@@ -3,6 +3,7 @@
 
 mod host_file;
 mod own_file;
+mod replace;
 #[cfg(unix)]
 mod unix;
 #[cfg(windows)]
@@ -15,6 +16,10 @@ use windows as platform;
 
 pub use host_file::{Access, HostFile, MediumAccess};
 pub(crate) use own_file::map_own_file;
+pub(crate) use replace::{
+    clone_bytes, exchange, give_name, is_mount_point, make_file, open_made_file, remove_file,
+    try_clone, try_exchange,
+};
 
 /// Flushes the directory that holds `path`, so that a new or renamed entry survives a power cut.
 ///

@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
@@ -78,13 +78,66 @@ pub(super) fn file_id(metadata: &Metadata) -> Option<(u64, u64)> {
     }
 }
 
+/// A text that names a file for as long as it lives. Not by its device: that number can be another
+/// one after a reboot, when a target that was left half written has to be found again.
+pub(super) fn lasting_id(metadata: &Metadata) -> String {
+    if is_block_device(metadata) {
+        return format!("device:{:x}", metadata.rdev());
+    }
+    // An inode's number is used again; the time it was made is not.
+    let made = metadata.created().ok();
+    let made = made.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+    format!(
+        "{:x}:{:x}",
+        metadata.ino(),
+        made.unwrap_or_default().as_nanos()
+    )
+}
+
 pub(super) fn identity(metadata: &Metadata) -> String {
-    let (device, inode) = (metadata.dev(), metadata.ino());
     let (seconds, nanoseconds) = (metadata.ctime(), metadata.ctime_nsec());
     format!(
-        "{device:x}:{inode:x}:{:x}:{seconds}.{nanoseconds:09}",
+        "{}:{:x}:{seconds}.{nanoseconds:09}",
+        lasting_id(metadata),
         metadata.len()
     )
+}
+
+/// Changes whenever bytes or length of the file do; a new name or another owner change nothing.
+pub(super) fn content_mark(metadata: &Metadata) -> String {
+    let (seconds, nanoseconds) = (metadata.mtime(), metadata.mtime_nsec());
+    format!(
+        "{}:{:x}:{seconds}.{nanoseconds:09}",
+        lasting_id(metadata),
+        metadata.len()
+    )
+}
+
+/// Names that the file has.
+pub(super) fn link_count(metadata: &Metadata) -> u64 {
+    metadata.nlink()
+}
+
+/// A file that is bound over another has a mount of its own.
+pub(super) fn is_mount_point(path: &Path) -> io::Result<bool> {
+    use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+    let above = path.parent().unwrap_or(Path::new("/"));
+    let mount_of = |path: &Path| {
+        statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::MNT_ID)
+            .map(|found| found.stx_mnt_id)
+    };
+    Ok(mount_of(path)? != mount_of(above)?)
+}
+
+/// Swaps two names in one step.
+pub(super) fn exchange(a: &Path, b: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    Ok(renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE)?)
+}
+
+/// Makes the empty file `to` share all bytes of `from` until one of the two is written to.
+pub(super) fn clone_file(from: &File, to: &File) -> io::Result<()> {
+    Ok(rustix::fs::ioctl_ficlone(to, from)?)
 }
 
 pub(super) fn allocated_len(metadata: &Metadata) -> u64 {

@@ -76,6 +76,35 @@ pub(super) fn identity(metadata: &Metadata) -> String {
     format!("{created:x}:{:x}:{written:x}", metadata.len())
 }
 
+/// `std` has no stable file id on Windows; the time it was made has to do.
+pub(super) fn lasting_id(metadata: &Metadata) -> String {
+    format!("{:x}", metadata.creation_time())
+}
+
+pub(super) fn content_mark(metadata: &Metadata) -> String {
+    identity(metadata)
+}
+
+/// Not asked for here: `std` cannot. More than one keeps a file from being replaced.
+pub(super) fn link_count(_metadata: &Metadata) -> u64 {
+    u64::MAX
+}
+
+/// Files are no mount points there.
+pub(super) fn is_mount_point(_path: &Path) -> io::Result<bool> {
+    Ok(false)
+}
+
+/// Windows has no such call.
+pub(super) fn exchange(_a: &Path, _b: &Path) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// ReFS could; `std` cannot.
+pub(super) fn clone_file(_from: &File, _to: &File) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 pub(super) fn allocated_len(metadata: &Metadata) -> u64 {
     metadata.len()
 }

@@ -31,6 +31,8 @@ pub(crate) fn delta() -> SessionOptions {
         compress: Compress::Off,
         sub_hash_seed: 7,
         apply: Apply::InPlace,
+        container: None,
+        goes_on: false,
         source_mark: 0,
     }
 }
@@ -89,13 +91,8 @@ pub(crate) fn run_aborting(
     let (source_session, target_session) = (new_session(), new_session());
     std::thread::scope(|scope| {
         let sending = scope.spawn(|| run_source(&source_session, source, near, abort));
-        let changes = (options.task != Task::Compare).then(|| {
-            Changes::InPlace(InPlaceChanges {
-                target,
-                is_new,
-                finish: Box::new(|| Ok(())),
-            })
-        });
+        let changes = (options.task != Task::Compare)
+            .then(|| Changes::InPlace(InPlaceChanges::new(target, is_new, Box::new(|_| Ok(None)))));
         let target = run_target(
             &target_session,
             target,

@@ -4,13 +4,14 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use failback_engine::commit::Reopen;
-use failback_engine::disk::{DiskInfo, Extent, ExtentKind, Source, Target, TargetAccess};
+use failback_engine::disk::{DiskInfo, Extent, ExtentKind, NewFile, Source, Target, TargetAccess};
 use failback_engine::state::Begun;
 use failback_engine::system::MediumAccess;
 use failback_engine::units::ByteOffset;
 use failback_engine::{Error, ErrorKind, Result};
 use failback_vhdx::{FileAt, Image};
 
+use crate::beside::Beside;
 use crate::world::{World, WorldFile};
 
 /// What lies on the file.
@@ -31,7 +32,7 @@ fn io(error: std::io::Error) -> Error {
     Error::io(error, "test disk")
 }
 
-fn damaged(error: failback_vhdx::Error) -> Error {
+pub(crate) fn damaged(error: failback_vhdx::Error) -> Error {
     Error::new(ErrorKind::Damaged, format!("test image: {error}"))
 }
 
@@ -43,7 +44,7 @@ impl FileDisk {
         })
     }
 
-    fn open_rw(file: Arc<WorldFile>, format: Format) -> Result<Self> {
+    pub(crate) fn open_rw(file: Arc<WorldFile>, format: Format) -> Result<Self> {
         Ok(match format {
             Format::Raw => Self::Raw(file),
             Format::Vhdx => Self::Vhdx(Box::new(Image::open_rw(file).map_err(damaged)?)),
@@ -165,7 +166,7 @@ impl Access {
         Ok(Self {
             world: world.clone(),
             format,
-            disk: FileDisk::open(world.target(), format)?,
+            disk: FileDisk::open(target_of(world)?, format)?,
         })
     }
 }
@@ -181,7 +182,9 @@ impl TargetAccess for Access {
     }
 
     fn file_id(&self) -> Result<String> {
-        Ok("the target".into())
+        // As its file mark.
+        let file = self.world.number_of(crate::world::TARGET);
+        Ok(format!("{}", file.expect("a target")))
     }
 
     fn room(&self) -> Result<Option<u64>> {
@@ -189,9 +192,17 @@ impl TargetAccess for Access {
     }
 
     fn open_for_writing(&self) -> Result<Arc<dyn Target>> {
-        let disk = FileDisk::open_rw(self.world.target(), self.format)?;
+        let disk = FileDisk::open_rw(target_of(&self.world)?, self.format)?;
         Ok(Arc::new(disk))
     }
+}
+
+/// The target's file.
+pub(crate) fn target_of(world: &World) -> Result<Arc<WorldFile>> {
+    let message = "test target: there is none";
+    world
+        .target()
+        .ok_or_else(|| Error::new(ErrorKind::Io, message))
 }
 
 /// Finds the target again after a crash.
@@ -202,12 +213,16 @@ pub(crate) struct Again {
 }
 
 impl Reopen for Again {
-    fn access(&self, _begun: &Begun) -> Result<Box<dyn TargetAccess>> {
+    fn access(&self, _begun: &Begun, _file_id: &str) -> Result<Box<dyn TargetAccess>> {
         Ok(Box::new(Access::of(&self.world, self.format)?))
     }
 
     fn target(&self, _begun: &Begun) -> Result<Arc<dyn Target>> {
-        let disk = FileDisk::open_rw(self.world.target(), self.format)?;
+        let disk = FileDisk::open_rw(target_of(&self.world)?, self.format)?;
         Ok(Arc::new(disk))
+    }
+
+    fn new_file(&self, _begun: &Begun) -> Result<Box<dyn NewFile>> {
+        Ok(Box::new(Beside::of(&self.world, self.format, 0)))
     }
 }

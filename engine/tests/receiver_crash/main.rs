@@ -12,8 +12,10 @@
     reason = "test code; small values"
 )]
 
+mod beside;
 mod disk;
 mod promises;
+mod replaced;
 mod scenario;
 mod states;
 mod world;
@@ -22,11 +24,12 @@ use std::collections::BTreeMap;
 
 use failback_engine::CancelToken;
 use failback_engine::commit::Unfinished;
-use failback_engine::state::{Barrier, Barriers, Word};
+use failback_engine::state::{Barrier, Barriers, Container, Word};
 use failback_engine::sync::Task;
 use failback_engine::transport::Apply;
 
 use promises::check;
+use replaced::{missing, record_replacing, record_replacing_resumed};
 use scenario::{
     Disk, Record, WINDOW, after, at_word, content, finish, raw_disk, record_end, record_resumed,
     record_sync, sync, vhdx_disk,
@@ -38,6 +41,13 @@ const CI: Effort = Effort {
     subsets: 1000,
     torn: 1000,
     all_max: 4096,
+};
+
+/// Most of these states are of a file that nobody has seen yet.
+const CI_OF_REPLACEMENTS: Effort = Effort {
+    subsets: 300,
+    torn: 300,
+    all_max: 1024,
 };
 
 const LONG: Effort = Effort {
@@ -136,6 +146,40 @@ fn syncs(disk: &Disk, barriers: Barriers) -> Vec<Record> {
     ]
 }
 
+/// Syncs and ends of targets whose place a new file takes.
+fn replacements(disk: &Disk, barriers: Barriers) -> Vec<Record> {
+    let none = missing(disk);
+    let cancel = CancelToken::new();
+    let mut records = vec![
+        record_replacing(disk, barriers, Container::File, Apply::Stage),
+        record_replacing(disk, barriers, Container::Clone, Apply::Stage),
+        record_replacing(&none, barriers, Container::File, Apply::Stage),
+        record_replacing_resumed(disk, barriers),
+        record_replacing_resumed(&none, barriers),
+    ];
+    for disk in [disk, &none] {
+        let kept = record_replacing(disk, Barriers::new(), Container::File, Apply::StageKeepUndo);
+        let done = after(&kept.base, &kept.ops);
+        let sealed = at_word(&kept.base, &kept.ops, Word::Staged);
+        records.push(record_end(disk, &done, barriers, |job, journal| {
+            job.roll_back(journal, &cancel)
+        }));
+        records.push(record_end(disk, &sealed, barriers, |job, journal| {
+            job.finish(journal, &cancel)
+        }));
+        records.push(record_end(disk, &sealed, barriers, |job, journal| {
+            job.roll_back(journal, &cancel)
+        }));
+        records.push(record_end(
+            disk,
+            &done,
+            barriers,
+            |job: &Unfinished<'_>, journal| job.accept(journal),
+        ));
+    }
+    records
+}
+
 /// What each test looks at in CI, at least; together at least 10^5 distinct states.
 const FLOORS: [usize; 4] = [26_000, 52_000, 7_000, 18_000];
 const _: () = assert!(FLOORS[0] + FLOORS[1] + FLOORS[2] + FLOORS[3] >= 100_000);
@@ -176,11 +220,24 @@ fn ends_of_a_vhdx_survive_power_cuts() {
 }
 
 #[test]
+fn replacements_of_a_raw_disk_survive_power_cuts() {
+    let records = replacements(&raw_disk(), Barriers::new());
+    check_records(&records, CI_OF_REPLACEMENTS, 10_000);
+}
+
+#[test]
+fn replacements_of_a_vhdx_survive_power_cuts() {
+    let records = replacements(&vhdx_disk(), Barriers::new());
+    check_records(&records, CI_OF_REPLACEMENTS, 20_000);
+}
+
+#[test]
 #[ignore = "the long run: some minutes"]
 fn a_million_states() {
     let all = [raw_disk(), vhdx_disk()].map(|disk| {
         let mut records = syncs(&disk, Barriers::new());
         records.extend(ends(&disk, Barriers::new()));
+        records.extend(replacements(&disk, Barriers::new()));
         records
     });
     let all: Vec<Record> = all.into_iter().flatten().collect();
@@ -239,7 +296,10 @@ fn each_barrier_left_out_is_found() {
     for barrier in Barrier::ALL {
         let without = Barriers::without(barrier);
         let found = [&raw, &vhdx].into_iter().find_map(|disk| {
-            let records = syncs(disk, without).into_iter().chain(ends(disk, without));
+            let records = syncs(disk, without)
+                .into_iter()
+                .chain(ends(disk, without))
+                .chain(replacements(disk, without));
             records.into_iter().find_map(|record| find_broken(&record))
         });
         println!("without {barrier:?}: {found:?}");

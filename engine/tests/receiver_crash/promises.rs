@@ -3,9 +3,12 @@
 use failback_engine::Result;
 use failback_engine::state::{Barriers, Journal, Word};
 
-use crate::scenario::{BLOCK, Record, WINDOW, content, finish, roll_back, staging};
+use failback_vhdx::FileAt;
+
+use crate::disk::Format;
+use crate::scenario::{BLOCK, Disk, Record, WINDOW, finish, roll_back, seen, staging};
 use crate::states::State;
-use crate::world::{Op, World};
+use crate::world::{BESIDE, Op, World};
 
 /// Bytes of the largest record: one block and what it had before, with its header and padding.
 const RECORD_MAX: u64 = 2 * BLOCK as u64 + 8192;
@@ -18,17 +21,23 @@ pub(crate) fn check(record: &Record, state: &State) -> std::result::Result<Optio
     let world = World::like(&state.host);
     let told = |what: &str, error: failback_engine::Error| format!("{what}: {}", error.chain());
     let journal = Journal::open(&world, Barriers::new()).map_err(|e| told("journal", e))?;
+    let is_mixed = journal.as_ref().is_some_and(Journal::is_mixed);
     let word = journal.map(|journal| journal.word());
-    let seen = content(&world, record.disk.format).map_err(|e| told("target", e))?;
+    let disk = &record.disk;
+    let seen = seen(&world, disk.format).map_err(|e| told("target", e))?;
     match word {
         None | Some(Word::Staging | Word::Staged | Word::Aborted | Word::OldRestored) => {
-            is("the target, not written to", &seen, &record.disk.old)?;
+            is_old("the target, not written to", seen.as_deref(), disk)?;
         }
         Some(Word::NewUnverified | Word::NewVerified | Word::Done) => {
-            is("the target, written", &seen, &record.disk.new)?;
+            is_new("the target, written", seen.as_deref(), disk)?;
         }
         // Mixed, and says so.
-        Some(Word::Committing | Word::RollingBack) => {}
+        Some(Word::Committing | Word::RollingBack) if is_mixed => {}
+        Some(Word::Committing | Word::RollingBack) => {
+            is_old("the target, replaced", seen.as_deref(), disk)
+                .or_else(|_| is_new("the target, replaced", seen.as_deref(), disk))?;
+        }
     }
     if state.made == record.ops.len() && !word.is_some_and(|word| record.ends.contains(&word)) {
         return Err(format!("it had ended, and the journal says {word:?}"));
@@ -37,7 +46,10 @@ pub(crate) fn check(record: &Record, state: &State) -> std::result::Result<Optio
         check_ends(record, state, word)?;
     }
     if matches!(word, None | Some(Word::Staging)) {
-        check_window(record, state).map_err(|e| told("resume", e))??;
+        check_window_beside(record, state)?;
+        if record.ops.iter().any(is_stage) {
+            check_window(record, state).map_err(|e| told("resume", e))??;
+        }
     }
     Ok(word)
 }
@@ -49,19 +61,21 @@ fn check_ends(record: &Record, state: &State, word: Word) -> std::result::Result
     });
     let world = World::like(&state.host);
     let end = finish(&world, disk.format).map_err(|e| told("recover", e))?;
-    let seen = content(&world, disk.format).map_err(|e| told("recovered", e))?;
+    let now = seen(&world, disk.format).map_err(|e| told("recovered", e))?;
     match end {
         Word::Staging | Word::Aborted | Word::OldRestored => {
-            is("recovered to the old disk", &seen, &disk.old)?;
+            is_old("recovered to the old disk", now.as_deref(), disk)?;
         }
-        Word::NewVerified | Word::Done => is("recovered to the new disk", &seen, &disk.new)?,
+        Word::NewVerified | Word::Done => {
+            is_new("recovered to the new disk", now.as_deref(), disk)?;
+        }
         _ => return Err(format!("recover ends as {}", end.name())),
     }
     if !word.is_final() {
         let world = World::like(&state.host);
         roll_back(&world, disk.format).map_err(|e| told("rollback", e))?;
-        let seen = content(&world, disk.format).map_err(|e| told("rolled back", e))?;
-        is("rolled back", &seen, &disk.old)?;
+        let now = seen(&world, disk.format).map_err(|e| told("rolled back", e))?;
+        is_old("rolled back", now.as_deref(), disk)?;
     }
     Ok(())
 }
@@ -88,6 +102,66 @@ fn check_window(record: &Record, state: &State) -> Result<std::result::Result<()
         true => Ok(()),
         false => Err(format!("{resumed} blocks resumed, {due} were durable")),
     })
+}
+
+fn is_stage(op: &Op) -> bool {
+    matches!(op, Op::Create { name, .. } if name == "stage")
+}
+
+fn is_beside(op: &Op) -> bool {
+    matches!(op, Op::Create { name, .. } if name == BESIDE)
+}
+
+/// Of a raw disk whose new file begins empty: what was written is there but for two windows.
+fn check_window_beside(record: &Record, state: &State) -> std::result::Result<(), String> {
+    let made = record.ops[..state.made].iter().rposition(is_beside);
+    let is_raw = record.disk.format == Format::Raw;
+    let Some(made) = made.filter(|_| is_raw && !record.ops.iter().any(is_cloned)) else {
+        return Ok(());
+    };
+    let Op::Create { file, .. } = &record.ops[made] else {
+        unreachable!("found as one");
+    };
+    let written: Vec<(u64, &[u8])> = record.ops[made..state.made]
+        .iter()
+        .filter_map(|op| match op {
+            Op::Write { file: of, at, data } if of == file => Some((*at, data.as_ref())),
+            _ => None,
+        })
+        .collect();
+    let total: u64 = written.iter().map(|(_, data)| data.len() as u64).sum();
+    let mut sum = 0;
+    for (at, data) in written {
+        sum += data.len() as u64;
+        if sum + 2 * WINDOW + BLOCK as u64 > total {
+            break;
+        }
+        let mut there = vec![0; data.len()];
+        let read = state.host.files[*file].read_at(at, &mut there);
+        if read.is_err() || there != data {
+            return Err(format!(
+                "what was written at {at} is gone, {total} bytes later"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Clones begin with the whole target.
+fn is_cloned(op: &Op) -> bool {
+    matches!(op, Op::Write { data, .. } if data.len() > 4 * BLOCK)
+}
+
+fn is_old(what: &str, seen: Option<&[u8]>, disk: &Disk) -> std::result::Result<(), String> {
+    match (seen, disk.is_missing) {
+        (None, true) => Ok(()),
+        (Some(seen), false) => is(what, seen, &disk.old),
+        (seen, _) => Err(format!("{what}: is there: {}", seen.is_some())),
+    }
+}
+
+fn is_new(what: &str, seen: Option<&[u8]>, disk: &Disk) -> std::result::Result<(), String> {
+    is(what, seen.ok_or(format!("{what}: is missing"))?, &disk.new)
 }
 
 fn is(what: &str, seen: &[u8], expected: &[u8]) -> std::result::Result<(), String> {

@@ -5,23 +5,23 @@ use std::sync::Arc;
 use failback_engine::commit::{Staging, Unfinished};
 use failback_engine::disk::MemoryDisk;
 use failback_engine::hash::HashKind;
-use failback_engine::state::{Barriers, Begun, Journal, Word};
+use failback_engine::state::{Barriers, Begun, Container, Journal, Word};
 use failback_engine::sync::{
     Changes, Session, SessionLink, SessionOptions, Task, run_source, run_target,
 };
 use failback_engine::transport::link::{IDLE_LIMIT, Link, loopback};
-use failback_engine::transport::{Apply, Compress, VerifyLevel, split};
+use failback_engine::transport::{Apply, Compress, SourceEnd, TargetResult, VerifyLevel, split};
 use failback_engine::units::BlockSize;
 use failback_engine::{Abort, CancelToken, Result};
 use failback_vhdx::{CreateOptions, FileAt, Image, Kind};
 
-use crate::disk::{Access, Again, FileDisk, Format};
-use crate::world::{Host, Op, World};
+use crate::disk::{Access, Again, FileDisk, Format, target_of};
+use crate::world::{Host, Op, TARGET, World};
 
 /// Blocks of the map: small, so that small disks have many.
 pub(crate) const BLOCK: usize = 64 << 10;
 /// Blocks of the VHDX.
-const IMAGE_BLOCK: usize = 1 << 20;
+pub(crate) const IMAGE_BLOCK: usize = 1 << 20;
 /// Small windows, so that small syncs have several.
 pub(crate) const WINDOW: u64 = 192 << 10;
 
@@ -29,6 +29,8 @@ pub(crate) const WINDOW: u64 = 192 << 10;
 #[derive(Clone, Debug)]
 pub(crate) struct Disk {
     pub(crate) format: Format,
+    /// There is no target; `old` are zeros.
+    pub(crate) is_missing: bool,
     pub(crate) host: Host,
     pub(crate) old: Vec<u8>,
     pub(crate) new: Vec<u8>,
@@ -68,7 +70,7 @@ pub(crate) fn raw_disk() -> Disk {
     new[8 * BLOCK..].copy_from_slice(&pattern(55, 4096));
     let mut disk = empty(Format::Raw, old, new);
     let world = World::on(&disk.host);
-    world.target().write_at(0, &disk.old).unwrap();
+    world.target().unwrap().write_at(0, &disk.old).unwrap();
     disk.host = after(&disk.host, &world.ops());
     disk
 }
@@ -90,7 +92,7 @@ pub(crate) fn vhdx_disk() -> Disk {
         block_size: Some(u32::try_from(IMAGE_BLOCK).unwrap()),
         ..CreateOptions::new(disk.old.len() as u64, Kind::Dynamic)
     };
-    let image = Image::create(world.target(), &options).unwrap();
+    let image = Image::create(world.target().unwrap(), &options).unwrap();
     image.write_at(0, &disk.old[..BLOCK]).unwrap();
     let block = &disk.old[IMAGE_BLOCK..][..2 * BLOCK];
     image.write_at(IMAGE_BLOCK as u64, block).unwrap();
@@ -102,8 +104,10 @@ pub(crate) fn vhdx_disk() -> Disk {
 fn empty(format: Format, old: Vec<u8>, new: Vec<u8>) -> Disk {
     let mut host = Host::default();
     host.files.push(Arc::default());
+    host.names.insert(TARGET.to_owned(), 0);
     Disk {
         format,
+        is_missing: false,
         host,
         old,
         new,
@@ -123,7 +127,7 @@ pub(crate) fn at_word(base: &Host, ops: &[Op], word: Word) -> Host {
 }
 
 /// The change that makes the journal say `word`.
-fn position_of(base: &Host, ops: &[Op], word: Word) -> usize {
+pub(crate) fn position_of(base: &Host, ops: &[Op], word: Word) -> usize {
     let mut host = base.copied();
     let found = ops.iter().position(|op| {
         host.apply(op, |_| true);
@@ -134,7 +138,7 @@ fn position_of(base: &Host, ops: &[Op], word: Word) -> usize {
     found.unwrap_or_else(|| panic!("the record never says {}", word.name()))
 }
 
-fn options(task: Task, apply: Apply) -> SessionOptions {
+pub(crate) fn options(task: Task, apply: Apply) -> SessionOptions {
     SessionOptions {
         task,
         hash: HashKind::Blake3,
@@ -143,6 +147,8 @@ fn options(task: Task, apply: Apply) -> SessionOptions {
         compress: Compress::Off,
         sub_hash_seed: 7,
         apply,
+        container: None,
+        goes_on: false,
         source_mark: 1,
     }
 }
@@ -163,7 +169,16 @@ fn staging_as(
     options: SessionOptions,
 ) -> Result<(Staging, Session)> {
     let session = Session::new(options, disk.old.len() as u64)?;
-    let begun = Begun {
+    let access = Box::new(Access::of(world, disk.format)?);
+    let folder = Box::new(world.clone());
+    let begun = begun(Container::Log, options.apply);
+    let staging = Staging::open(access, folder, barriers, &session, begun, 1)?;
+    Ok((staging, session))
+}
+
+/// What a job is.
+pub(crate) fn begun(container: Container, apply: Apply) -> Begun {
+    Begun {
         target: "target".into(),
         file_id: "the target".into(),
         format: None,
@@ -176,13 +191,10 @@ fn staging_as(
         verify: String::new(),
         in_place: false,
         began_mixed: false,
+        container,
         has_undo: true,
-        keeps_undo: options.apply == Apply::StageKeepUndo,
-    };
-    let access = Box::new(Access::of(world, disk.format)?);
-    let folder = Box::new(world.clone());
-    let staging = Staging::open(access, folder, barriers, &session, begun, 1)?;
-    Ok((staging, session))
+        keeps_undo: apply == Apply::StageKeepUndo,
+    }
 }
 
 fn link(link: Link) -> SessionLink {
@@ -207,6 +219,18 @@ pub(crate) fn sync(
 ) -> Result<()> {
     let options = options(task, apply);
     let (staging, session) = staging_as(world, disk, barriers, options)?;
+    run_with(disk, options, |far, abort| {
+        let changes = Some(Changes::Staged(&staging));
+        run_target(&session, &staging, changes, far, abort)
+    })
+}
+
+/// Runs `target` against a source that holds what the disk is to become.
+pub(crate) fn run_with(
+    disk: &Disk,
+    options: SessionOptions,
+    target: impl FnOnce(SessionLink, &Arc<Abort>) -> Result<(SourceEnd, TargetResult)>,
+) -> Result<()> {
     let source_session = Session::new(options, disk.new.len() as u64)?;
     let source = MemoryDisk::new(disk.new.clone());
     let (near, far) = loopback::pair();
@@ -214,9 +238,8 @@ pub(crate) fn sync(
     std::thread::scope(|scope| {
         let abort = Arc::new(Abort::new());
         let sending = scope.spawn(move || run_source(&source_session, &source, near, &abort));
-        let changes = Some(Changes::Staged(&staging));
         let abort = Arc::new(Abort::new());
-        let ended = run_target(&session, &staging, changes, far, &abort);
+        let ended = target(far, &abort);
         let sent = sending.join().unwrap();
         assert!(ended?.1.equal);
         sent.map(drop)
@@ -311,7 +334,14 @@ pub(crate) fn roll_back(world: &World, format: Format) -> Result<Word> {
     Ok(end(world, format, Barriers::new(), work)?.0)
 }
 
-/// What a reader of the target sees.
+/// What a reader of the target sees; `None` where there is none.
+pub(crate) fn seen(world: &World, format: Format) -> Result<Option<Vec<u8>>> {
+    let file = world.target();
+    file.map(|file| FileDisk::open(file, format)?.content())
+        .transpose()
+}
+
+/// What a reader of the target sees, which is there.
 pub(crate) fn content(world: &World, format: Format) -> Result<Vec<u8>> {
-    FileDisk::open(world.target(), format)?.content()
+    FileDisk::open(target_of(world)?, format)?.content()
 }

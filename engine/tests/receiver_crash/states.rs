@@ -5,8 +5,8 @@
 //!     durable   what an earlier sync of its file, or of the names, covers
 //!     pending   everything else before it
 //!     states    durable + any subset of pending writes, torn at 512 bytes
-//!                       + the first so many of the pending changes of names, which a file system
-//!                         keeps in order
+//!                       + the first so many of the pending changes of names of each directory,
+//!                         which a file system keeps in order
 //! ```
 //! Subsets are all there are up to 12 pending changes, else none, all, prefixes, all but one, only
 //! one, and random ones. A state counts once, however it is reached.
@@ -73,12 +73,14 @@ pub(crate) fn each(
                 .for_each(|index| signature.add(*index, u64::MAX));
             let mut host = start.copied();
             let mut kept = Vec::new();
-            let mut names_are_lost = false;
+            let mut lost_in = HashSet::new();
             for (index, bits) in pending.iter().zip(fates) {
-                // A file system keeps changes of names in order.
-                let is_name = ops[*index].file().is_none();
-                names_are_lost |= is_name && bits == 0;
-                if bits == 0 || (is_name && names_are_lost) {
+                // A file system keeps changes of names in a directory in order.
+                let directory = ops[*index].directory();
+                if bits == 0 {
+                    lost_in.extend(directory);
+                }
+                if bits == 0 || directory.is_some_and(|of| lost_in.contains(of)) {
                     continue;
                 }
                 host.apply(&ops[*index], |piece| bits >> (piece % 64) & 1 == 1);
@@ -102,7 +104,7 @@ fn split(ops: &[Op]) -> (Vec<usize>, Vec<usize>) {
                 .iter()
                 .any(|later| match ops[*index].file() {
                     Some(file) => matches!(later, Op::Sync { file: synced } if *synced == file),
-                    None => matches!(later, Op::SyncNames),
+                    None => later.is_sync() && later.directory() == ops[*index].directory(),
                 })
         })
 }

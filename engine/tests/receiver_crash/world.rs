@@ -10,8 +10,15 @@ use failback_vhdx::{FileAt, FileExtent, MemoryFile};
 
 /// Bytes that a medium writes whole.
 pub(crate) const SECTOR: usize = 512;
-/// The target has no name of its own here: it is there before the state directory is.
-pub(crate) const TARGET: usize = 0;
+/// The target's name, in a directory of its own.
+pub(crate) const TARGET: &str = "vm/target";
+/// Where a new file stands that is to take its place.
+pub(crate) const BESIDE: &str = "vm/beside";
+
+/// The directory of a name: the target's, or that of the state.
+fn directory(name: &str) -> &str {
+    name.split_once('/').map_or("", |(directory, _)| directory)
+}
 
 /// One change.
 #[derive(Clone, Debug)]
@@ -42,11 +49,18 @@ pub(crate) enum Op {
         from: String,
         to: String,
     },
+    /// Two names were swapped in one step.
+    Exchange {
+        a: String,
+        b: String,
+    },
     Remove {
         name: String,
     },
-    /// Earlier changes of names became durable.
-    SyncNames,
+    /// Earlier changes of names in this directory became durable.
+    SyncNames {
+        directory: String,
+    },
 }
 
 impl Op {
@@ -60,8 +74,19 @@ impl Op {
         }
     }
 
+    /// The directory whose names it changes or makes durable.
+    pub(crate) fn directory(&self) -> Option<&str> {
+        match self {
+            Self::Create { name, .. } | Self::Remove { name } => Some(directory(name)),
+            Self::Rename { from, .. } => Some(directory(from)),
+            Self::Exchange { a, .. } => Some(directory(a)),
+            Self::SyncNames { directory } => Some(directory),
+            _ => None,
+        }
+    }
+
     pub(crate) fn is_sync(&self) -> bool {
-        matches!(self, Self::Sync { .. } | Self::SyncNames)
+        matches!(self, Self::Sync { .. } | Self::SyncNames { .. })
     }
 }
 
@@ -105,10 +130,18 @@ impl Host {
                     self.names.insert(to.clone(), file);
                 }
             }
+            Op::Exchange { a, b } => {
+                let [of_a, of_b] = [a, b].map(|name| self.names.get(name).copied());
+                // A name whose making was lost takes no part.
+                if let (Some(of_a), Some(of_b)) = (of_a, of_b) {
+                    self.names.insert(a.clone(), of_b);
+                    self.names.insert(b.clone(), of_a);
+                }
+            }
             Op::Remove { name } => {
                 self.names.remove(name);
             }
-            Op::Sync { .. } | Op::SyncNames => {}
+            Op::Sync { .. } | Op::SyncNames { .. } => {}
         }
         // A file whose name is durable before its content is empty.
         if let Op::Create { file, .. } = op {
@@ -152,7 +185,7 @@ impl Inner {
                 self.now.files[*file] = Arc::new(MemoryFile::clone(&durable.files[*file]));
                 Err(io::Error::other("input/output error"))
             }
-            (Op::SyncNames, true) => Err(io::Error::other("input/output error")),
+            (Op::SyncNames { .. }, true) => Err(io::Error::other("input/output error")),
             (_, is_due) if takes_room && (is_due || self.stays_full) => {
                 self.stays_full = true;
                 Err(io::ErrorKind::StorageFull.into())
@@ -172,7 +205,14 @@ impl Inner {
             Op::Sync { file } => {
                 durable.files[*file] = Arc::new(MemoryFile::clone(&self.now.files[*file]));
             }
-            Op::SyncNames => durable.names.clone_from(&self.now.names),
+            Op::SyncNames { directory: of } => {
+                durable.names.retain(|name, _| directory(name) != of);
+                let now = self.now.names.iter();
+                let now = now.filter(|(name, _)| directory(name) == of);
+                durable
+                    .names
+                    .extend(now.map(|(name, file)| (name.clone(), *file)));
+            }
             _ => {}
         }
     }
@@ -238,8 +278,42 @@ impl World {
         })
     }
 
-    pub(crate) fn target(&self) -> Arc<WorldFile> {
-        self.file(TARGET)
+    /// The target's file, if the name is somebody's.
+    pub(crate) fn target(&self) -> Option<Arc<WorldFile>> {
+        self.number_of(TARGET).map(|file| self.file(file))
+    }
+
+    /// Which file has this name.
+    pub(crate) fn number_of(&self, name: &str) -> Option<usize> {
+        self.inner().now.names.get(name).copied()
+    }
+
+    /// Swaps two names, or moves the one file to the other name.
+    pub(crate) fn swap(&self, a: &str, b: &str) -> io::Result<()> {
+        let (a, b) = (a.to_owned(), b.to_owned());
+        match (self.number_of(&a), self.number_of(&b)) {
+            (Some(_), Some(_)) => self.change(Op::Exchange { a, b }),
+            (Some(_), None) => self.change(Op::Rename { from: a, to: b }),
+            (None, Some(_)) => self.change(Op::Rename { from: b, to: a }),
+            (None, None) => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    /// Makes all names of the target's directory durable.
+    pub(crate) fn sync_beside(&self) -> io::Result<()> {
+        self.change(Op::SyncNames {
+            directory: directory(TARGET).to_owned(),
+        })
+    }
+
+    /// Makes an empty file of a name that nobody has.
+    pub(crate) fn make(&self, name: &str) -> io::Result<Arc<WorldFile>> {
+        let file = self.inner().now.files.len();
+        self.change(Op::Create {
+            name: name.to_owned(),
+            file,
+        })?;
+        Ok(self.file(file))
     }
 
     fn change(&self, op: Op) -> io::Result<()> {
@@ -316,16 +390,13 @@ impl Folder for World {
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn FileAt>> {
-        let found = self.inner().now.names.get(name).copied();
-        let file = found.unwrap_or_else(|| self.inner().now.files.len());
-        match found {
-            Some(file) => self.change(Op::SetLen { file, len: 0 }),
-            None => self.change(Op::Create {
-                name: name.to_owned(),
-                file,
-            }),
-        }?;
-        Ok(self.file(file))
+        match self.number_of(name) {
+            Some(file) => {
+                self.change(Op::SetLen { file, len: 0 })?;
+                Ok(self.file(file))
+            }
+            None => Ok(self.make(name)?),
+        }
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -345,6 +416,8 @@ impl Folder for World {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.change(Op::SyncNames)
+        self.change(Op::SyncNames {
+            directory: String::new(),
+        })
     }
 }

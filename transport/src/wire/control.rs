@@ -64,8 +64,10 @@ pub struct DiskInfo {
     pub logical_sector_size: u32,
     /// What tells this disk from others, for reports; at most [`TEXT_LEN_MAX`] bytes.
     pub identity: String,
-    /// Whether the disk was made by this request.
+    /// Whether there was no such disk before.
     pub is_new: bool,
+    /// Whether a full copy that was cut off left something to go on with.
+    pub is_partial: bool,
     /// Bytes that hold data, by the image's own account: a hint. Not known: `virtual_size`.
     pub allocated_bytes: u64,
 }
@@ -89,6 +91,10 @@ pub struct SessionParams {
     pub peer_role: Role,
     /// How the target is changed.
     pub apply: Apply,
+    /// Where what it becomes is kept until all of it is there; `None`: the target's choice.
+    pub container: Option<Container>,
+    /// The comparison is with what a full copy that was cut off has left, not with the old disk.
+    pub goes_on: bool,
     /// Tells the source, in the state it is in, from any other: a target that goes on with what an
     /// earlier session left sees whether the source was changed. Nothing rests on it.
     pub source_mark: u64,
@@ -150,6 +156,19 @@ pub enum Apply {
     StageKeepUndo,
     /// Staged; what the target had is not kept.
     StageNoUndo,
+}
+
+/// What keeps that which a target becomes, until all of it is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Container {
+    /// A log of changes, applied to the target in the end.
+    Log,
+    /// A new file that takes the target's place.
+    File,
+    /// A clone of the target that shares its bytes and takes its place.
+    Clone,
+    /// A differencing image, merged into the target in the end.
+    Child,
 }
 
 /// How the source may pack data.
@@ -287,6 +306,7 @@ fields!(DiskInfo {
     logical_sector_size,
     identity,
     is_new,
+    is_partial,
     allocated_bytes
 });
 fields!(SessionParams {
@@ -298,6 +318,8 @@ fields!(SessionParams {
     sub_hash_seed,
     peer_role,
     apply,
+    container,
+    goes_on,
     source_mark
 });
 fields!(Failure {
@@ -315,6 +337,12 @@ codes!(Apply {
     Stage = 1,
     StageKeepUndo = 2,
     StageNoUndo = 3
+});
+codes!(Container {
+    Log = 0,
+    File = 1,
+    Clone = 2,
+    Child = 3
 });
 codes!(Role { Source = 0, Target = 1 });
 

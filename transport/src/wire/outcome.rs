@@ -1,5 +1,6 @@
 //! What each side says it did, at the end.
 
+use super::control::Container;
 use super::digest::Digest;
 use super::field::{codes, fields};
 
@@ -56,6 +57,8 @@ pub struct TargetResult {
     /// What became of an earlier session's stage: bit 0 gone on with, 1 the source was changed
     /// since, 2 given up as the target was changed, 3 given up as it was made in another way.
     pub resume_notes: u8,
+    /// What kept that which the target became; `None`: nothing did.
+    pub container: Option<Container>,
 }
 
 /// Where bytes that were read back came from.
@@ -97,5 +100,6 @@ fields!(TargetResult {
     verify_micros,
     resumed_blocks,
     resume_notes,
+    container,
 });
 codes!(VerifiedFrom { None = 0, Medium = 1, Cache = 2, Server = 3 });

@@ -34,6 +34,7 @@ fn samples_of_opening() -> Vec<Message> {
             logical_sector_size: 4096,
             identity: "6f1c".to_owned(),
             is_new: true,
+            is_partial: true,
             allocated_bytes: 3 << 30,
         }),
         Message::Start(SessionParams {
@@ -45,6 +46,8 @@ fn samples_of_opening() -> Vec<Message> {
             sub_hash_seed: 0x1122_3344_5566_7788,
             peer_role: Role::Target,
             apply: Apply::StageKeepUndo,
+            container: Some(Container::Clone),
+            goes_on: true,
             source_mark: 0x0102_0304_0506_0708,
         }),
         Message::Failure(Failure {
@@ -89,6 +92,7 @@ fn samples_of_comparison() -> Vec<Message> {
             verify_micros: 8,
             resumed_blocks: 9,
             resume_notes: 3,
+            container: Some(Container::File),
         }),
     ]
 }

@@ -76,6 +76,7 @@ fn control() -> BoxedStrategy<Message> {
                 logical_sector_size,
                 identity,
                 is_new,
+                is_partial: !is_new,
                 allocated_bytes,
             })
         },
@@ -96,6 +97,14 @@ fn control() -> BoxedStrategy<Message> {
         });
     prop_oneof![hello, open, opened, failure, start()].boxed()
 }
+
+const CONTAINERS: [Option<Container>; 5] = [
+    None,
+    Some(Container::Log),
+    Some(Container::File),
+    Some(Container::Clone),
+    Some(Container::Child),
+];
 
 fn start() -> BoxedStrategy<Message> {
     let task = select(vec![Task::Delta, Task::Full, Task::Compare, Task::Map]);
@@ -136,6 +145,8 @@ fn start() -> BoxedStrategy<Message> {
                     sub_hash_seed,
                     peer_role,
                     apply,
+                    container: CONTAINERS[usize::from(sub_hash_seed.to_le_bytes()[0]) % 5],
+                    goes_on: sub_hash_seed % 2 == 1,
                     source_mark: sub_hash_seed.rotate_left(7),
                 })
             },
@@ -235,6 +246,7 @@ fn result() -> BoxedStrategy<Message> {
                 verify_micros: counts[7],
                 resumed_blocks: counts[6].rotate_left(3),
                 resume_notes: counts[5].to_le_bytes()[0],
+                container: CONTAINERS[usize::from(counts[5].to_le_bytes()[1]) % 5],
             })
         })
         .boxed()

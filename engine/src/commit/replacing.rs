@@ -1,0 +1,299 @@
+//! A target whose place a new file takes.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::exchange::Exchange;
+use super::finish::Finisher;
+use super::opening::{Opening, Resumed, is_not_finished, waits_to_be_accepted};
+use crate::abort::Abort;
+use crate::disk::{DiskInfo, Extent, NewFile, Source, Target, TargetAccess};
+use crate::error::{Error, ErrorKind, Result};
+use crate::hash::Digest;
+use crate::state::{Barrier, Barriers, Begun, Container, Entry, Folder, Journal, STAGE_NAME, Word};
+use crate::sync::Session;
+use crate::system::MediumAccess;
+use crate::units::ByteOffset;
+
+/// The target of a session, which is left alone: what changes it goes to a new file. As a
+/// [`Source`] it is the target as it will be.
+///
+/// A clone is made with the first change, so that a sync that finds nothing to do leaves no trace;
+/// a file that begins empty is made at once, since where nothing is written it is not the target.
+#[derive(Debug)]
+pub struct Replacing {
+    /// `None`: there is no target yet.
+    old: Option<Box<dyn TargetAccess>>,
+    new_file: Box<dyn NewFile>,
+    folder: Box<dyn Folder>,
+    barriers: Barriers,
+    session: Session,
+    opening: Opening,
+    job: Mutex<Option<Arc<Job>>>,
+}
+
+/// Journal and new disk of a job.
+#[derive(Debug)]
+struct Job {
+    journal: Mutex<Journal>,
+    disk: Arc<dyn Target>,
+}
+
+impl Job {
+    fn new(journal: Journal, disk: Arc<dyn Target>) -> Arc<Self> {
+        Arc::new(Self {
+            journal: Mutex::new(journal),
+            disk,
+        })
+    }
+
+    // A journal whose append panicked is poisoned by itself.
+    fn journal(&self) -> MutexGuard<'_, Journal> {
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Replacing {
+    /// Takes up what an earlier run left in `folder` and beside the target, where it still fits.
+    /// `begun` names the container and says what the job is; what the session knows of it is filled
+    /// in here. `old` is the target, where there is one.
+    ///
+    /// # Errors
+    /// `Refused` when an earlier result waits to be accepted or undone, `NoSpace`, `Damaged`, `Io`.
+    pub fn open(
+        old: Option<Box<dyn TargetAccess>>,
+        new_file: Box<dyn NewFile>,
+        folder: Box<dyn Folder>,
+        barriers: Barriers,
+        session: &Session,
+        begun: Begun,
+    ) -> Result<Self> {
+        let mark = session.options.source_mark;
+        let mut replacing = Self {
+            opening: Opening::new(old.as_deref(), session, begun, mark)?,
+            old,
+            new_file,
+            folder,
+            barriers,
+            session: session.clone(),
+            job: Mutex::default(),
+        };
+        if let Some(journal) = Journal::open(replacing.folder.as_ref(), barriers)? {
+            replacing.take_up(journal)?;
+        }
+        if replacing.opening.begun().container == Container::File {
+            replacing.begin()?;
+        }
+        Ok(replacing)
+    }
+
+    /// Whether the new disk is known to read zero: it was made for this session.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.opening.begun().container == Container::File
+            && !self.opening.resumed.reasons.contains(&"resumed")
+    }
+
+    pub(crate) fn resumed(&self) -> &Resumed {
+        &self.opening.resumed
+    }
+
+    fn take_up(&mut self, mut journal: Journal) -> Result<()> {
+        match journal.word() {
+            // Whatever the earlier run left, all of it is compared again.
+            Word::Committing if journal.begun().in_place => {
+                self.opening.leave(journal);
+                return Ok(());
+            }
+            word if word.is_final() => {
+                self.opening.leave(journal);
+                return self.remove_leftovers();
+            }
+            Word::Staged
+                if !journal.begun().container.replaces()
+                    && journal.may_have_lost_commit(&self.opening.begun().identity) =>
+            {
+                // It stays as it is until another takes its place: it is all that tells.
+                self.opening.leave_mixed(journal);
+                return Ok(());
+            }
+            Word::Staging | Word::Staged => {}
+            Word::NewVerified if !journal.begun().keeps_undo => {
+                journal.append(Entry::of(Word::Done), Barrier::Done)?;
+                return self.remove_leftovers();
+            }
+            Word::NewVerified => return Err(waits_to_be_accepted()),
+            _ => return Err(is_not_finished()),
+        }
+        let why_not = self.why_not_resumed(&journal);
+        let disk = match why_not {
+            Some(_) => None,
+            None => self.new_file.open().or_else(|error| {
+                // Cut off while it was made: it is made anew.
+                tracing::debug!(error = error.chain(), "what was left beside is no disk");
+                match error.kind() {
+                    ErrorKind::Damaged | ErrorKind::Unsupported => Ok(None),
+                    _ => Err(error),
+                }
+            })?,
+        };
+        let is_whole =
+            |disk: &Arc<dyn Target>| disk.info().virtual_size == self.session.geometry.disk_len();
+        let Some(disk) = disk.filter(is_whole) else {
+            self.opening.resumed.reasons.extend(why_not);
+            journal.append(Entry::of(Word::Aborted), Barrier::Aborted)?;
+            self.opening.leave(journal);
+            return self.remove_leftovers();
+        };
+        self.opening.note_resumed(&journal);
+        journal.append(self.opening.again(), Barrier::Begun)?;
+        *self.job() = Some(Job::new(journal, disk));
+        Ok(())
+    }
+
+    fn why_not_resumed(&self, journal: &Journal) -> Option<&'static str> {
+        let is_file = self.opening.begun().container == Container::File;
+        match self.opening.why_not_resumed(journal) {
+            // A full copy that compares nothing can only begin anew.
+            None if is_file && !self.session.options.goes_on => Some("options_changed"),
+            why_not => why_not,
+        }
+    }
+
+    fn remove_leftovers(&self) -> Result<()> {
+        self.new_file.remove()?;
+        let removed = self.folder.remove(STAGE_NAME);
+        removed.map_err(|e| Error::io(e, "remove stage"))
+    }
+
+    // A panic while it is held leaves no half job: it is set whole.
+    fn job(&self) -> MutexGuard<'_, Option<Arc<Job>>> {
+        self.job.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn running(&self) -> Option<Arc<Job>> {
+        self.job().clone()
+    }
+
+    /// The job: its journal is durable before there is a file that only the journal explains.
+    fn begin(&self) -> Result<Arc<Job>> {
+        let mut job = self.job();
+        if let Some(running) = job.as_ref() {
+            return Ok(running.clone());
+        }
+        let journal = self.opening.begin(self.folder.as_ref(), self.barriers)?;
+        // Of an earlier job, which no journal speaks of any more.
+        let removed = self.folder.remove(STAGE_NAME);
+        removed.map_err(|e| Error::io(e, "remove stage"))?;
+        let disk = self.new_file.make(self.opening.begun().container)?;
+        let begun = Job::new(journal, disk);
+        *job = Some(begun.clone());
+        Ok(begun)
+    }
+
+    /// Puts the new disk, which is proven and closed and has `new_root`, in the target's place.
+    /// Before COMMIT an error or a cancel leaves the target as it was. What kept the new disk;
+    /// `None` where nothing differed.
+    ///
+    /// # Errors
+    /// `Refused` when the target was changed meanwhile, `Io`, `Cancelled`.
+    pub fn commit(&self, new_root: Option<Digest>, abort: &Abort) -> Result<Option<Container>> {
+        let old = self.old.as_deref();
+        match (self.running(), old) {
+            (Some(job), _) => {
+                let exchange = self.exchange(abort);
+                exchange.commit(&mut job.journal(), old, new_root)?;
+                Ok(Some(self.opening.begun().container))
+            }
+            (None, Some(old)) => {
+                let finisher = Finisher {
+                    folder: self.folder.as_ref(),
+                    barriers: self.barriers,
+                    session: &self.session,
+                    abort,
+                };
+                finisher.tidy(old, self.opening.left_mixed().as_mut())?;
+                Ok(None)
+            }
+            (None, None) => unreachable!("a file that begins empty is made at once"),
+        }
+    }
+
+    /// Gives the new disk up: what it came to is not what the source has.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn give_up(&self) -> Result<()> {
+        match self.running() {
+            None => Ok(()),
+            Some(job) => self.exchange(&Abort::new()).abandon(&mut job.journal()),
+        }
+    }
+
+    fn exchange<'a>(&'a self, abort: &'a Abort) -> Exchange<'a> {
+        Exchange {
+            new_file: self.new_file.as_ref(),
+            barriers: self.barriers,
+            abort,
+        }
+    }
+
+    /// Reads from the new disk, or from the target while there is none.
+    fn with_disk<T>(&self, look: impl FnOnce(&dyn Source) -> T) -> T {
+        match (self.running(), self.old.as_deref()) {
+            (Some(job), _) => look(job.disk.as_ref()),
+            (None, Some(old)) => look(old.source()),
+            (None, None) => unreachable!("a file that begins empty is made at once"),
+        }
+    }
+}
+
+impl Source for Replacing {
+    fn info(&self) -> DiskInfo {
+        self.with_disk(|disk| disk.info())
+    }
+
+    fn read(&self, at: ByteOffset, buf: &mut [u8]) -> Result<()> {
+        self.with_disk(|disk| disk.read(at, buf))
+    }
+
+    fn extent_at(&self, at: ByteOffset) -> Result<Extent> {
+        self.with_disk(|disk| disk.extent_at(at))
+    }
+}
+
+impl Target for Replacing {
+    fn write(&self, at: ByteOffset, data: &[u8]) -> Result<()> {
+        self.begin()?.disk.write(at, data)
+    }
+
+    fn zero(&self, range: Range<ByteOffset>) -> Result<()> {
+        self.begin()?.disk.zero(range)
+    }
+
+    fn zero_undefined(&self) -> Result<u64> {
+        // Without a change it is done to the target itself, at the end.
+        self.running()
+            .map_or(Ok(0), |job| job.disk.zero_undefined())
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.running().map_or(Ok(()), |job| job.disk.flush())
+    }
+
+    fn read_back(&self, at: ByteOffset, buf: &mut [u8]) -> Result<()> {
+        match self.running() {
+            Some(job) => job.disk.read_back(at, buf),
+            None => self.read(at, buf),
+        }
+    }
+
+    fn medium(&self) -> MediumAccess {
+        let job = self.running();
+        job.map_or(MediumAccess::Cache, |job| job.disk.medium())
+    }
+
+    fn close(&self) -> Result<()> {
+        self.running().map_or(Ok(()), |job| job.disk.close())
+    }
+}
