@@ -19,6 +19,9 @@ mount           mount
 findmnt         util-linux
 mkfs.ext4       e2fsprogs
 mkfs.xfs        xfsprogs
+mkfs.btrfs      btrfs-progs
+setfattr        attr
+setfacl         acl
 qemu-img        qemu-utils
 qemu-io         qemu-utils
 7zz             7zip

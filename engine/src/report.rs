@@ -209,7 +209,7 @@ pub struct Report {
     /// How the target was changed: `stage`, `in_place`, or `new` for one that was missing; `null`
     /// for `verify`, and when it failed before.
     pub apply: Option<&'static str>,
-    /// What kept the new disk until all of it was there: `log`, `file`, `clone`; `null` when nothing
+    /// What kept the new disk until all was there: `log`, `file`, `clone`; `null` when nothing
     /// differed, in place, and for `verify`.
     pub stage: Option<&'static str>,
     /// How long the old disk can be restored: `until_verified`, `kept`, `none`; `null` where there

@@ -17,6 +17,8 @@ use crate::{disk, qemu, state, tools};
 /// Length of the disk.
 pub const DISK_LEN: u64 = 64 << 20;
 const MIB: u64 = 1 << 20;
+/// What the names of new files begin with.
+const NEW_FILE: &str = ".failback-new.";
 /// What the target has at first: everything below, nothing from there on.
 const OLD_END: u64 = 28 * MIB;
 
@@ -94,6 +96,7 @@ impl Scene {
         // Both may be missing.
         let _ = fs::remove_dir_all(self.dir().join(".failback"));
         let _ = fs::remove_file(&self.target);
+        let _ = fs::remove_file(self.new_file());
         copy(&self.template, &self.target);
     }
 
@@ -136,11 +139,29 @@ impl Scene {
             (true, _) => return look,
             (_, None | Some("staging" | "staged" | "aborted" | "old_restored")) => &self.old_root,
             (_, Some("new_unverified" | "new_verified" | "done")) => &self.new_root,
+            // A new file takes the target's name in one step.
+            (_, Some("committing" | "rolling_back")) => {
+                let root = state::root_of(&self.target);
+                let roots = [&self.old_root, &self.new_root];
+                assert!(roots.contains(&&root), "{look:?}; {context}");
+                return look;
+            }
             (_, Some(word)) => panic!("{word} without being mixed; {context}"),
         };
         let root = state::root_of(&self.target);
         assert_eq!(root, *is_right, "{look:?}; {context}");
         look
+    }
+
+    /// The file that is to take the target's place, if it is there.
+    ///
+    /// # Panics
+    ///
+    /// When the folder cannot be read.
+    pub fn new_file(&self) -> PathBuf {
+        let names = crate::place::names(self.dir());
+        let found = names.iter().find(|name| name.starts_with(NEW_FILE));
+        self.dir().join(found.map_or(NEW_FILE, String::as_str))
     }
 
     /// A file of the target's state, there or not.
@@ -180,6 +201,8 @@ impl Scene {
         assert!(!look.is_mixed, "{look:?}; {context}");
         let stage = self.state_file("stage");
         assert!(!stage.exists(), "the stage is left over; {context}");
+        let new_file = self.new_file();
+        assert!(!new_file.exists(), "the new file is left over; {context}");
         run
     }
 }

@@ -43,6 +43,8 @@ pub(crate) struct InPlace<'a> {
     barriers: Barriers,
     /// Bytes written since the last flush, where what a job wrote has to outlive it.
     unflushed: Option<AtomicU64>,
+    /// Held by the one thread that flushes.
+    flushing: Mutex<()>,
     unproven: Mutex<UnprovenList>,
     progress: &'a SessionProgress,
     written: AtomicU64,
@@ -79,6 +81,7 @@ impl<'a> InPlace<'a> {
             is_hashed: session.is_hashed(),
             barriers: changes.barriers,
             unflushed: changes.outlives_job.then(AtomicU64::default),
+            flushing: Mutex::default(),
             unproven: Mutex::default(),
             progress: &session.progress,
             written: AtomicU64::new(0),
@@ -219,20 +222,31 @@ impl<'a> InPlace<'a> {
         })
     }
 
-    /// Makes durable what was written, once it is a window.
+    /// Makes durable what was written, once it is a window. The others go on meanwhile for one more
+    /// window, and wait then: no more than two have to be sent again.
     fn flush_window(&self, written: u64) -> Result<()> {
         let Some(unflushed) = &self.unflushed else {
             return Ok(());
         };
         let window = self.barriers.window_len();
-        let before = unflushed.fetch_add(written, Ordering::Relaxed);
-        if before < window && before + written >= window {
-            // The others go on meanwhile.
-            self.barriers
-                .pass(Barrier::Window, || self.target.flush())?;
-            unflushed.store(0, Ordering::Relaxed);
+        unflushed.fetch_add(written, Ordering::SeqCst);
+        loop {
+            let flushing = match unflushed.load(Ordering::SeqCst) {
+                len if len >= 2 * window => self.flushing.lock().map_err(drop),
+                len if len >= window => self.flushing.try_lock().map_err(drop),
+                _ => return Ok(()),
+            };
+            // A flush that panicked has ended the job.
+            let Ok(_flushing) = flushing else {
+                return Ok(());
+            };
+            let covered = unflushed.load(Ordering::SeqCst);
+            if covered >= window {
+                self.barriers
+                    .pass(Barrier::Window, || self.target.flush())?;
+                unflushed.fetch_sub(covered, Ordering::SeqCst);
+            }
         }
-        Ok(())
     }
 
     fn remember(&self, change: Unproven) -> Result<()> {

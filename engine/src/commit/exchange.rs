@@ -141,6 +141,11 @@ impl Exchange<'_> {
 
     /// Gives the new file up, before COMMIT.
     pub(super) fn abandon(&self, journal: &mut Journal) -> Result<()> {
+        if journal.word() == Word::Staging {
+            // On a disk that is full this makes the room for the word. Without the file the next
+            // run begins anew; what was sealed goes after its word.
+            self.new_file.remove()?;
+        }
         journal.append(Entry::of(Word::Aborted), Barrier::Aborted)?;
         self.new_file.remove()
     }

@@ -136,7 +136,7 @@ impl HostNewFile {
     }
 
     /// Tries whether `container` can be had here, in place of a target that is there; in words why
-    /// not. Leaves nothing behind, and nothing is left of an earlier run.
+    /// not. Leaves nothing behind.
     ///
     /// # Errors
     /// `InUse`, `Io`.
@@ -157,10 +157,14 @@ impl HostNewFile {
         if container == Container::File && self.recipe.is_none() {
             return Ok(Some("a differencing image is changed, not made anew"));
         }
-        let Ok(scratch) = system::make_file(&self.beside, &self.shown, Some(old)) else {
+        // What an unfinished job has beside the target is not touched.
+        let mut place = self.beside.clone().into_os_string();
+        place.push(".scratch");
+        let place = PathBuf::from(place);
+        let Ok(scratch) = system::make_file(&place, &self.shown, Some(old)) else {
             return Ok(Some("no file with the same owner and rights can be made"));
         };
-        let why_not = match (container, system::try_exchange(&self.beside)) {
+        let why_not = match (container, system::try_exchange(&place)) {
             (_, Err(_)) => Some("the file system cannot swap two names"),
             (Container::Clone, _) if system::try_clone(&scratch).is_err() => {
                 Some("the file system cannot clone files")
@@ -168,7 +172,8 @@ impl HostNewFile {
             _ => None,
         };
         drop(scratch);
-        self.remove()?;
+        let removed = system::remove_file(&place);
+        removed.map_err(|e| Error::io(e, "remove a scratch file of").path(&self.shown))?;
         Ok(why_not)
     }
 

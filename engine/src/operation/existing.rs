@@ -177,7 +177,7 @@ impl ExistingTarget {
             let message = "a new file is for a full copy: --strategy full";
             return Err(Error::new(ErrorKind::Usage, message).path(&self.path));
         }
-        match (self.why_not(container, journal)?, wanted) {
+        match (self.new_file.why_not(container)?, wanted) {
             (None, _) => Ok(container),
             (Some(why), None) => {
                 tracing::debug!(why, "changes go to a log");
@@ -187,22 +187,6 @@ impl ExistingTarget {
                 let message = format!("cannot be replaced by a {}: {why}", container.name());
                 Err(Error::new(ErrorKind::Refused, message).path(&self.path))
             }
-        }
-    }
-
-    /// Why `container` cannot be had; what an earlier job has beside the target is not touched.
-    fn why_not(
-        &self,
-        container: Container,
-        journal: Option<&Journal>,
-    ) -> Result<Option<&'static str>> {
-        let is_taken = journal.is_some_and(|journal| {
-            journal.begun().container.replaces() && !journal.word().is_final()
-        });
-        match is_taken {
-            // It could be had then.
-            true => Ok(None),
-            false => self.new_file.why_not(container),
         }
     }
 

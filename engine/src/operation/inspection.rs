@@ -6,6 +6,7 @@ use std::sync::Arc;
 use failback_vhdx::{FileAt, Image, Kind, LogState};
 use serde::Serialize;
 
+use super::replacement::is_missing;
 use crate::disk::vhd::VhdImage;
 use crate::disk::{
     Format, OpenOptions, RawDisk, Source, VhdDisk, VhdxDisk, decide_format, open_parents,
@@ -129,7 +130,15 @@ pub struct VhdxInfo {
 /// `Damaged`, `Unsupported`, `Refused`, `Io`.
 pub fn info(path: &Path, options: &OpenOptions, state: Option<&Path>) -> Result<ImageInfo> {
     let journal = peek(&state_directory(path, state)?)?;
-    let file = Arc::new(HostFile::open(path, Access::Inspect)?);
+    let file = HostFile::open(path, Access::Inspect).map_err(|error| match &journal {
+        Some(journal) if is_missing(path) => {
+            let word = journal.word().name();
+            let message = format!("does not exist; the last sync to it ended as {word}");
+            Error::new(error.kind(), message).path(path)
+        }
+        _ => error,
+    })?;
+    let file = Arc::new(file);
     let file_identity = file
         .identity()
         .map_err(|e| Error::io(e, "stat").path(path))?;
