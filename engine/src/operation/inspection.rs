@@ -11,7 +11,7 @@ use crate::disk::{
     Format, OpenOptions, RawDisk, Source, VhdDisk, VhdxDisk, decide_format, open_parents,
 };
 use crate::error::{Error, Result};
-use crate::state::{peek, state_directory};
+use crate::state::{Journal, peek, state_directory};
 use crate::system::{Access, HostFile};
 
 /// What `failback info` prints. Fields keep their names.
@@ -41,6 +41,9 @@ pub struct ImageInfo {
     pub state: Option<&'static str>,
     /// The image is neither the old disk nor the new one, and must not be started.
     pub is_mixed: bool,
+    /// What does not check in that state and was got over.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub state_warnings: Vec<String>,
     /// What only a VHDX has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vhdx: Option<VhdxInfo>,
@@ -172,6 +175,7 @@ pub fn info(path: &Path, options: &OpenOptions, state: Option<&Path>) -> Result<
         identity: disk.identity,
         chain,
         state: journal.as_ref().map(|journal| journal.word().name()),
+        state_warnings: journal.as_ref().map(Journal::warnings).unwrap_or_default(),
         is_mixed: journal.is_some_and(|journal| {
             journal.is_mixed() || journal.may_have_lost_commit(&file_identity)
         }),
