@@ -1,6 +1,6 @@
 //! What is done once everything is staged, and nothing but this host is needed.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::abort::Abort;
@@ -285,22 +285,24 @@ impl Finisher<'_> {
 
     /// Reads every run back from the medium; the bytes read.
     fn read_back(&self, target: &dyn Target, stage: &StageLog, way: Direction) -> Result<u64> {
-        let blocks = stage.blocks();
+        let count = usize::try_from(stage.count()).unwrap_or(usize::MAX);
+        let blocks = Mutex::new(stage.blocks());
+        let next = || blocks.lock().unwrap_or_else(PoisonError::into_inner).next();
         let progress = &self.session.progress;
         progress.enter_verify();
-        let (next, verified) = (AtomicUsize::new(0), AtomicU64::new(0));
+        let verified = AtomicU64::new(0);
         let failed = Abort::new();
         let work = || {
-            while let Some(block) = blocks.get(next.fetch_add(1, Ordering::Relaxed)) {
+            while let Some(block) = next() {
                 failed.check()?;
                 self.abort.check_cancelled()?;
-                let len = self.read_back_block(target, stage, *block, way)?;
+                let len = self.read_back_block(target, stage, block, way)?;
                 verified.fetch_add(len, Ordering::Relaxed);
                 progress.verified.fetch_add(len, Ordering::Relaxed);
             }
             Ok(())
         };
-        match PROOF_THREADS.min(blocks.len() / PROOF_BLOCKS) {
+        match PROOF_THREADS.min(count / PROOF_BLOCKS) {
             0 | 1 => drop(failed.guard(work)),
             threads => std::thread::scope(|scope| {
                 for _ in 0..threads {

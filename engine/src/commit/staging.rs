@@ -201,7 +201,7 @@ impl Staging {
             self.resumed.reasons.push("source_changed");
         }
         self.resumed.reasons.push("resumed");
-        self.resumed.blocks = stage.blocks().len() as u64;
+        self.resumed.blocks = stage.count();
         let again = Entry {
             begun: None,
             ..self.first.clone()

@@ -1,5 +1,6 @@
 //! What the target becomes, beside it, until all of it is there.
 
+mod index;
 mod log;
 mod overlay;
 mod record;
