@@ -8,7 +8,7 @@ use crate::disk::{DiskInfo, ExtentKind, Source, Target, TargetAccess};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Digest, Hasher, is_zero};
 use crate::stage::{Record, StageLog};
-use crate::state::{Barrier, Barriers, Entry, Folder, Journal, STAGE_NAME, Sealed, Word};
+use crate::state::{Barrier, Barriers, Entry, Folder, Journal, Sealed, Word, remove_stage};
 use crate::sync::Session;
 use crate::system::MediumAccess;
 use crate::tree::Leaf;
@@ -193,9 +193,7 @@ impl Finisher<'_> {
     }
 
     fn remove_stage(&self) -> Result<()> {
-        self.folder
-            .remove(STAGE_NAME)
-            .map_err(|e| Error::io(e, "remove stage"))
+        remove_stage(self.folder)
     }
 
     /// What is left to do when no block differs: nothing changes that a user of the disk could see.

@@ -11,7 +11,9 @@ use crate::disk::{Target, TargetAccess};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::HashKind;
 use crate::stage::StageLog;
-use crate::state::{Barrier, Barriers, Begun, Entry, Folder, Journal, STAGE_NAME, Word};
+use crate::state::{
+    Barrier, Barriers, Begun, Entry, Folder, Journal, STAGE_NAME, Word, remove_stage,
+};
 use crate::sync::{Session, SessionOptions};
 use crate::units::BlockSize;
 
@@ -160,8 +162,7 @@ impl Unfinished<'_> {
     }
 
     fn remove_stage(&self) -> Result<()> {
-        let removed = self.folder.remove(STAGE_NAME);
-        removed.map_err(|e| Error::io(e, "remove stage"))
+        remove_stage(self.folder)
     }
 
     fn finisher<'b>(&'b self, session: &'b Session, abort: &'b Abort) -> Finisher<'b> {

@@ -9,8 +9,11 @@ use crate::commit::finish::{Finisher, Job, Outcome};
 use crate::disk::{DiskInfo, Extent, ExtentKind, Source, TargetAccess};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Digest, is_zero};
-use crate::stage::{Old, Overlay, Record, StageLog};
-use crate::state::{Barrier, Barriers, Begun, Entry, Folder, Journal, STAGE_NAME, Word};
+use crate::stage::{Old, Overlay, Record, StageLog, compact};
+use crate::state::{
+    Barrier, Barriers, Begun, Entry, Folder, Journal, STAGE_NAME, STAGE_NEW_NAME, Word,
+    remove_stage,
+};
 use crate::sync::Session;
 use crate::tree::Leaf;
 use crate::units::{BlockIndex, ByteOffset, Geometry, range_len};
@@ -187,6 +190,9 @@ impl Staging {
             self.leave(journal);
             return self.remove_stage();
         };
+        // An earlier run may have been cut off while it wrote it anew.
+        let removed = self.folder.remove(STAGE_NEW_NAME);
+        removed.map_err(|e| Error::io(e, "remove stage"))?;
         let stage = StageLog::open(file, journal.job(), self.geometry, self.barriers)?;
         if let Some(sealed) = journal.sealed() {
             super::finish::check_seal(sealed, &stage)?;
@@ -207,6 +213,8 @@ impl Staging {
             ..self.first.clone()
         };
         journal.append(again, Barrier::Begun)?;
+        // Only now: a seal, if there was one, spoke of the records as they were.
+        let stage = compact(stage, self.folder.as_ref())?;
         *self.job() = Some(Arc::new(Job::new(journal, stage)));
         Ok(())
     }
@@ -247,9 +255,7 @@ impl Staging {
     }
 
     fn remove_stage(&self) -> Result<()> {
-        self.folder
-            .remove(STAGE_NAME)
-            .map_err(|e| Error::io(e, "remove stage"))
+        remove_stage(self.folder.as_ref())
     }
 
     // A panic while it is held leaves no half job: it is set whole.

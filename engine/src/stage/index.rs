@@ -108,6 +108,18 @@ impl Index {
         next.map(|(key, _)| BlockIndex((*key).into()))
     }
 
+    /// Takes the first block out.
+    pub(super) fn take_first(&mut self) -> Option<BlockIndex> {
+        let (key, place) = self.live.pop_first()?;
+        self.live_len -= place.len();
+        Some(BlockIndex(key.into()))
+    }
+
+    /// Bytes of all records that count.
+    pub(super) fn live_len(&self) -> u64 {
+        self.live_len
+    }
+
     /// Staged blocks.
     pub(super) fn count(&self) -> u64 {
         self.live.len() as u64

@@ -271,7 +271,7 @@ impl StageLog {
         })
     }
 
-    fn append(&self, new: &NewRecord<'_>) -> Result<()> {
+    pub(super) fn append(&self, new: &NewRecord<'_>) -> Result<()> {
         self.check_poison()?;
         let is_due = {
             let mut inner = self.inner();
@@ -322,6 +322,42 @@ impl StageLog {
             }
         }
         Ok(())
+    }
+
+    /// Whether more than half of it are records that no longer count.
+    pub(super) fn is_mostly_dead(&self) -> bool {
+        let inner = self.inner();
+        inner.end > 2 * inner.index.live_len()
+    }
+
+    /// Takes the first staged block out of the index.
+    ///
+    /// # Errors
+    /// `Damaged`, `Io`.
+    pub(super) fn take_first(&self) -> Result<Option<Record>> {
+        let Some(block) = self.next_from(BlockIndex(0)) else {
+            return Ok(None);
+        };
+        let record = self.find(block)?;
+        self.inner().index.take_first();
+        Ok(record)
+    }
+
+    /// An empty stage of the same job in an empty file.
+    pub(super) fn successor(&self, file: Arc<dyn FileAt>) -> Self {
+        Self::new(file, self.job, self.geometry, self.barriers)
+    }
+
+    /// The stage with all its records in the index again.
+    ///
+    /// # Errors
+    /// As [`StageLog::open`].
+    pub(super) fn read_again(self) -> Result<Self> {
+        Self::open(self.file, self.job, self.geometry, self.barriers)
+    }
+
+    pub(super) fn barriers(&self) -> Barriers {
+        self.barriers
     }
 
     /// What this stage is known by.

@@ -19,6 +19,12 @@ pub enum Barrier {
     /// A window of the stage, before it counts as durable. Without it more than a window has to be
     /// sent again.
     Window,
+    /// A stage that was written anew, before it takes the place of the old one. Without it what was
+    /// staged has to be sent again.
+    Compacted,
+    /// That it has taken its place, before more is written to it. Without it the old one is found
+    /// under the name after COMMIT, and the target stays mixed.
+    CompactedName,
     /// The whole stage, before SEAL. Without it SEAL speaks of records that are not there.
     Stage,
     /// SEAL, before COMMIT. Without it COMMIT can be durable alone.
@@ -45,10 +51,12 @@ pub enum Barrier {
 
 impl Barrier {
     /// Every barrier.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Begun,
         Self::Names,
         Self::Window,
+        Self::Compacted,
+        Self::CompactedName,
         Self::Stage,
         Self::Sealed,
         Self::Committed,

@@ -12,6 +12,7 @@
     reason = "test code; small values"
 )]
 
+mod compaction;
 mod disk;
 mod promises;
 mod scenario;
@@ -26,6 +27,7 @@ use failback_engine::state::{Barrier, Barriers, Word};
 use failback_engine::sync::Task;
 use failback_engine::transport::Apply;
 
+use compaction::record_compacted;
 use promises::check;
 use scenario::{
     Disk, Record, WINDOW, after, at_word, content, finish, raw_disk, record_end, record_resumed,
@@ -138,6 +140,8 @@ fn syncs(disk: &Disk, barriers: Barriers) -> Vec<Record> {
 
 /// What each test looks at in CI, at least; together at least 10^5 distinct states.
 const FLOORS: [usize; 4] = [26_000, 52_000, 7_000, 18_000];
+/// Beyond those.
+const COMPACTION_FLOOR: usize = 4_000;
 const _: () = assert!(FLOORS[0] + FLOORS[1] + FLOORS[2] + FLOORS[3] >= 100_000);
 
 fn check_records(records: &[Record], effort: Effort, floor: usize) {
@@ -158,6 +162,17 @@ fn check_records(records: &[Record], effort: Effort, floor: usize) {
 #[test]
 fn syncs_of_a_raw_disk_survive_power_cuts() {
     check_records(&syncs(&raw_disk(), Barriers::new()), CI, FLOORS[0]);
+}
+
+#[test]
+fn compactions_of_a_stage_survive_power_cuts() {
+    let record = record_compacted(Barriers::new());
+    let effort = Effort {
+        subsets: 300,
+        torn: 300,
+        ..CI
+    };
+    check_records(&[record], effort, COMPACTION_FLOOR);
 }
 
 #[test]
@@ -242,6 +257,7 @@ fn each_barrier_left_out_is_found() {
             let records = syncs(disk, without).into_iter().chain(ends(disk, without));
             records.into_iter().find_map(|record| find_broken(&record))
         });
+        let found = found.or_else(|| find_broken(&record_compacted(without)));
         println!("without {barrier:?}: {found:?}");
         missed.extend(found.is_none().then_some(barrier));
     }

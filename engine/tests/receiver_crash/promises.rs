@@ -81,7 +81,16 @@ fn check_window(record: &Record, state: &State) -> Result<std::result::Result<()
         .collect();
     let total = ends.last().copied().unwrap_or(0);
     let due = |end: &&u64| **end + 2 * WINDOW + RECORD_MAX <= total;
-    let due = ends.iter().filter(due).count() as u64;
+    let due = match record.ops.iter().any(|op| op.makes("stage.new")) {
+        false => ends.iter().filter(due).count() as u64,
+        // Nothing was staged but what was there before.
+        true => {
+            let before = World::like(&record.base);
+            staging(&before, &record.disk, Barriers::new())?
+                .0
+                .resumed_blocks()
+        }
+    };
     let (staging, _) = staging(&World::like(&state.host), &record.disk, Barriers::new())?;
     let resumed = staging.resumed_blocks();
     Ok(match resumed >= due {

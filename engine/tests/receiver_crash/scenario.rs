@@ -44,7 +44,7 @@ pub(crate) struct Record {
     pub(crate) ends: Vec<Word>,
 }
 
-fn pattern(seed: u8, len: usize) -> Vec<u8> {
+pub(crate) fn pattern(seed: u8, len: usize) -> Vec<u8> {
     let mut state = u32::from(seed) | 1;
     let step = |_| {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -123,7 +123,7 @@ pub(crate) fn at_word(base: &Host, ops: &[Op], word: Word) -> Host {
 }
 
 /// The change that makes the journal say `word`.
-fn position_of(base: &Host, ops: &[Op], word: Word) -> usize {
+pub(crate) fn position_of(base: &Host, ops: &[Op], word: Word) -> usize {
     let mut host = base.copied();
     let found = ops.iter().position(|op| {
         host.apply(op, |_| true);

@@ -60,6 +60,11 @@ impl Op {
         }
     }
 
+    /// Whether it makes a file of this name.
+    pub(crate) fn makes(&self, file: &str) -> bool {
+        matches!(self, Self::Create { name, .. } if name == file)
+    }
+
     pub(crate) fn is_sync(&self) -> bool {
         matches!(self, Self::Sync { .. } | Self::SyncNames)
     }
@@ -225,6 +230,11 @@ impl World {
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is there now.
+    pub(crate) fn host(&self) -> Host {
+        self.inner().now.copied()
     }
 
     pub(crate) fn ops(&self) -> Vec<Op> {
