@@ -1,14 +1,15 @@
 //! The directory that keeps what a job needs to go on: journal and stage.
 
 use std::fmt::Debug;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use failback_vhdx::FileAt;
 
-use crate::error::{Error, ErrorKind, Result};
+use super::lock::{DirectoryLock, LOCK_NAME};
+use crate::error::{Error, Result};
 use crate::system::{self, sync_directory_of};
 
 /// A directory of plain files, by name. Names that were made, changed or removed are durable after
@@ -49,8 +50,7 @@ pub trait Folder: Send + Sync + Debug {
 #[derive(Debug)]
 pub struct HostFolder {
     path: PathBuf,
-    /// Open for its lock alone.
-    _lock: File,
+    _lock: DirectoryLock,
 }
 
 impl HostFolder {
@@ -59,23 +59,11 @@ impl HostFolder {
     /// # Errors
     /// `InUse` while another job has it, `Io`.
     pub fn lock(path: &Path) -> Result<Self> {
-        let failed = |what: &'static str| move |e| Error::io(e, what).path(path);
-        system::create_private_directories(path).map_err(failed("make state directory"))?;
-        let lock = private(&path.join(LOCK_NAME), |options| {
-            options.create(true).truncate(false);
-        })
-        .map_err(failed("open the lock of state directory"))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let message = "another job works on this target (this is its state directory)";
-                return Err(Error::new(ErrorKind::InUse, message).path(path));
-            }
-            Err(TryLockError::Error(e)) => return Err(failed("lock state directory")(e)),
-        }
+        system::create_private_directories(path)
+            .map_err(|e| Error::io(e, "make state directory").path(path))?;
         Ok(Self {
             path: path.to_owned(),
-            _lock: lock,
+            _lock: DirectoryLock::take(path)?,
         })
     }
 }
@@ -129,5 +117,3 @@ impl Folder for HostFolder {
         above.map_or(Ok(()), sync_directory_of)
     }
 }
-
-const LOCK_NAME: &str = "lock";

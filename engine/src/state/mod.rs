@@ -4,6 +4,7 @@ mod barrier;
 mod ending;
 mod folder;
 mod journal;
+mod lock;
 mod place;
 
 pub use barrier::{Barrier, Barriers};
