@@ -39,7 +39,7 @@ pub(super) fn receive_peer(
 /// A granted disk that is open.
 enum OpenDisk {
     Read(Arc<dyn Source>),
-    Write(ExistingTarget),
+    Write(Box<ExistingTarget>),
     New(PendingDisk),
 }
 
@@ -145,7 +145,7 @@ fn open(grant: &Grant, request: &OpenRequest) -> Result<OpenDisk> {
         }
         (false, _, _) => {
             let target = ExistingTarget::open(&grant.path, &grant.open, grant.state.as_deref())?;
-            Ok(OpenDisk::Write(target))
+            Ok(OpenDisk::Write(Box::new(target)))
         }
     }
 }

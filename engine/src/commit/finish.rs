@@ -8,7 +8,9 @@ use crate::disk::{DiskInfo, ExtentKind, Source, Target, TargetAccess};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Digest, Hasher, is_zero};
 use crate::stage::{Record, StageLog};
-use crate::state::{Barrier, Barriers, Entry, Folder, Journal, Sealed, Word, remove_stage};
+use crate::state::{
+    Barrier, Barriers, Entry, Folder, Journal, Sealed, Word, lead_to, remove_needless,
+};
 use crate::sync::Session;
 use crate::system::MediumAccess;
 use crate::tree::Leaf;
@@ -113,6 +115,8 @@ impl Finisher<'_> {
     pub(crate) fn go_on(&self, access: &dyn TargetAccess, job: &Job) -> Result<Outcome> {
         // The last moment at which all can be left as it is.
         self.abort.check()?;
+        let id = job.journal().job();
+        lead_to(self.folder, self.barriers, id)?;
         job.journal()
             .append(Entry::of(Word::Committing), Barrier::Committed)?;
         let target = access.open_for_writing()?;
@@ -193,7 +197,7 @@ impl Finisher<'_> {
     }
 
     fn remove_stage(&self) -> Result<()> {
-        remove_stage(self.folder)
+        remove_needless(self.folder)
     }
 
     /// What is left to do when no block differs: nothing changes that a user of the disk could see.

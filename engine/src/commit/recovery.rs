@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::hash::HashKind;
 use crate::stage::StageLog;
 use crate::state::{
-    Barrier, Barriers, Begun, Entry, Folder, Journal, STAGE_NAME, Word, remove_stage,
+    Barrier, Barriers, Begun, Entry, Folder, Journal, STAGE_NAME, Word, remove_needless,
 };
 use crate::sync::{Session, SessionOptions};
 use crate::units::BlockSize;
@@ -162,7 +162,7 @@ impl Unfinished<'_> {
     }
 
     fn remove_stage(&self) -> Result<()> {
-        remove_stage(self.folder)
+        remove_needless(self.folder)
     }
 
     fn finisher<'b>(&'b self, session: &'b Session, abort: &'b Abort) -> Finisher<'b> {

@@ -12,7 +12,7 @@ use crate::hash::{Digest, is_zero};
 use crate::stage::{Old, Overlay, Record, StageLog, compact};
 use crate::state::{
     Barrier, Barriers, Begun, Entry, Folder, Journal, STAGE_NAME, STAGE_NEW_NAME, Word,
-    remove_stage,
+    remove_needless,
 };
 use crate::sync::Session;
 use crate::tree::Leaf;
@@ -255,7 +255,7 @@ impl Staging {
     }
 
     fn remove_stage(&self) -> Result<()> {
-        remove_stage(self.folder.as_ref())
+        remove_needless(self.folder.as_ref())
     }
 
     // A panic while it is held leaves no half job: it is set whole.

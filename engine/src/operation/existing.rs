@@ -11,7 +11,8 @@ use crate::commit::Staging;
 use crate::disk::{DiskInfo, HostTarget, OpenOptions, Target, TargetAccess, decide_format};
 use crate::error::{Error, ErrorKind, Result};
 use crate::state::{
-    Barrier, Barriers, Begun, Entry, HostFolder, Journal, Word, absolute, state_directory,
+    Barrier, Barriers, Begun, Entry, HostFolder, Journal, Word, absolute, lead_to, lock_state,
+    remove_needless,
 };
 use crate::sync::{Changes, InPlaceChanges, Session, SessionLink, run_target};
 use crate::system::{Access, HostFile};
@@ -38,7 +39,7 @@ impl ExistingTarget {
         // What cannot be a target gets no state directory.
         let file = HostFile::open(path, Access::Inspect)?;
         decide_format(&file, open.format)?;
-        let folder = HostFolder::lock(&state_directory(path, state)?)?;
+        let folder = lock_state(path, state)?;
         let mut notes = Vec::new();
         if let Some(journal) = Journal::open(&folder, Barriers::new())? {
             let word = journal.word();
@@ -141,11 +142,13 @@ impl ExistingTarget {
             ..Entry::of(Word::Committing)
         };
         let journal = Journal::begin(&self.folder, Barriers::new(), first)?;
+        // Nothing was written yet.
+        lead_to(&self.folder, Barriers::new(), journal.job())?;
         let target = self.access.open_for_writing()?;
         let job = InPlaceJob {
             journal,
             _access: self.access,
-            _folder: self.folder,
+            folder: self.folder,
         };
         Ok((target, job))
     }
@@ -155,7 +158,7 @@ impl ExistingTarget {
 struct InPlaceJob {
     journal: Journal,
     _access: HostTarget,
-    _folder: HostFolder,
+    folder: HostFolder,
 }
 
 fn run_in_place(
@@ -168,7 +171,10 @@ fn run_in_place(
     let changes = Changes::InPlace(InPlaceChanges {
         target,
         is_new: false,
-        finish: Box::new(move || job.journal.append(Entry::of(Word::Done), Barrier::Done)),
+        finish: Box::new(move || {
+            job.journal.append(Entry::of(Word::Done), Barrier::Done)?;
+            remove_needless(&job.folder)
+        }),
     });
     let (end, result) = run_target(session, target, Some(changes), link, abort)?;
     Ok((end, result, target.info()))

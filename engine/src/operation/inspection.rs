@@ -11,7 +11,7 @@ use crate::disk::{
     Format, OpenOptions, RawDisk, Source, VhdDisk, VhdxDisk, decide_format, open_parents,
 };
 use crate::error::{Error, Result};
-use crate::state::{Journal, peek, state_directory};
+use crate::state::{Journal, find_elsewhere, peek, state_directory};
 use crate::system::{Access, HostFile};
 
 /// What `failback info` prints. Fields keep their names.
@@ -131,7 +131,15 @@ pub struct VhdxInfo {
 /// # Errors
 /// `Damaged`, `Unsupported`, `Refused`, `Io`.
 pub fn info(path: &Path, options: &OpenOptions, state: Option<&Path>) -> Result<ImageInfo> {
-    let journal = peek(&state_directory(path, state)?)?;
+    let directory = state_directory(path, state)?;
+    let elsewhere = find_elsewhere(path, &directory)?;
+    let note = elsewhere
+        .as_ref()
+        .map(|(found, _)| format!("the state is kept elsewhere: {}", found.display()));
+    let journal = match elsewhere {
+        Some((_, journal)) => Some(journal),
+        None => peek(&directory)?,
+    };
     let file = Arc::new(HostFile::open(path, Access::Inspect)?);
     let file_identity = file
         .identity()
@@ -175,7 +183,12 @@ pub fn info(path: &Path, options: &OpenOptions, state: Option<&Path>) -> Result<
         identity: disk.identity,
         chain,
         state: journal.as_ref().map(|journal| journal.word().name()),
-        state_warnings: journal.as_ref().map(Journal::warnings).unwrap_or_default(),
+        state_warnings: {
+            let warnings = journal.as_ref().map(Journal::warnings);
+            note.into_iter()
+                .chain(warnings.unwrap_or_default())
+                .collect()
+        },
         is_mixed: journal.is_some_and(|journal| {
             journal.is_mixed() || journal.may_have_lost_commit(&file_identity)
         }),

@@ -29,6 +29,12 @@ pub enum Barrier {
     Stage,
     /// SEAL, before COMMIT. Without it COMMIT can be durable alone.
     Sealed,
+    /// The marker that leads to a state kept elsewhere, before it gets its name. Without it what is
+    /// found in the default place after COMMIT leads nowhere.
+    Marker,
+    /// Its name, before COMMIT. Without it a mixed target counts as old for whoever looks in the
+    /// default place.
+    MarkerName,
     /// COMMIT, before the target is opened for writing. Without it a mixed target counts as old.
     Committed,
     /// The target's bytes, before it counts as new. Without it a mixed target counts as new.
@@ -51,7 +57,7 @@ pub enum Barrier {
 
 impl Barrier {
     /// Every barrier.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::Begun,
         Self::Names,
         Self::Window,
@@ -59,6 +65,8 @@ impl Barrier {
         Self::CompactedName,
         Self::Stage,
         Self::Sealed,
+        Self::Marker,
+        Self::MarkerName,
         Self::Committed,
         Self::Payload,
         Self::Unverified,

@@ -96,9 +96,7 @@ pub(crate) fn find_elsewhere(
 fn read_marker(default: &Path) -> Result<Option<Marker>> {
     let failed = |e| Error::io(e, "read marker").path(default);
     match std::fs::File::open(default.join(marker::NAME)) {
-        Ok(file) => Marker::parse(&file)
-            .map(Some)
-            .map_err(|e| e.path(default)),
+        Ok(file) => Marker::parse(&file).map(Some).map_err(|e| e.path(default)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(failed(e)),
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use failback_vhdx::FileAt;
 
 use super::lock::{DirectoryLock, LOCK_NAME};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::system::{self, sync_directory_of};
 
 /// A directory of plain files, by name. Names that were made, changed or removed are durable after
@@ -44,12 +44,26 @@ pub trait Folder: Send + Sync + Debug {
     /// # Errors
     /// Those of the system.
     fn sync(&self) -> io::Result<()>;
+
+    /// Where others look first for what is kept here; `None` when that is here.
+    fn elsewhere(&self) -> Option<Elsewhere<'_>>;
+}
+
+/// The way from where the state of a target is looked for to where it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Elsewhere<'a> {
+    /// Where it is.
+    pub here: &'a str,
+    /// Where it is looked for.
+    pub place: &'a dyn Folder,
 }
 
 /// A directory of this host, locked for as long as this lives.
 #[derive(Debug)]
 pub struct HostFolder {
     path: PathBuf,
+    /// Where others look first, and the path of this for them; `None` when that is here.
+    elsewhere: Option<(Box<Self>, String)>,
     _lock: DirectoryLock,
 }
 
@@ -63,7 +77,29 @@ impl HostFolder {
             .map_err(|e| Error::io(e, "make state directory").path(path))?;
         Ok(Self {
             path: path.to_owned(),
+            elsewhere: None,
             _lock: DirectoryLock::take(path)?,
+        })
+    }
+}
+
+impl HostFolder {
+    /// The same for a state that others look for in `place` first.
+    ///
+    /// # Errors
+    /// As [`HostFolder::lock`]; `Usage` for a path that cannot be noted there.
+    pub(super) fn lock_elsewhere(path: &Path, place: Self) -> Result<Self> {
+        let folder = Self::lock(path)?;
+        let here = path
+            .canonicalize()
+            .map_err(|e| Error::io(e, "look up state directory").path(path))?;
+        let here = here.into_os_string().into_string().map_err(|_| {
+            let message = "has a name that no marker can note: it is not Unicode";
+            Error::new(ErrorKind::Usage, message).path(path)
+        })?;
+        Ok(Self {
+            elsewhere: Some((Box::new(place), here)),
+            ..folder
         })
     }
 }
@@ -115,5 +151,12 @@ impl Folder for HostFolder {
         sync_directory_of(&self.path)?;
         let above = self.path.parent().filter(|path| path.parent().is_some());
         above.map_or(Ok(()), sync_directory_of)
+    }
+    fn elsewhere(&self) -> Option<Elsewhere<'_>> {
+        let (place, here) = self.elsewhere.as_ref()?;
+        Some(Elsewhere {
+            here,
+            place: place.as_ref(),
+        })
     }
 }

@@ -294,6 +294,12 @@ impl Journal {
         self.begun().is_mixed_at(self.word())
     }
 
+    /// Whether nothing is left to do or undo, and the target is a whole disk.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.word().is_final() && !self.is_mixed()
+    }
+
     /// Whether something that does not check stands behind the last entry: an entry that was torn,
     /// so that what it allows was never done, or one that has rotted since.
     #[must_use]

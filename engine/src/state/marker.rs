@@ -20,7 +20,7 @@ use super::folder::Folder;
 use super::journal::Journal;
 use crate::error::{Error, ErrorKind, Result};
 
-const NAME: &str = "elsewhere";
+pub(super) const NAME: &str = "elsewhere";
 const NEW_NAME: &str = "elsewhere.new";
 /// Bytes of a marker: the longest path fits, with every character of it escaped.
 const MARKER_LEN_MAX: u64 = 64 << 10;
@@ -113,10 +113,13 @@ pub(super) fn remove_if_over(folder: &dyn Folder) -> Result<()> {
     let Some(elsewhere) = folder.elsewhere() else {
         return Ok(());
     };
-    let is_ours = |marker: Marker| marker.state == elsewhere.here;
-    let leads_here = Marker::read(elsewhere.place)?.is_some_and(is_ours);
-    let journal = Journal::open(folder, Barriers::new())?;
-    match leads_here && journal.is_some_and(|journal| journal.is_over()) {
+    let Some(journal) = Journal::open(folder, Barriers::new())? else {
+        return Ok(());
+    };
+    // Of the same job also when the state was moved since.
+    let is_ours =
+        |marker: Marker| marker.state == elsewhere.here || marker.job == journal.job().to_string();
+    match journal.is_over() && Marker::read(elsewhere.place)?.is_some_and(is_ours) {
         true => remove(elsewhere.place),
         false => Ok(()),
     }
@@ -140,7 +143,11 @@ mod tests {
     // Method: odd paths; a flip in every byte, every length.
     #[test]
     fn a_marker_is_whole_or_damaged() {
-        for state in ["/a/b", "/with \"quotes\"\n and \u{7} lines", "/\u{e4}\u{f6}"] {
+        for state in [
+            "/a/b",
+            "/with \"quotes\"\n and \u{7} lines",
+            "/\u{e4}\u{f6}",
+        ] {
             let marker = Marker {
                 state: state.to_owned(),
                 job: Uuid::from_u128(3).to_string(),

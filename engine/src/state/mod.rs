@@ -1,15 +1,20 @@
 //! What a job leaves on disk to go on from, or back: journal, names, locks, barriers.
 
 mod barrier;
+mod elsewhere;
 mod ending;
 mod folder;
 mod journal;
 mod lock;
+mod marker;
 mod place;
 
 pub use barrier::{Barrier, Barriers};
-pub(crate) use ending::{STAGE_NAME, STAGE_NEW_NAME, remove_stage};
-pub use folder::{Folder, HostFolder};
+pub(crate) use elsewhere::{find_elsewhere, lock_state, refuse_elsewhere};
+pub(crate) use ending::{STAGE_NAME, STAGE_NEW_NAME, remove_needless};
+pub use folder::{Elsewhere, Folder, HostFolder};
 pub use journal::{Begun, Entry, Journal, Sealed, Word, peek};
+pub use marker::Marker;
+pub(crate) use marker::lead_to;
 pub(crate) use place::absolute;
 pub use place::state_directory;

@@ -14,6 +14,7 @@
 
 mod compaction;
 mod disk;
+mod elsewhere;
 mod promises;
 mod scenario;
 mod states;
@@ -28,6 +29,7 @@ use failback_engine::sync::Task;
 use failback_engine::transport::Apply;
 
 use compaction::record_compacted;
+use elsewhere::{check_marker, records_elsewhere};
 use promises::check;
 use scenario::{
     Disk, Record, WINDOW, after, at_word, content, finish, raw_disk, record_end, record_resumed,
@@ -97,6 +99,26 @@ fn check_all(record: &Record, effort: Effort, nested: bool) -> BTreeMap<&'static
     words
 }
 
+/// The states of jobs whose state is kept elsewhere; how many there were, or the first broken
+/// promise.
+fn check_all_elsewhere(barriers: Barriers, effort: Effort) -> Result<usize, String> {
+    let mut count = 0;
+    for record in records_elsewhere(barriers) {
+        let mut found = None;
+        count += each(&record.base, &record.ops, effort, 5, |state| {
+            let word = check(&record, &state);
+            let world = World::like(&state.host);
+            let broken = word.and_then(|word| check_marker(&world, word)).err();
+            found = broken.map(|broken| describe(&record, &state, &broken));
+            found.is_none()
+        });
+        if let Some(found) = found {
+            return Err(found);
+        }
+    }
+    Ok(count)
+}
+
 /// The first broken promise.
 fn find_broken(record: &Record) -> Option<String> {
     let mut found = None;
@@ -142,6 +164,7 @@ fn syncs(disk: &Disk, barriers: Barriers) -> Vec<Record> {
 const FLOORS: [usize; 4] = [26_000, 52_000, 7_000, 18_000];
 /// Beyond those.
 const COMPACTION_FLOOR: usize = 4_000;
+const ELSEWHERE_FLOOR: usize = 3_500;
 const _: () = assert!(FLOORS[0] + FLOORS[1] + FLOORS[2] + FLOORS[3] >= 100_000);
 
 fn check_records(records: &[Record], effort: Effort, floor: usize) {
@@ -173,6 +196,18 @@ fn compactions_of_a_stage_survive_power_cuts() {
         ..CI
     };
     check_records(&[record], effort, COMPACTION_FLOOR);
+}
+
+#[test]
+fn a_state_kept_elsewhere_is_found_after_a_power_cut() {
+    let effort = Effort {
+        subsets: 250,
+        torn: 250,
+        all_max: 512,
+    };
+    let count = check_all_elsewhere(Barriers::new(), effort).unwrap();
+    println!("{count} states");
+    assert!(count >= ELSEWHERE_FLOOR, "only {count} states");
 }
 
 #[test]
@@ -258,6 +293,7 @@ fn each_barrier_left_out_is_found() {
             records.into_iter().find_map(|record| find_broken(&record))
         });
         let found = found.or_else(|| find_broken(&record_compacted(without)));
+        let found = found.or_else(|| check_all_elsewhere(without, SMALL).err());
         println!("without {barrier:?}: {found:?}");
         missed.extend(found.is_none().then_some(barrier));
     }

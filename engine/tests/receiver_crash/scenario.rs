@@ -5,7 +5,7 @@ use std::sync::Arc;
 use failback_engine::commit::{Staging, Unfinished};
 use failback_engine::disk::MemoryDisk;
 use failback_engine::hash::HashKind;
-use failback_engine::state::{Barriers, Begun, Journal, Word};
+use failback_engine::state::{Barriers, Begun, Folder, Journal, Word};
 use failback_engine::sync::{
     Changes, Session, SessionLink, SessionOptions, Task, run_source, run_target,
 };
@@ -153,7 +153,14 @@ pub(crate) fn staging(
     disk: &Disk,
     barriers: Barriers,
 ) -> Result<(Staging, Session)> {
-    staging_as(world, disk, barriers, options(Task::Delta, Apply::Stage))
+    let folder = Box::new(world.clone());
+    staging_as(
+        world,
+        disk,
+        barriers,
+        options(Task::Delta, Apply::Stage),
+        folder,
+    )
 }
 
 fn staging_as(
@@ -161,6 +168,7 @@ fn staging_as(
     disk: &Disk,
     barriers: Barriers,
     options: SessionOptions,
+    folder: Box<dyn Folder>,
 ) -> Result<(Staging, Session)> {
     let session = Session::new(options, disk.old.len() as u64)?;
     let begun = Begun {
@@ -180,7 +188,6 @@ fn staging_as(
         keeps_undo: options.apply == Apply::StageKeepUndo,
     };
     let access = Box::new(Access::of(world, disk.format)?);
-    let folder = Box::new(world.clone());
     let staging = Staging::open(access, folder, barriers, &session, begun, 1)?;
     Ok((staging, session))
 }
@@ -205,8 +212,24 @@ pub(crate) fn sync(
     task: Task,
     apply: Apply,
 ) -> Result<()> {
-    let options = options(task, apply);
-    let (staging, session) = staging_as(world, disk, barriers, options)?;
+    sync_in(
+        world,
+        disk,
+        barriers,
+        options(task, apply),
+        Box::new(world.clone()),
+    )
+}
+
+/// The same with its state in `folder`.
+fn sync_in(
+    world: &World,
+    disk: &Disk,
+    barriers: Barriers,
+    options: SessionOptions,
+    folder: Box<dyn Folder>,
+) -> Result<()> {
+    let (staging, session) = staging_as(world, disk, barriers, options, folder)?;
     let source_session = Session::new(options, disk.new.len() as u64)?;
     let source = MemoryDisk::new(disk.new.clone());
     let (near, far) = loopback::pair();
@@ -225,8 +248,20 @@ pub(crate) fn sync(
 
 /// Records a sync.
 pub(crate) fn record_sync(disk: &Disk, barriers: Barriers, task: Task, apply: Apply) -> Record {
+    record_sync_in(disk, barriers, task, apply, |world| Box::new(world.clone()))
+}
+
+/// The same with its state in another folder of the host.
+pub(crate) fn record_sync_in(
+    disk: &Disk,
+    barriers: Barriers,
+    task: Task,
+    apply: Apply,
+    folder: impl Fn(&World) -> Box<dyn Folder>,
+) -> Record {
     let world = World::on(&disk.host);
-    sync(&world, disk, barriers.with_window(WINDOW), task, apply).unwrap();
+    let (barriers, options) = (barriers.with_window(WINDOW), options(task, apply));
+    sync_in(&world, disk, barriers, options, folder(&world)).unwrap();
     Record {
         disk: disk.clone(),
         base: disk.host.clone(),
@@ -267,8 +302,20 @@ pub(crate) fn record_end(
     barriers: Barriers,
     work: impl FnOnce(&Unfinished<'_>, Journal) -> Result<(Word, failback_engine::commit::Outcome)>,
 ) -> Record {
+    record_end_in(disk, base, barriers, |world| Box::new(world.clone()), work)
+}
+
+/// The same with its state in another folder of the host.
+pub(crate) fn record_end_in(
+    disk: &Disk,
+    base: &Host,
+    barriers: Barriers,
+    folder: impl Fn(&World) -> Box<dyn Folder>,
+    work: impl FnOnce(&Unfinished<'_>, Journal) -> Result<(Word, failback_engine::commit::Outcome)>,
+) -> Record {
     let world = World::on(base);
-    let (word, _) = end(&world, disk.format, barriers, work).unwrap();
+    let folder = folder(&world);
+    let (word, _) = end(&world, disk.format, folder.as_ref(), barriers, work).unwrap();
     Record {
         disk: disk.clone(),
         base: base.clone(),
@@ -281,16 +328,17 @@ pub(crate) fn record_end(
 pub(crate) fn end(
     world: &World,
     format: Format,
+    folder: &dyn Folder,
     barriers: Barriers,
     work: impl FnOnce(&Unfinished<'_>, Journal) -> Result<(Word, failback_engine::commit::Outcome)>,
 ) -> Result<(Word, failback_engine::commit::Outcome)> {
-    let journal = Journal::open(world, barriers)?.expect("a journal");
+    let journal = Journal::open(folder, barriers)?.expect("a journal");
     let reopen = Again {
         world: world.clone(),
         format,
     };
     let unfinished = Unfinished {
-        folder: world,
+        folder,
         reopen: &reopen,
         barriers,
     };
@@ -301,14 +349,14 @@ pub(crate) fn end(
 pub(crate) fn finish(world: &World, format: Format) -> Result<Word> {
     let work =
         |unfinished: &Unfinished<'_>, journal| unfinished.finish(journal, &CancelToken::new());
-    Ok(end(world, format, Barriers::new(), work)?.0)
+    Ok(end(world, format, world, Barriers::new(), work)?.0)
 }
 
 /// `rollback`.
 pub(crate) fn roll_back(world: &World, format: Format) -> Result<Word> {
     let work =
         |unfinished: &Unfinished<'_>, journal| unfinished.roll_back(journal, &CancelToken::new());
-    Ok(end(world, format, Barriers::new(), work)?.0)
+    Ok(end(world, format, world, Barriers::new(), work)?.0)
 }
 
 /// What a reader of the target sees.

@@ -5,7 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use failback_engine::state::Folder;
+use failback_engine::state::{Elsewhere, Folder};
 use failback_vhdx::{FileAt, FileExtent, MemoryFile};
 
 /// Bytes that a medium writes whole.
@@ -356,5 +356,8 @@ impl Folder for World {
 
     fn sync(&self) -> io::Result<()> {
         self.change(Op::SyncNames)
+    }
+    fn elsewhere(&self) -> Option<Elsewhere<'_>> {
+        None
     }
 }
