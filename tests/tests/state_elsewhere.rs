@@ -1,6 +1,6 @@
 //! Goal: with its state kept elsewhere a target is as safe as with its state beside it: whoever
-//! does not name that place is led there, or refused. Method: syncs with `--state-dir` that keep their
-//! undo, are killed, or ran to their end; then every command without it, or with another one.
+//! does not name that place is led there, or refused. Method: syncs with `--state-dir` that keep
+//! their undo, are killed, or ran to their end; then every command without it, or with another one.
 #![cfg(unix)]
 
 use std::fs;

@@ -13,15 +13,13 @@ use failback_engine::transport::link::{IDLE_LIMIT, Link, loopback};
 use failback_engine::transport::{Apply, Compress, VerifyLevel, split};
 use failback_engine::units::BlockSize;
 use failback_engine::{Abort, CancelToken, Result};
-use failback_vhdx::{CreateOptions, FileAt, Image, Kind};
+use failback_vhdx::FileAt;
 
 use crate::disk::{Access, Again, FileDisk, Format};
 use crate::world::{Host, Op, World};
 
 /// Blocks of the map: small, so that small disks have many.
 pub(crate) const BLOCK: usize = 64 << 10;
-/// Blocks of the VHDX.
-const IMAGE_BLOCK: usize = 1 << 20;
 /// Small windows, so that small syncs have several.
 pub(crate) const WINDOW: u64 = 192 << 10;
 
@@ -73,33 +71,7 @@ pub(crate) fn raw_disk() -> Disk {
     disk
 }
 
-/// Dynamic VHDX: the same, in blocks that are there, blocks that come, and one that goes and leaves
-/// its space to others.
-pub(crate) fn vhdx_disk() -> Disk {
-    let mut old = vec![0; 3 * IMAGE_BLOCK];
-    old[..BLOCK].copy_from_slice(&pattern(1, BLOCK));
-    old[IMAGE_BLOCK..][..2 * BLOCK].copy_from_slice(&pattern(2, 2 * BLOCK));
-    let mut new = old.clone();
-    new[4096..8192].copy_from_slice(&pattern(60, 4096));
-    new[IMAGE_BLOCK..2 * IMAGE_BLOCK].fill(0);
-    new[2 * IMAGE_BLOCK + 3 * BLOCK..][..BLOCK].copy_from_slice(&pattern(62, BLOCK));
-    new[2 * IMAGE_BLOCK + 15 * BLOCK + 512..][..2000].copy_from_slice(&pattern(63, 2000));
-    let mut disk = empty(Format::Vhdx, old, new);
-    let world = World::on(&disk.host);
-    let options = CreateOptions {
-        block_size: Some(u32::try_from(IMAGE_BLOCK).unwrap()),
-        ..CreateOptions::new(disk.old.len() as u64, Kind::Dynamic)
-    };
-    let image = Image::create(world.target(), &options).unwrap();
-    image.write_at(0, &disk.old[..BLOCK]).unwrap();
-    let block = &disk.old[IMAGE_BLOCK..][..2 * BLOCK];
-    image.write_at(IMAGE_BLOCK as u64, block).unwrap();
-    image.close().unwrap();
-    disk.host = after(&disk.host, &world.ops());
-    disk
-}
-
-fn empty(format: Format, old: Vec<u8>, new: Vec<u8>) -> Disk {
+pub(crate) fn empty(format: Format, old: Vec<u8>, new: Vec<u8>) -> Disk {
     let mut host = Host::default();
     host.files.push(Arc::default());
     Disk {

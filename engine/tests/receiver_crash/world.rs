@@ -134,6 +134,9 @@ struct Inner {
     /// Changes until one fails, once or for good.
     fails_in: Option<usize>,
     stays_full: bool,
+    /// Calls until one panics; none left once it has.
+    panics_in: Option<usize>,
+    has_panicked: bool,
 }
 
 impl Inner {
@@ -207,6 +210,32 @@ impl World {
         world
     }
 
+    /// The same, where the call with this number panics, reads included.
+    pub(crate) fn panicking(host: &Host, number: usize) -> Self {
+        let world = Self::like(host);
+        world.inner().panics_in = Some(number);
+        world
+    }
+
+    pub(crate) fn has_panicked(&self) -> bool {
+        self.inner().has_panicked
+    }
+
+    /// Counts a call.
+    fn touch(&self) {
+        let mut inner = self.inner();
+        match inner.panics_in {
+            None => {}
+            Some(0) => {
+                inner.panics_in = None;
+                inner.has_panicked = true;
+                drop(inner);
+                panic!("a call of the host");
+            }
+            Some(left) => inner.panics_in = Some(left - 1),
+        }
+    }
+
     /// Whether a change has failed; nothing fails any more.
     pub(crate) fn mend(&self) -> bool {
         let mut inner = self.inner();
@@ -253,6 +282,7 @@ impl World {
     }
 
     fn change(&self, op: Op) -> io::Result<()> {
+        self.touch();
         let mut inner = self.inner();
         inner.check_fault(&op)?;
         inner.now.apply(&op, |_| true);
@@ -281,6 +311,7 @@ impl FileAt for WorldFile {
     }
 
     fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.world.touch();
         self.world.memory(self.file).read_at(at, buf)
     }
 
