@@ -16,6 +16,12 @@ pub enum Barrier {
     /// The names of journal and stage, before a window counts as durable. Without it a power cut
     /// after COMMIT leaves a mixed target that nobody knows of.
     Names,
+    /// A journal as it was found, before anything is done by it: the words of a process that was
+    /// killed may be in the system's memory only. Without it a power cut takes COMMIT back after
+    /// the target was changed.
+    Found,
+    /// Its name, likewise.
+    FoundName,
     /// A window of the stage, before it counts as durable. Without it more than a window has to be
     /// sent again.
     Window,
@@ -57,9 +63,11 @@ pub enum Barrier {
 
 impl Barrier {
     /// Every barrier.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::Begun,
         Self::Names,
+        Self::Found,
+        Self::FoundName,
         Self::Window,
         Self::Compacted,
         Self::CompactedName,

@@ -240,7 +240,7 @@ impl Journal {
         Ok(journal)
     }
 
-    /// The journal that is there; `None` when there is none.
+    /// The journal that is there, durable as it is found; `None` when there is none.
     ///
     /// # Errors
     /// `Damaged`, `Io`.
@@ -251,6 +251,13 @@ impl Journal {
         let Some(file) = file else {
             return Ok(None);
         };
+        let failed = |e| Error::io(e, "flush journal");
+        barriers
+            .pass(Barrier::Found, || file.sync())
+            .map_err(failed)?;
+        barriers
+            .pass(Barrier::FoundName, || folder.sync())
+            .map_err(failed)?;
         let Found {
             job,
             entries,

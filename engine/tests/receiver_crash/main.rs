@@ -15,6 +15,7 @@
 mod compaction;
 mod disk;
 mod elsewhere;
+mod killed;
 mod panics;
 mod promises;
 mod scenario;
@@ -32,6 +33,7 @@ use failback_engine::transport::Apply;
 
 use compaction::record_compacted;
 use elsewhere::{check_marker, records_elsewhere};
+use killed::records_killed;
 use promises::check;
 use scenario::{
     Disk, Record, WINDOW, after, at_word, content, finish, raw_disk, record_end, record_resumed,
@@ -168,6 +170,7 @@ const FLOORS: [usize; 4] = [26_000, 52_000, 7_000, 18_000];
 /// Beyond those.
 const COMPACTION_FLOOR: usize = 4_000;
 const ELSEWHERE_FLOOR: usize = 3_500;
+const KILLED_FLOOR: usize = 3_000;
 const _: () = assert!(FLOORS[0] + FLOORS[1] + FLOORS[2] + FLOORS[3] >= 100_000);
 
 fn check_records(records: &[Record], effort: Effort, floor: usize) -> Counts {
@@ -205,10 +208,10 @@ impl Counts {
 /// Each test is a process of its own: that a third of all states are of the hardest records follows
 /// from what each has at least, and at most.
 const HARDEST_FLOORS: [usize; 2] = [50_000, 10_000];
-const CEILINGS: [usize; 6] = [34_000, 75_000, 10_000, 28_000, 8_000, 8_000];
+const CEILINGS: [usize; 7] = [34_000, 75_000, 10_000, 28_000, 8_000, 8_000, 9_000];
 const _: () = {
-    let all = CEILINGS[0] + CEILINGS[1] + CEILINGS[2] + CEILINGS[3] + CEILINGS[4] + CEILINGS[5];
-    assert!(3 * (HARDEST_FLOORS[0] + HARDEST_FLOORS[1]) >= all);
+    let [a, b, c, d, e, f, g] = CEILINGS;
+    assert!(3 * (HARDEST_FLOORS[0] + HARDEST_FLOORS[1]) >= a + b + c + d + e + f + g);
 };
 
 #[test]
@@ -227,6 +230,19 @@ fn compactions_of_a_stage_survive_power_cuts() {
     };
     let counts = check_records(&[record], effort, COMPACTION_FLOOR);
     assert!(counts.all <= CEILINGS[4]);
+}
+
+#[test]
+fn a_power_cut_after_a_kill_is_survived() {
+    let mut records = records_killed(&raw_disk(), Barriers::new());
+    records.extend(records_killed(&vhdx_disk(), Barriers::new()));
+    let effort = Effort {
+        subsets: 60,
+        torn: 40,
+        all_max: 256,
+    };
+    let counts = check_records(&records, effort, KILLED_FLOOR);
+    assert!(counts.all <= CEILINGS[6]);
 }
 
 #[test]
@@ -326,12 +342,16 @@ fn each_barrier_left_out_is_found() {
     let mut missed = Vec::new();
     for barrier in Barrier::ALL {
         let without = Barriers::without(barrier);
-        let found = [&raw, &vhdx].into_iter().find_map(|disk| {
+        let of = |disk: &Disk| {
             let records = syncs(disk, without).into_iter().chain(ends(disk, without));
             records.into_iter().find_map(|record| find_broken(&record))
-        });
-        let found = found.or_else(|| find_broken(&record_compacted(without)));
-        let found = found.or_else(|| check_all_elsewhere(without, SMALL).err());
+        };
+        // What takes longest comes last.
+        let found = of(&raw)
+            .or_else(|| find_broken(&record_compacted(without)))
+            .or_else(|| check_all_elsewhere(without, SMALL).err())
+            .or_else(|| records_killed(&raw, without).iter().find_map(find_broken))
+            .or_else(|| of(&vhdx));
         println!("without {barrier:?}: {found:?}");
         missed.extend(found.is_none().then_some(barrier));
     }
