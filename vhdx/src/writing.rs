@@ -112,8 +112,8 @@ impl Writing {
 
 impl Image {
     /// Lets the next session of writing begin so many bytes into the log, rounded down to 4 KiB,
-    /// and not at its start. To a reader every place is as good as another, as a log is a ring; from
-    /// one near its end a short session wraps around.
+    /// and not at its start. To a reader every place is as good as another, as a log is a ring;
+    /// from one near its end a short session wraps around.
     pub fn begin_log_at(&self, at: u64) {
         self.writing.log_start.store(at, Ordering::Relaxed);
     }

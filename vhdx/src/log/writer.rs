@@ -24,8 +24,8 @@ pub(crate) struct LogWriter {
 }
 
 impl LogWriter {
-    /// Begins so many bytes into the ring, whole pages, under a new GUID, so that what is there does
-    /// not count.
+    /// Begins so many bytes into the ring, whole pages, under a new GUID, so that what is there
+    /// does not count.
     pub(crate) fn new(log: Range<u64>, at: u64) -> Self {
         let next_at = at / PAGE * PAGE % (log.end - log.start);
         Self {
