@@ -225,6 +225,9 @@ pub(crate) fn info(info: &ImageInfo) -> anyhow::Result<()> {
         };
         writeln!(out, "  state         {state}{mixed}")?;
     }
+    for warning in &info.state_warnings {
+        writeln!(out, "  warning       {}", one_line(warning))?;
+    }
     for parent in &info.chain {
         match &parent.path {
             Some(path) => writeln!(out, "  parent        {path}")?,

@@ -126,6 +126,11 @@ fn start_command(mut command: Command) -> Running {
 }
 
 impl Running {
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a signal by its name (`STOP`, `CONT`, `TERM`, `KILL`).
     ///
     /// # Panics

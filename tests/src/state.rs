@@ -10,6 +10,8 @@ use crate::scene::args_of;
 
 /// Bytes of a page of the journal; each entry of these tests takes one.
 pub const PAGE_LEN: u64 = 4096;
+/// Where in its page an entry is once more.
+pub const SECOND_COPY: u64 = 2048;
 
 /// What `info` says of a target's state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +40,17 @@ pub fn look(target: &Path) -> Look {
         word: info["state"].as_str().map(str::to_owned),
         is_mixed: info["is_mixed"].as_bool().expect("is_mixed"),
     }
+}
+
+/// What `info` warns of in a target's state.
+///
+/// # Panics
+///
+/// When `info` fails.
+pub fn warnings(target: &Path) -> Vec<String> {
+    let info = json_of("info", target);
+    let texts = info["state_warnings"].as_array().into_iter().flatten();
+    texts.filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
 /// Root of what an image holds.

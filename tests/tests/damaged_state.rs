@@ -1,6 +1,7 @@
 //! Goal: damage to journal or stage never makes a wrong disk: what cannot be trusted is refused and
-//! the target is left as it is. Method: one byte flipped at a time, in three states; `recover`,
-//! `rollback` and the same sync; the root of the target before and after.
+//! the target is left as it is. Method: one byte flipped at a time, of the journal in both copies
+//! of an entry, in three states; `recover`, `rollback` and the same sync; the root of the target
+//! before and after.
 //!
 //! `FAILBACK_FLIPS=N` flips about N bytes of each file in each state.
 #![cfg(unix)]
@@ -22,7 +23,7 @@ use failback_tests::{place, qemu, skip_without, state};
 const FLIPS: usize = 24;
 /// Enough that the stage has a durable part.
 const CUT_AT: u64 = 30 << 20;
-/// Bytes of a page of the journal that say something, and a few more.
+/// Bytes of the first copy of an entry of the journal that say something, and a few more.
 const ENTRY_LEN: usize = 900;
 const KEEP_UNDO: &str = "--keep-undo";
 
@@ -73,6 +74,23 @@ fn a_commit_that_rotted_makes_no_old_disk_of_a_mixed_one() {
 }
 
 #[test]
+fn a_commit_of_which_one_copy_rotted_is_finished() {
+    skip_without!("qemu-img");
+    let scene = Scene::new(Dynamic(1), 65);
+    [0, state::SECOND_COPY].into_iter().for_each(|copy| {
+        cut_after_commit(&scene);
+        let page = (state::journal_pages(&scene.target) - 1) * state::PAGE_LEN;
+        place::scribble(&scene.state_file("journal"), page + copy + 60, b"#");
+        assert!(scene.look("one copy rotted").is_mixed);
+        assert!(state::warnings(&scene.target)[0].contains("one copy left"));
+
+        let _ = scene.end_by("recover").exits(0);
+
+        scene.assert_new("from the other copy");
+    });
+}
+
+#[test]
 fn a_roll_back_that_rotted_makes_no_new_disk_of_a_mixed_one() {
     skip_without!("qemu-img");
     let scene = Scene::new(Dynamic(1), 64);
@@ -80,6 +98,8 @@ fn a_roll_back_that_rotted_makes_no_new_disk_of_a_mixed_one() {
     // As if a roll-back had come this far.
     qemu::io(&scene.target, Dynamic(1), &["write -P 7 9M 64k".to_owned()]);
     place::append(&scene.state_file("journal"), &[0xff; 100]);
+    let warnings = state::warnings(&scene.target);
+    assert!(warnings[0].contains("does not check"), "{warnings:?}");
 
     let runs = ["commit", "recover"].map(|command| scene.end_by(command));
 
@@ -100,7 +120,9 @@ fn cut_after_commit(scene: &Scene) {
 
 fn scribble_over_last_entry(scene: &Scene) {
     let page = (state::journal_pages(&scene.target) - 1) * state::PAGE_LEN;
-    place::scribble(&scene.state_file("journal"), page + 60, b"#");
+    for copy in [0, state::SECOND_COPY] {
+        place::scribble(&scene.state_file("journal"), page + copy + 60, b"#");
+    }
 }
 
 fn assert_flips_are_harmless(seed: u64, prepare: fn(&Scene)) {
@@ -181,7 +203,7 @@ impl<'a> Flipper<'a> {
     /// One flip, one command; the state is made anew where the command did something.
     fn flip(&mut self, at: usize, command: &str) -> i32 {
         let story = format!("{} with byte {at} flipped, then {command}", self.name);
-        place::scribble(&self.path, at as u64, &[self.sound[at] ^ 0x10]);
+        self.scribble(at, self.sound[at] ^ 0x10);
         let journal = fs::read(self.scene.state_file("journal")).expect("journal");
 
         let run = match command {
@@ -206,9 +228,17 @@ impl<'a> Flipper<'a> {
         code
     }
 
+    /// Changes a byte wherever it is.
+    fn scribble(&self, at: usize, byte: u8) {
+        place::scribble(&self.path, at as u64, &[byte]);
+        if self.name == "journal" {
+            place::scribble(&self.path, at as u64 + state::SECOND_COPY, &[byte]);
+        }
+    }
+
     fn restore(&mut self, at: usize, is_untouched: bool) {
         if is_untouched {
-            place::scribble(&self.path, at as u64, &self.sound[at..=at]);
+            self.scribble(at, self.sound[at]);
             return;
         }
         *self = Self::new(self.scene, self.name, self.prepare);

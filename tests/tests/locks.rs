@@ -50,8 +50,14 @@ fn while_one_runs_all_others_are_refused() {
 
     let others = start_many(AT_A_TIME, || start(&scene.source, &scene.target, &[]));
 
-    others.into_iter().for_each(|run| assert_in_use(&run));
+    let name = format!("process {}", winner.id());
+    others.into_iter().for_each(|run| {
+        assert_in_use(&run);
+        let message = run.json()["error"]["message"].to_string();
+        assert!(message.contains(&name), "{message}");
+    });
     assert_winner_ends(winner, &scene);
+    assert_eq!(fs::read(scene.state_file("lock")).expect("lock"), b"");
 }
 
 #[test]
@@ -103,7 +109,8 @@ fn the_lock_of_a_dead_process_is_none() {
     let dead = stopped_in_the_middle(&scene);
     dead.signal("KILL");
     assert_eq!(dead.wait().code, None);
-    assert!(scene.state_file("lock").is_file());
+    let text = fs::read_to_string(scene.state_file("lock")).expect("lock");
+    assert!(text.starts_with("pid "), "{text}");
 
     let run = scene.assert_ends_equal("after a dead process");
 

@@ -40,6 +40,8 @@ pub(crate) struct Writing {
     /// Held shared by changes, and alone by a close and while space is given back.
     gate: RwLock<()>,
     session: Mutex<Session>,
+    /// Bytes into the log at which a session begins.
+    log_start: AtomicU64,
     /// Found by a scan of the BAT before the first change.
     allocator: Mutex<Option<Allocator>>,
     /// How often space was given back: a place looked up before may hold another block since.
@@ -73,6 +75,7 @@ impl Writing {
             begun: AtomicU8::new(AT_REST),
             gate: RwLock::default(),
             session: Mutex::new(Session { headers, log: None }),
+            log_start: AtomicU64::new(0),
             allocator: Mutex::default(),
             ripenings: AtomicU64::new(0),
             claims: Claims::default(),
@@ -108,6 +111,13 @@ impl Writing {
 }
 
 impl Image {
+    /// Lets the next session of writing begin so many bytes into the log, rounded down to 4 KiB,
+    /// and not at its start. To a reader every place is as good as another, as a log is a ring;
+    /// from one near its end a short session wraps around.
+    pub fn begin_log_at(&self, at: u64) {
+        self.writing.log_start.store(at, Ordering::Relaxed);
+    }
+
     /// Returns when everything written so far survives a power cut. Does nothing on an image that
     /// was not changed.
     ///
@@ -209,7 +219,7 @@ impl Image {
             header.data_write_guid = data_write_guid;
             header.log_guid = Uuid::nil();
         })?;
-        let mut log = LogWriter::new(log);
+        let mut log = LogWriter::new(log, self.writing.log_start.load(Ordering::Relaxed));
         let len = self.storage.len();
         log.append(&self.storage, &[], len, len)?;
         headers.update(&self.storage, |header| header.log_guid = log.guid())?;

@@ -238,3 +238,25 @@ fn threads_that_meet_in_a_new_block_lose_nothing() {
     }
     assert_eq!(image.scan_allocation().unwrap().present, 64);
 }
+
+// A session from two pages before the end of the log on: one page opens it, two say what changed.
+#[test]
+fn a_log_that_wraps_is_replayed() {
+    let (file, image) = small(8 * MIB, Kind::Dynamic);
+    image.close().unwrap();
+    let image = Image::open_rw(file.clone()).unwrap();
+    image.begin_log_at(MIB - 8192);
+    image.write_at(0, &[7; 4096]).unwrap();
+    image.flush().unwrap();
+    drop(image);
+    let mut signature = [0; 4];
+    file.read_at(2 * MIB - 4096, &mut signature).unwrap();
+    assert_eq!(&signature, b"loge");
+    file.read_at(MIB, &mut signature).unwrap();
+    assert_eq!(&signature, b"data");
+
+    let image = Image::open(file).unwrap();
+
+    assert!(matches!(image.log_state(), LogState::Replayed { entries } if entries > 0));
+    assert_eq!(read_all(&image)[..4097], [&[7; 4096][..], &[0]].concat());
+}

@@ -37,7 +37,7 @@ pub(super) fn receive_peer(
 /// A granted disk that is open.
 enum OpenDisk {
     Read(Arc<dyn Source>),
-    Write(HostedTarget),
+    Write(Box<HostedTarget>),
 }
 
 impl OpenDisk {
@@ -112,7 +112,8 @@ fn open(grant: &Grant, request: &OpenRequest) -> Result<OpenDisk> {
     }
     let state = grant.state.as_deref();
     let wanted = || wanted_disk(grant, request.create);
-    HostedTarget::open(&grant.path, &grant.open, state, wanted).map(OpenDisk::Write)
+    let target = HostedTarget::open(&grant.path, &grant.open, state, wanted)?;
+    Ok(OpenDisk::Write(Box::new(target)))
 }
 
 /// What a first sync makes, if the grant lets it.

@@ -16,7 +16,9 @@ use crate::abort::Abort;
 use crate::disk::{NewFile, Standing, TargetAccess};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Digest;
-use crate::state::{Barrier, Barriers, Entry, FileMark, Journal, Made, Word};
+use crate::state::{
+    Barrier, Barriers, Entry, FileMark, Folder, Journal, Made, Word, lead_to, remove_needless,
+};
 
 /// Whose the target's name is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +33,7 @@ enum Placed {
 /// Takes a new file to its place.
 #[derive(Debug)]
 pub(super) struct Exchange<'a> {
+    pub(super) folder: &'a dyn Folder,
     pub(super) new_file: &'a dyn NewFile,
     pub(super) barriers: Barriers,
     pub(super) abort: &'a Abort,
@@ -86,6 +89,7 @@ impl Exchange<'_> {
                            somebody else; the target was left as it is";
             return Err(Error::new(ErrorKind::Refused, message));
         }
+        lead_to(self.folder, self.barriers, journal.job())?;
         journal.append(Entry::of(Word::Committing), Barrier::Committed)?;
         self.place(journal)
     }
@@ -112,7 +116,7 @@ impl Exchange<'_> {
     /// From `new_verified`: the old file goes.
     pub(super) fn accept(&self, journal: &mut Journal) -> Result<()> {
         journal.append(Entry::of(Word::Done), Barrier::Done)?;
-        self.new_file.remove()
+        self.remove_needless()
     }
 
     /// From any word after COMMIT: the old file gets its name back.
@@ -136,7 +140,7 @@ impl Exchange<'_> {
             .pass(Barrier::PlacedBack, || new_file.sync())
             .map_err(|e| Error::io(e, "flush directory"))?;
         journal.append(Entry::of(Word::OldRestored), Barrier::OldRestored)?;
-        self.new_file.remove()
+        self.remove_needless()
     }
 
     /// Gives the new file up, before COMMIT.
@@ -147,7 +151,13 @@ impl Exchange<'_> {
             self.new_file.remove()?;
         }
         journal.append(Entry::of(Word::Aborted), Barrier::Aborted)?;
-        self.new_file.remove()
+        self.remove_needless()
+    }
+
+    /// Removes what a last word makes needless.
+    pub(super) fn remove_needless(&self) -> Result<()> {
+        self.new_file.remove()?;
+        remove_needless(self.folder)
     }
 
     /// Swaps the names, and makes sure that it was these two files': a name can be taken by
@@ -183,6 +193,7 @@ pub(crate) fn is_placed(new_file: &dyn NewFile, journal: &Journal) -> Result<boo
 /// # Errors
 /// `Refused` while its result waits, `Io`.
 pub(crate) fn drop_replaced(
+    folder: &dyn Folder,
     new_file: &dyn NewFile,
     barriers: Barriers,
     mut journal: Journal,
@@ -192,12 +203,13 @@ pub(crate) fn drop_replaced(
     }
     let abort = Abort::new();
     let exchange = Exchange {
+        folder,
         new_file,
         barriers,
         abort: &abort,
     };
     match journal.word() {
-        word if word.is_final() => new_file.remove().map(|()| false),
+        word if word.is_final() => exchange.remove_needless().map(|()| false),
         Word::Staging | Word::Staged => exchange.abandon(&mut journal).map(|()| true),
         Word::NewVerified if !journal.begun().keeps_undo => {
             exchange.accept(&mut journal).map(|()| false)

@@ -1,6 +1,6 @@
 //! What is done once everything is staged, and nothing but this host is needed.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::abort::Abort;
@@ -8,7 +8,9 @@ use crate::disk::{DiskInfo, ExtentKind, Source, Target, TargetAccess};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Digest, Hasher, is_zero};
 use crate::stage::{Record, StageLog};
-use crate::state::{Barrier, Barriers, Entry, Folder, Journal, STAGE_NAME, Sealed, Word};
+use crate::state::{
+    Barrier, Barriers, Entry, Folder, Journal, Sealed, Word, lead_to, remove_needless,
+};
 use crate::sync::Session;
 use crate::system::MediumAccess;
 use crate::tree::Leaf;
@@ -113,6 +115,8 @@ impl Finisher<'_> {
     pub(crate) fn go_on(&self, access: &dyn TargetAccess, job: &Job) -> Result<Outcome> {
         // The last moment at which all can be left as it is.
         self.abort.check()?;
+        let id = job.journal().job();
+        lead_to(self.folder, self.barriers, id)?;
         job.journal()
             .append(Entry::of(Word::Committing), Barrier::Committed)?;
         let target = access.open_for_writing()?;
@@ -193,9 +197,7 @@ impl Finisher<'_> {
     }
 
     fn remove_stage(&self) -> Result<()> {
-        self.folder
-            .remove(STAGE_NAME)
-            .map_err(|e| Error::io(e, "remove stage"))
+        remove_needless(self.folder)
     }
 
     /// What is left to do when no block differs: nothing changes that a user of the disk could see.
@@ -285,22 +287,24 @@ impl Finisher<'_> {
 
     /// Reads every run back from the medium; the bytes read.
     fn read_back(&self, target: &dyn Target, stage: &StageLog, way: Direction) -> Result<u64> {
-        let blocks = stage.blocks();
+        let count = usize::try_from(stage.count()).unwrap_or(usize::MAX);
+        let blocks = Mutex::new(stage.blocks());
+        let next = || blocks.lock().unwrap_or_else(PoisonError::into_inner).next();
         let progress = &self.session.progress;
         progress.enter_verify();
-        let (next, verified) = (AtomicUsize::new(0), AtomicU64::new(0));
+        let verified = AtomicU64::new(0);
         let failed = Abort::new();
         let work = || {
-            while let Some(block) = blocks.get(next.fetch_add(1, Ordering::Relaxed)) {
+            while let Some(block) = next() {
                 failed.check()?;
                 self.abort.check_cancelled()?;
-                let len = self.read_back_block(target, stage, *block, way)?;
+                let len = self.read_back_block(target, stage, block, way)?;
                 verified.fetch_add(len, Ordering::Relaxed);
                 progress.verified.fetch_add(len, Ordering::Relaxed);
             }
             Ok(())
         };
-        match PROOF_THREADS.min(blocks.len() / PROOF_BLOCKS) {
+        match PROOF_THREADS.min(count / PROOF_BLOCKS) {
             0 | 1 => drop(failed.guard(work)),
             threads => std::thread::scope(|scope| {
                 for _ in 0..threads {

@@ -12,7 +12,9 @@ use crate::disk::{NewFile, Target, TargetAccess};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::HashKind;
 use crate::stage::StageLog;
-use crate::state::{Barrier, Barriers, Begun, Entry, FileMark, Folder, Journal, STAGE_NAME, Word};
+use crate::state::{
+    Barrier, Barriers, Begun, Entry, FileMark, Folder, Journal, STAGE_NAME, Word, remove_needless,
+};
 use crate::sync::{Session, SessionOptions};
 use crate::units::BlockSize;
 
@@ -193,7 +195,7 @@ impl Unfinished<'_> {
             Word::Staging => {}
             Word::NewVerified if journal.begun().keeps_undo => {}
             Word::NewVerified => exchange.accept(&mut journal)?,
-            Word::Done | Word::Aborted | Word::OldRestored => new_file.remove()?,
+            Word::Done | Word::Aborted | Word::OldRestored => exchange.remove_needless()?,
             Word::RollingBack => {
                 let _held = self.hold(&journal, new_file.as_ref())?;
                 exchange.roll_back(&mut journal)?;
@@ -251,8 +253,9 @@ impl Unfinished<'_> {
         })
     }
 
-    fn exchange<'b>(&self, new_file: &'b dyn NewFile, abort: &'b Abort) -> Exchange<'b> {
+    fn exchange<'b>(&'b self, new_file: &'b dyn NewFile, abort: &'b Abort) -> Exchange<'b> {
         Exchange {
+            folder: self.folder,
             new_file,
             barriers: self.barriers,
             abort,
@@ -260,8 +263,7 @@ impl Unfinished<'_> {
     }
 
     fn remove_stage(&self) -> Result<()> {
-        let removed = self.folder.remove(STAGE_NAME);
-        removed.map_err(|e| Error::io(e, "remove stage"))
+        remove_needless(self.folder)
     }
 
     fn finisher<'b>(&'b self, session: &'b Session, abort: &'b Abort) -> Finisher<'b> {

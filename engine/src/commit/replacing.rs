@@ -10,7 +10,9 @@ use crate::abort::Abort;
 use crate::disk::{DiskInfo, Extent, NewFile, Source, Target, TargetAccess};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Digest;
-use crate::state::{Barrier, Barriers, Begun, Container, Entry, Folder, Journal, STAGE_NAME, Word};
+use crate::state::{
+    Barrier, Barriers, Begun, Container, Entry, Folder, Journal, STAGE_NAME, Word, remove_needless,
+};
 use crate::sync::Session;
 use crate::system::MediumAccess;
 use crate::units::ByteOffset;
@@ -162,8 +164,7 @@ impl Replacing {
 
     fn remove_leftovers(&self) -> Result<()> {
         self.new_file.remove()?;
-        let removed = self.folder.remove(STAGE_NAME);
-        removed.map_err(|e| Error::io(e, "remove stage"))
+        remove_needless(self.folder.as_ref())
     }
 
     // A panic while it is held leaves no half job: it is set whole.
@@ -232,6 +233,7 @@ impl Replacing {
 
     fn exchange<'a>(&'a self, abort: &'a Abort) -> Exchange<'a> {
         Exchange {
+            folder: self.folder.as_ref(),
             new_file: self.new_file.as_ref(),
             barriers: self.barriers,
             abort,

@@ -10,8 +10,11 @@ use crate::commit::opening::{Opening, Resumed, is_not_finished, waits_to_be_acce
 use crate::disk::{DiskInfo, Extent, ExtentKind, Source, TargetAccess};
 use crate::error::{Error, Result};
 use crate::hash::{Digest, is_zero};
-use crate::stage::{Old, Overlay, Record, StageLog};
-use crate::state::{Barrier, Barriers, Begun, Entry, Folder, Journal, STAGE_NAME, Word};
+use crate::stage::{Old, Overlay, Record, StageLog, compact};
+use crate::state::{
+    Barrier, Barriers, Begun, Entry, Folder, Journal, STAGE_NAME, STAGE_NEW_NAME, Word,
+    remove_needless,
+};
 use crate::sync::Session;
 use crate::tree::Leaf;
 use crate::units::{BlockIndex, ByteOffset, Geometry, range_len};
@@ -140,6 +143,9 @@ impl Staging {
             self.opening.leave(journal);
             return self.remove_stage();
         };
+        // An earlier run may have been cut off while it wrote it anew.
+        let removed = self.folder.remove(STAGE_NEW_NAME);
+        removed.map_err(|e| Error::io(e, "remove stage"))?;
         let stage = StageLog::open(file, journal.job(), self.geometry, self.barriers)?;
         if let Some(sealed) = journal.sealed() {
             super::finish::check_seal(sealed, &stage)?;
@@ -151,8 +157,10 @@ impl Staging {
             return self.remove_stage();
         }
         self.opening.note_resumed(&journal);
-        self.opening.resumed.blocks = stage.blocks().len() as u64;
+        self.opening.resumed.blocks = stage.count();
         journal.append(self.opening.again(), Barrier::Begun)?;
+        // Only now: a seal, if there was one, spoke of the records as they were.
+        let stage = compact(stage, self.folder.as_ref())?;
         *self.job() = Some(Arc::new(Job::new(journal, stage)));
         Ok(())
     }
@@ -168,9 +176,7 @@ impl Staging {
     }
 
     fn remove_stage(&self) -> Result<()> {
-        self.folder
-            .remove(STAGE_NAME)
-            .map_err(|e| Error::io(e, "remove stage"))
+        remove_needless(self.folder.as_ref())
     }
 
     // A panic while it is held leaves no half job: it is set whole.

@@ -15,8 +15,8 @@ use crate::disk::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::state::{
-    Barrier, Barriers, Begun, Container, Entry, HostFolder, Journal, Word, absolute,
-    state_directory,
+    Barrier, Barriers, Begun, Container, Entry, HostFolder, Journal, Word, absolute, lead_to,
+    lock_state, remove_needless,
 };
 use crate::sync::{Changes, InPlaceChanges, Session, SessionLink, run_target};
 use crate::system::{Access, HostFile};
@@ -45,7 +45,7 @@ impl ExistingTarget {
         // What cannot be a target gets no state directory.
         let file = HostFile::open(path, Access::Inspect)?;
         decide_format(&file, open.format)?;
-        let folder = HostFolder::lock(&state_directory(path, state)?)?;
+        let folder = lock_state(path, state)?;
         let mut notes = Vec::new();
         if let Some(journal) = Journal::open(&folder, Barriers::new())? {
             let word = journal.word();
@@ -140,7 +140,7 @@ impl ExistingTarget {
                 .map(Staged::Replaced);
         }
         let given_up = match journal {
-            Some(journal) => drop_replaced(new_file.as_ref(), barriers, journal)?,
+            Some(journal) => drop_replaced(&self.folder, new_file.as_ref(), barriers, journal)?,
             None => false,
         };
         let mark = session.options.source_mark;
@@ -210,18 +210,20 @@ impl ExistingTarget {
             if journal.word() == Word::NewVerified {
                 return Err(waits_to_be_accepted());
             }
-            drop_replaced(&self.new_file, Barriers::new(), journal)?;
+            drop_replaced(&self.folder, &self.new_file, Barriers::new(), journal)?;
         }
         let first = Entry {
             begun: Some(self.begun(session, Container::Log)?),
             ..Entry::of(Word::Committing)
         };
         let journal = Journal::begin(&self.folder, Barriers::new(), first)?;
+        // Nothing was written yet.
+        lead_to(&self.folder, Barriers::new(), journal.job())?;
         let target = self.access.open_for_writing()?;
         let job = InPlaceJob {
             journal,
             _access: self.access,
-            _folder: self.folder,
+            folder: self.folder,
         };
         Ok((target, job))
     }
@@ -281,7 +283,7 @@ fn named(container: wire::Container) -> Result<Container> {
 struct InPlaceJob {
     journal: Journal,
     _access: HostTarget,
-    _folder: HostFolder,
+    folder: HostFolder,
 }
 
 fn run_in_place(
@@ -293,6 +295,7 @@ fn run_in_place(
 ) -> Result<(SourceEnd, TargetResult, DiskInfo)> {
     let finish = move |_| {
         job.journal.append(Entry::of(Word::Done), Barrier::Done)?;
+        remove_needless(&job.folder)?;
         Ok(None)
     };
     let changes = Changes::InPlace(InPlaceChanges::new(target, false, Box::new(finish)));

@@ -12,7 +12,7 @@ use crate::disk::{
     Format, OpenOptions, RawDisk, Source, VhdDisk, VhdxDisk, decide_format, open_parents,
 };
 use crate::error::{Error, Result};
-use crate::state::{peek, state_directory};
+use crate::state::{Journal, find_elsewhere, peek, state_directory};
 use crate::system::{Access, HostFile};
 
 /// What `failback info` prints. Fields keep their names.
@@ -42,6 +42,9 @@ pub struct ImageInfo {
     pub state: Option<&'static str>,
     /// The image is neither the old disk nor the new one, and must not be started.
     pub is_mixed: bool,
+    /// What does not check in that state and was got over.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub state_warnings: Vec<String>,
     /// What only a VHDX has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vhdx: Option<VhdxInfo>,
@@ -129,7 +132,15 @@ pub struct VhdxInfo {
 /// # Errors
 /// `Damaged`, `Unsupported`, `Refused`, `Io`.
 pub fn info(path: &Path, options: &OpenOptions, state: Option<&Path>) -> Result<ImageInfo> {
-    let journal = peek(&state_directory(path, state)?)?;
+    let directory = state_directory(path, state)?;
+    let elsewhere = find_elsewhere(path, &directory)?;
+    let note = elsewhere
+        .as_ref()
+        .map(|(found, _)| format!("the state is kept elsewhere: {}", found.display()));
+    let journal = match elsewhere {
+        Some((_, journal)) => Some(journal),
+        None => peek(&directory)?,
+    };
     let file = HostFile::open(path, Access::Inspect).map_err(|error| match &journal {
         Some(journal) if is_missing(path) => {
             let word = journal.word().name();
@@ -181,6 +192,12 @@ pub fn info(path: &Path, options: &OpenOptions, state: Option<&Path>) -> Result<
         identity: disk.identity,
         chain,
         state: journal.as_ref().map(|journal| journal.word().name()),
+        state_warnings: {
+            let warnings = journal.as_ref().map(Journal::warnings);
+            note.into_iter()
+                .chain(warnings.unwrap_or_default())
+                .collect()
+        },
         is_mixed: journal.is_some_and(|journal| {
             journal.is_mixed() || journal.may_have_lost_commit(&file_identity)
         }),

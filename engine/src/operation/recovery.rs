@@ -13,7 +13,9 @@ use crate::disk::{
     HostNewFile, HostTarget, NewFile, OpenOptions, Target, TargetAccess, open_target,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::state::{Barriers, Begun, HostFolder, Journal, Word, state_directory};
+use crate::state::{
+    Barriers, Begun, HostFolder, Journal, Word, lock_state, refuse_elsewhere, state_directory,
+};
 use crate::system::{Access, HostFile};
 
 /// What `recover`, `rollback` and `commit` print. Fields keep their names.
@@ -136,10 +138,11 @@ fn with_job(
         let message = format!("no state of a sync in {}", directory.display());
         Error::new(ErrorKind::Refused, message).path(target)
     };
+    refuse_elsewhere(target, &directory)?;
     if crate::state::peek(&directory)?.is_none() {
         return Err(nothing());
     }
-    let folder = HostFolder::lock(&directory)?;
+    let folder = lock_state(target, state)?;
     let journal = Journal::open(&folder, Barriers::new())?.ok_or_else(nothing)?;
     report.before = Some(journal.word().name());
     let unfinished = Unfinished {

@@ -11,7 +11,9 @@ use crate::abort::Abort;
 use crate::commit::Replacing;
 use crate::disk::{DiskInfo, HostNewFile, NewDisk, NewFile, OpenOptions, Recipe};
 use crate::error::Result;
-use crate::state::{Barriers, Begun, Container, HostFolder, Journal, Word, peek, state_directory};
+use crate::state::{
+    Barriers, Begun, Container, HostFolder, Journal, Word, lock_state, peek, state_directory,
+};
 use crate::sync::{Changes, InPlaceChanges, Session, SessionLink, run_target};
 
 /// A target of this host.
@@ -40,7 +42,7 @@ impl HostedTarget {
             let directory = state_directory(path, state)?;
             // The file of an unfinished first sync may only want its name.
             if peek(&directory)?.is_some() {
-                let folder = HostFolder::lock(&directory)?;
+                let folder = lock_state(path, state)?;
                 if let Some(journal) = Journal::open(&folder, Barriers::new())? {
                     finish_unfinished(&folder, journal, path)?;
                 }
@@ -113,7 +115,7 @@ pub(crate) struct MissingTarget {
 impl MissingTarget {
     fn open(path: &Path, state: Option<&Path>, new: &NewDisk) -> Result<Self> {
         let new_file = HostNewFile::of_missing(path, Recipe::of(*new))?;
-        let folder = HostFolder::lock(&state_directory(path, state)?)?;
+        let folder = lock_state(path, state)?;
         let journal = Journal::open(&folder, Barriers::new())?;
         let is_partial = journal.is_some_and(|journal| {
             let begun = journal.begun();

@@ -1,6 +1,5 @@
 //! The stage itself: an append-only file of records.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -8,6 +7,7 @@ use failback_vhdx::FileAt;
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::index::Index;
 use super::record::{self, Bytes, HEADER_LEN, NewRecord, PAGE_LEN, Record};
 use crate::error::{Error, ErrorKind, Result};
 use crate::state::{Barrier, Barriers};
@@ -37,16 +37,13 @@ struct Inner {
     /// Whether somebody flushes now.
     is_flushing: bool,
     /// The record that counts, for each staged block.
-    live: BTreeMap<u64, u64>,
+    index: Index,
     headers: blake3::Hasher,
 }
 
 impl Inner {
     fn add(&mut self, record: &Record) {
-        match record.is_drop {
-            true => self.live.remove(&record.block),
-            false => self.live.insert(record.block, record.at),
-        };
+        self.index.add(record);
         self.headers.update(&record.head_sum.to_le_bytes());
         self.end = record.end();
         self.sequence += 1;
@@ -105,6 +102,7 @@ impl StageLog {
             if record.sequence != inner.sequence || !self.has_sound_bytes(&record)? {
                 break;
             }
+            inner.index.check_room(record.block)?;
             inner.add(&record);
         }
         // A record further on that was written when these bytes were durable: this is no torn end.
@@ -167,19 +165,28 @@ impl StageLog {
 
     /// The first staged block from `block` on.
     pub(crate) fn next_from(&self, block: BlockIndex) -> Option<BlockIndex> {
-        let inner = self.inner();
-        let next = inner.live.range(block.0..).next();
-        next.map(|(block, _)| BlockIndex(*block))
+        self.inner().index.next_from(block)
     }
 
-    /// All staged blocks, ascending.
-    pub(crate) fn blocks(&self) -> Vec<BlockIndex> {
-        self.inner().live.keys().copied().map(BlockIndex).collect()
+    /// All staged blocks, ascending. They are looked up one by one: a list of them could be as
+    /// large as the index.
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = BlockIndex> {
+        let mut from = BlockIndex(0);
+        std::iter::from_fn(move || {
+            let block = self.next_from(from)?;
+            from = BlockIndex(block.0 + 1);
+            Some(block)
+        })
+    }
+
+    /// Staged blocks.
+    pub(crate) fn count(&self) -> u64 {
+        self.inner().index.count()
     }
 
     /// Whether the stage has no record that counts.
     pub(crate) fn is_empty(&self) -> bool {
-        self.inner().live.is_empty()
+        self.count() == 0
     }
 
     /// The record that counts for a block.
@@ -187,7 +194,7 @@ impl StageLog {
     /// # Errors
     /// `Damaged`, `Io`.
     pub(crate) fn find(&self, block: BlockIndex) -> Result<Option<Record>> {
-        let Some(at) = self.inner().live.get(&block.0).copied() else {
+        let Some(at) = self.inner().index.find(block) else {
             return Ok(None);
         };
         match self.parse_at(at, u64::MAX)? {
@@ -223,7 +230,8 @@ impl StageLog {
     /// Adds what a block becomes. It replaces what was staged for the block.
     ///
     /// # Errors
-    /// `NoSpace`, `Io`; after that every further call fails.
+    /// `Refused` when more blocks are staged than the index holds; `NoSpace`, `Io`; after that
+    /// every further call fails.
     pub(crate) fn put(
         &self,
         block: BlockIndex,
@@ -263,10 +271,11 @@ impl StageLog {
         })
     }
 
-    fn append(&self, new: &NewRecord<'_>) -> Result<()> {
+    pub(super) fn append(&self, new: &NewRecord<'_>) -> Result<()> {
         self.check_poison()?;
         let is_due = {
             let mut inner = self.inner();
+            inner.index.check_room(new.block)?;
             let (record, bytes) = new.encode(self.job, inner.sequence, inner.durable, inner.end);
             let written = self.file.write_at(inner.end, &bytes);
             written.map_err(|e| self.poisoned(e, "write stage"))?;
@@ -313,6 +322,42 @@ impl StageLog {
             }
         }
         Ok(())
+    }
+
+    /// Whether more than half of it are records that no longer count.
+    pub(super) fn is_mostly_dead(&self) -> bool {
+        let inner = self.inner();
+        inner.end > 2 * inner.index.live_len()
+    }
+
+    /// Takes the first staged block out of the index.
+    ///
+    /// # Errors
+    /// `Damaged`, `Io`.
+    pub(super) fn take_first(&self) -> Result<Option<Record>> {
+        let Some(block) = self.next_from(BlockIndex(0)) else {
+            return Ok(None);
+        };
+        let record = self.find(block)?;
+        self.inner().index.take_first();
+        Ok(record)
+    }
+
+    /// An empty stage of the same job in an empty file.
+    pub(super) fn successor(&self, file: Arc<dyn FileAt>) -> Self {
+        Self::new(file, self.job, self.geometry, self.barriers)
+    }
+
+    /// The stage with all its records in the index again.
+    ///
+    /// # Errors
+    /// As [`StageLog::open`].
+    pub(super) fn read_again(self) -> Result<Self> {
+        Self::open(self.file, self.job, self.geometry, self.barriers)
+    }
+
+    pub(super) fn barriers(&self) -> Barriers {
+        self.barriers
     }
 
     /// What this stage is known by.
@@ -453,6 +498,37 @@ mod tests {
                 }
             }
         }
+    }
+
+    // Goal: memory is bounded: a block more than the limit is refused with a message that says what
+    // helps, by a stage that grows and by one that is read; others go on. Method: a limit of four.
+    #[test]
+    fn more_blocks_than_the_index_holds_are_refused() {
+        let (bytes, _) = six_records();
+        let stage = open(&[]).unwrap();
+        stage.inner().index = Index::with_max(4);
+        let run = [Range { start: 0, end: 4 }];
+        let put = |block| {
+            let index = BlockIndex(block);
+            stage.put(index, &run, Some(b"new!"), Old::Zero, (None, None))
+        };
+        (0..4).for_each(|block| put(block).unwrap());
+        let error = put(4).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert!(error.chain().contains("larger blocks"), "{}", error.chain());
+        put(3).unwrap();
+        stage.drop_block(BlockIndex(0)).unwrap();
+        put(5).unwrap();
+        assert_eq!(
+            stage.blocks().map(|b| b.0).collect::<Vec<_>>(),
+            [1, 2, 3, 5]
+        );
+
+        let file = Arc::new(MemoryFile::from_bytes(&bytes));
+        let job = Uuid::from_u128(7);
+        let stage = StageLog::new(file, job, geometry(), Barriers::new());
+        stage.inner().index = Index::with_max(4);
+        assert_eq!(stage.scan().unwrap_err().kind(), ErrorKind::Refused);
     }
 
     // Goal: the last record of a block counts, and a drop takes it out. Method: one of each.

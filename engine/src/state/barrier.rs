@@ -16,13 +16,31 @@ pub enum Barrier {
     /// The names of journal and stage, before a window counts as durable. Without it a power cut
     /// after COMMIT leaves a mixed target that nobody knows of.
     Names,
+    /// A journal as it was found, before anything is done by it: the words of a process that was
+    /// killed may be in the system's memory only. Without it a power cut takes COMMIT back after
+    /// the target was changed.
+    Found,
+    /// Its name, likewise.
+    FoundName,
     /// A window of the stage, before it counts as durable. Without it more than a window has to be
     /// sent again.
     Window,
+    /// A stage that was written anew, before it takes the place of the old one. Without it what was
+    /// staged has to be sent again.
+    Compacted,
+    /// That it has taken its place, before more is written to it. Without it the old one is found
+    /// under the name after COMMIT, and the target stays mixed.
+    CompactedName,
     /// The whole stage, before SEAL. Without it SEAL speaks of records that are not there.
     Stage,
     /// SEAL, before COMMIT. Without it COMMIT can be durable alone.
     Sealed,
+    /// The marker that leads to a state kept elsewhere, before it gets its name. Without it what is
+    /// found in the default place after COMMIT leads nowhere.
+    Marker,
+    /// Its name, before COMMIT. Without it a mixed target counts as old for whoever looks in the
+    /// default place.
+    MarkerName,
     /// COMMIT, before the target is opened for writing. Without it a mixed target counts as old.
     Committed,
     /// The target's bytes, before it counts as new. Without it a mixed target counts as new.
@@ -55,12 +73,18 @@ pub enum Barrier {
 
 impl Barrier {
     /// Every barrier.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 24] = [
         Self::Begun,
         Self::Names,
+        Self::Found,
+        Self::FoundName,
         Self::Window,
+        Self::Compacted,
+        Self::CompactedName,
         Self::Stage,
         Self::Sealed,
+        Self::Marker,
+        Self::MarkerName,
         Self::Committed,
         Self::Payload,
         Self::Unverified,

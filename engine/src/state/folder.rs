@@ -1,13 +1,14 @@
 //! The directory that keeps what a job needs to go on: journal and stage.
 
 use std::fmt::Debug;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use failback_vhdx::FileAt;
 
+use super::lock::{DirectoryLock, LOCK_NAME};
 use crate::error::{Error, ErrorKind, Result};
 use crate::system::{self, sync_directory_of};
 
@@ -43,14 +44,27 @@ pub trait Folder: Send + Sync + Debug {
     /// # Errors
     /// Those of the system.
     fn sync(&self) -> io::Result<()>;
+
+    /// Where others look first for what is kept here; `None` when that is here.
+    fn elsewhere(&self) -> Option<Elsewhere<'_>>;
+}
+
+/// The way from where the state of a target is looked for to where it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Elsewhere<'a> {
+    /// Where it is.
+    pub here: &'a str,
+    /// Where it is looked for.
+    pub place: &'a dyn Folder,
 }
 
 /// A directory of this host, locked for as long as this lives.
 #[derive(Debug)]
 pub struct HostFolder {
     path: PathBuf,
-    /// Open for its lock alone.
-    _lock: File,
+    /// Where others look first, and the path of this for them; `None` when that is here.
+    elsewhere: Option<(Box<Self>, String)>,
+    _lock: DirectoryLock,
 }
 
 impl HostFolder {
@@ -59,23 +73,33 @@ impl HostFolder {
     /// # Errors
     /// `InUse` while another job has it, `Io`.
     pub fn lock(path: &Path) -> Result<Self> {
-        let failed = |what: &'static str| move |e| Error::io(e, what).path(path);
-        system::create_private_directories(path).map_err(failed("make state directory"))?;
-        let lock = private(&path.join(LOCK_NAME), |options| {
-            options.create(true).truncate(false);
-        })
-        .map_err(failed("open the lock of state directory"))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let message = "another job works on this target (this is its state directory)";
-                return Err(Error::new(ErrorKind::InUse, message).path(path));
-            }
-            Err(TryLockError::Error(e)) => return Err(failed("lock state directory")(e)),
-        }
+        system::create_private_directories(path)
+            .map_err(|e| Error::io(e, "make state directory").path(path))?;
         Ok(Self {
             path: path.to_owned(),
-            _lock: lock,
+            elsewhere: None,
+            _lock: DirectoryLock::take(path)?,
+        })
+    }
+}
+
+impl HostFolder {
+    /// The same for a state that others look for in `place` first.
+    ///
+    /// # Errors
+    /// As [`HostFolder::lock`]; `Usage` for a path that cannot be noted there.
+    pub(super) fn lock_elsewhere(path: &Path, place: Self) -> Result<Self> {
+        let folder = Self::lock(path)?;
+        let here = path
+            .canonicalize()
+            .map_err(|e| Error::io(e, "look up state directory").path(path))?;
+        let here = here.into_os_string().into_string().map_err(|_| {
+            let message = "has a name that no marker can note: it is not Unicode";
+            Error::new(ErrorKind::Usage, message).path(path)
+        })?;
+        Ok(Self {
+            elsewhere: Some((Box::new(place), here)),
+            ..folder
         })
     }
 }
@@ -128,6 +152,11 @@ impl Folder for HostFolder {
         let above = self.path.parent().filter(|path| path.parent().is_some());
         above.map_or(Ok(()), sync_directory_of)
     }
+    fn elsewhere(&self) -> Option<Elsewhere<'_>> {
+        let (place, here) = self.elsewhere.as_ref()?;
+        Some(Elsewhere {
+            here,
+            place: place.as_ref(),
+        })
+    }
 }
-
-const LOCK_NAME: &str = "lock";

@@ -1,11 +1,13 @@
 //! The journal of one target: which state it is in, one durable word after the other.
 //!
 //! ```text
-//! page 0   header, then the first entry as JSON, then zeros to the next 4096 bytes
+//! page 0   header, then the first entry as JSON, then zeros; from the middle of the page on the
+//!          same once more, if it fits
 //! page n   the next entry ...
 //! ```
-//! An entry counts when it and all before it check. Each is durable before the next is written, so
-//! only the last can be torn: a broken entry with a sound one behind it is damage.
+//! An entry counts when one of its copies and all entries before it check: a sector that rots takes
+//! no word away. Each is durable before the next is written, so only the last can be torn: a broken
+//! entry with a sound one behind it is damage.
 
 use std::fs::File;
 use std::path::Path;
@@ -24,10 +26,12 @@ use super::folder::Folder;
 use crate::error::{Error, ErrorKind, Result};
 
 /// First bytes of every entry; the last one is the version.
-const MAGIC: [u8; 8] = *b"FBJRNL\0\x01";
+const MAGIC: [u8; 8] = *b"FBJRNL\0\x02";
 /// Entries begin at multiples of this many bytes.
 const PAGE_LEN: u64 = PAGE as u64;
 const PAGE: usize = 4096;
+/// An entry that is no longer than this is in its page twice, each time on sectors of its own.
+const COPY: usize = PAGE / 2;
 /// Bytes of one entry with its header: the longest paths fit.
 const ENTRY_LEN_MAX: u64 = 64 << 10;
 /// Bytes of a journal: a hundred thousand resumes.
@@ -239,6 +243,7 @@ pub struct Journal {
     entries: Vec<Entry>,
     end: u64,
     has_broken_end: bool,
+    broken_copies: u64,
     is_poisoned: bool,
 }
 
@@ -256,6 +261,7 @@ impl Journal {
             entries: Vec::new(),
             end: 0,
             has_broken_end: false,
+            broken_copies: 0,
             is_poisoned: false,
         };
         journal.append(first, Barrier::Begun)?;
@@ -266,7 +272,7 @@ impl Journal {
         Ok(journal)
     }
 
-    /// The journal that is there; `None` when there is none.
+    /// The journal that is there, durable as it is found; `None` when there is none.
     ///
     /// # Errors
     /// `Damaged`, `Io`.
@@ -277,11 +283,19 @@ impl Journal {
         let Some(file) = file else {
             return Ok(None);
         };
+        let failed = |e| Error::io(e, "flush journal");
+        barriers
+            .pass(Barrier::Found, || file.sync())
+            .map_err(failed)?;
+        barriers
+            .pass(Barrier::FoundName, || folder.sync())
+            .map_err(failed)?;
         let Found {
             job,
             entries,
             end,
             has_broken_end,
+            broken_copies,
         } = read_all(file.as_ref())?;
         Ok(Some(Self {
             file,
@@ -290,6 +304,7 @@ impl Journal {
             entries,
             end,
             has_broken_end,
+            broken_copies,
             is_poisoned: false,
         }))
     }
@@ -318,11 +333,31 @@ impl Journal {
         self.begun().is_mixed_at(self.word())
     }
 
+    /// Whether nothing is left to do or undo, and the target is a whole disk.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.word().is_final() && !self.is_mixed()
+    }
+
     /// Whether something that does not check stands behind the last entry: an entry that was torn,
     /// so that what it allows was never done, or one that has rotted since.
     #[must_use]
     pub fn has_broken_end(&self) -> bool {
         self.has_broken_end
+    }
+
+    /// What does not check and was got over, in words.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let broken_end = self.has_broken_end.then(|| {
+            let message = "journal: what stands behind its last entry does not check; if it was \
+                           not torn when it was written, a later word is lost";
+            message.to_owned()
+        });
+        let copies = self.broken_copies;
+        let broken_copies = (copies > 0)
+            .then(|| format!("journal: {copies} of its entries have one copy left that checks"));
+        broken_end.into_iter().chain(broken_copies).collect()
     }
 
     /// Whether COMMIT may be what does not check: the target is not what was staged for.
@@ -400,6 +435,7 @@ pub fn peek(directory: &Path) -> Result<Option<Journal>> {
         entries: found.entries,
         end: found.end,
         has_broken_end: found.has_broken_end,
+        broken_copies: found.broken_copies,
         // Open for reading only.
         is_poisoned: true,
     }))
@@ -431,6 +467,10 @@ fn encode(job: Uuid, sequence: u64, entry: &Entry) -> Result<Vec<u8>> {
     header.sum = sum_of(&header, &json).into();
     let mut page = header.as_bytes().to_vec();
     page.extend_from_slice(&json);
+    if page.len() <= COPY {
+        page.resize(COPY, 0);
+        page.extend_from_within(..);
+    }
     page.resize(page.len().next_multiple_of(PAGE), 0);
     Ok(page)
 }
@@ -447,9 +487,42 @@ struct Parsed {
     job: Uuid,
     sequence: u64,
     end: u64,
+    /// It is there twice, and one of the two does not check.
+    has_broken_copy: bool,
 }
 
+/// The entry of a page, from whichever copy checks.
 fn parse_at(file: &dyn FileAt, at: u64, len: u64) -> std::io::Result<Option<Parsed>> {
+    let first = parse_copy(file, at, len, ENTRY_LEN_MAX)?;
+    let has_second = first.as_ref().is_none_or(|first| first.len <= COPY as u64);
+    let second = match has_second {
+        true => parse_copy(file, at + COPY as u64, len, COPY as u64)?,
+        false => None,
+    };
+    let has_broken_copy = has_second && (first.is_none() || second.is_none());
+    Ok(first.or(second).map(|copy| Parsed {
+        entry: copy.entry,
+        job: copy.job,
+        sequence: copy.sequence,
+        end: (at + copy.len).next_multiple_of(PAGE_LEN),
+        has_broken_copy,
+    }))
+}
+
+struct Copied {
+    entry: Entry,
+    job: Uuid,
+    sequence: u64,
+    /// Bytes of header and JSON.
+    len: u64,
+}
+
+fn parse_copy(
+    file: &dyn FileAt,
+    at: u64,
+    len: u64,
+    len_max: u64,
+) -> std::io::Result<Option<Copied>> {
     let mut bytes = [0; HEADER_LEN];
     if at + HEADER_LEN as u64 > len {
         return Ok(None);
@@ -458,10 +531,7 @@ fn parse_at(file: &dyn FileAt, at: u64, len: u64) -> std::io::Result<Option<Pars
     let header = Header::ref_from_bytes(&bytes).expect("as long as a header");
     let json_len = u64::from(header.len.get());
     let start = at + HEADER_LEN as u64;
-    if header.magic != MAGIC
-        || json_len + HEADER_LEN as u64 > ENTRY_LEN_MAX
-        || start + json_len > len
-    {
+    if header.magic != MAGIC || json_len + HEADER_LEN as u64 > len_max || start + json_len > len {
         return Ok(None);
     }
     let mut json = vec![0; usize::try_from(json_len).expect("at most 64 KiB")];
@@ -469,11 +539,11 @@ fn parse_at(file: &dyn FileAt, at: u64, len: u64) -> std::io::Result<Option<Pars
     if sum_of(header, &json) != header.sum.get() {
         return Ok(None);
     }
-    Ok(serde_json::from_slice(&json).ok().map(|entry| Parsed {
+    Ok(serde_json::from_slice(&json).ok().map(|entry| Copied {
         entry,
         job: Uuid::from_bytes(header.job),
         sequence: header.sequence.get(),
-        end: (start + json_len).next_multiple_of(PAGE_LEN),
+        len: HEADER_LEN as u64 + json_len,
     }))
 }
 
@@ -482,6 +552,7 @@ struct Found {
     entries: Vec<Entry>,
     end: u64,
     has_broken_end: bool,
+    broken_copies: u64,
 }
 
 fn read_all(file: &dyn FileAt) -> Result<Found> {
@@ -493,18 +564,21 @@ fn read_all(file: &dyn FileAt) -> Result<Found> {
     if len > JOURNAL_LEN_MAX {
         return Err(damaged(0, "longer than any journal"));
     }
+    refuse_other_version(file, len)?;
     let first = parse_at(file, 0, len).map_err(failed)?;
     let first = first.filter(|first| first.sequence == 0 && is_job(&first.entry));
     let Some(first) = first else {
         return Err(damaged(0, "its first entry does not check"));
     };
     let (job, mut end) = (first.job, first.end);
+    let mut broken_copies = u64::from(first.has_broken_copy);
     let mut entries = vec![first.entry];
     while let Some(next) = parse_at(file, end, len).map_err(failed)?
         && next.job == job
         && next.sequence == entries.len() as u64
     {
         end = next.end;
+        broken_copies += u64::from(next.has_broken_copy);
         entries.push(next.entry);
     }
     let mut at = end + PAGE_LEN;
@@ -520,7 +594,31 @@ fn read_all(file: &dyn FileAt) -> Result<Found> {
         entries,
         end,
         has_broken_end: len > end,
+        broken_copies,
     })
+}
+
+/// A journal of another release is told from a damaged one when both copies say so, or its only
+/// one.
+fn refuse_other_version(file: &dyn FileAt, len: u64) -> Result<()> {
+    let version_at = |at: u64| -> Result<Option<u8>> {
+        let mut magic = [0; MAGIC.len()];
+        if at + magic.len() as u64 > len {
+            return Ok(None);
+        }
+        file.read_at(at, &mut magic)
+            .map_err(|e| Error::io(e, "read journal"))?;
+        let (name, version) = magic.split_at(MAGIC.len() - 1);
+        Ok((name == &MAGIC[..MAGIC.len() - 1]).then(|| version[0]))
+    };
+    let ours = MAGIC[MAGIC.len() - 1];
+    match (version_at(0)?, version_at(COPY as u64)?) {
+        (Some(version), second) if version != ours && second.is_none_or(|v| v == version) => {
+            let message = format!("journal is of version {version}, and only {ours} is known here");
+            Err(Error::new(ErrorKind::Unsupported, message))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether a first entry says what the job is, in terms that make sense.
@@ -570,15 +668,49 @@ mod tests {
             .collect()
     }
 
-    // Goal: a flipped bit fails closed: the journal is refused, or, in the last entry, says what it
-    // said before. Method: flip a bit of every byte.
+    // Goal: a rotted bit takes no word away. Method: flip every bit of every entry that is there
+    // twice; all entries are found, and what was got over is told.
     #[test]
-    fn a_flipped_bit_is_found() {
+    fn a_flipped_bit_is_healed() {
         let bytes = four_entries();
         assert_eq!(bytes.len(), 4 * PAGE);
-        for at in 0..bytes.len() {
+        let file = MemoryFile::from_bytes(&bytes);
+        let sound = read_all(&file).unwrap().entries;
+        for bit in 0..bytes.len() * 8 {
+            let (at, flipped) = (bit / 8, [bytes[bit / 8] ^ 1 << (bit % 8)]);
+            file.write_at(at as u64, &flipped).unwrap();
+            let found = read_all(&file).unwrap();
+            assert_eq!(found.entries, sound, "bit {bit}");
+            assert!(!found.has_broken_end, "bit {bit}");
+            let says_something = at % COPY < HEADER_LEN;
+            assert!(found.broken_copies == 1 || !says_something, "bit {bit}");
+            file.write_at(at as u64, &bytes[at..=at]).unwrap();
+        }
+    }
+
+    // Goal: a rotted or torn sector takes no word away. Method: lose every sector in turn.
+    #[test]
+    fn a_lost_sector_is_healed() {
+        let bytes = four_entries();
+        let sound = read_all(&MemoryFile::from_bytes(&bytes)).unwrap().entries;
+        for sector in 0..bytes.len() / 512 {
+            let mut bytes = bytes.clone();
+            bytes[sector * 512..][..512].fill(0xff);
+            let found = read_all(&MemoryFile::from_bytes(&bytes)).unwrap();
+            assert_eq!(found.entries, sound, "sector {sector}");
+        }
+    }
+
+    // Goal: damage of both copies fails closed: the journal is refused, or, in the last entry, says
+    // what it said before and that something stands behind. Method: flip a bit of every byte in
+    // both copies.
+    #[test]
+    fn damage_of_both_copies_is_found() {
+        let bytes = four_entries();
+        for at in (0..bytes.len()).filter(|at| at % PAGE < COPY) {
             let mut bytes = bytes.clone();
             bytes[at] ^= 1 << (at % 8);
+            bytes[at + COPY] ^= 1 << ((at + 3) % 8);
             let (entry, within) = (at / PAGE, at % PAGE);
             match read_all(&MemoryFile::from_bytes(&bytes)) {
                 Ok(found) if found.entries.len() == 4 => assert!(within > 60, "{at}"),
@@ -591,13 +723,48 @@ mod tests {
         }
     }
 
-    // Goal: what was cut off was never durable. Method: every length.
+    // Goal: an entry that does not fit twice is kept once, and the next is found behind it. Method:
+    // long names; a flipped bit is damage then.
+    #[test]
+    fn a_long_entry_is_there_once() {
+        let long = Entry {
+            begun: Some(Begun {
+                parents: vec!["p".repeat(3000), "q".repeat(3000)],
+                ..begin()
+            }),
+            ..Entry::of(Word::Staging)
+        };
+        let job = Uuid::from_u128(9);
+        let mut bytes = encode(job, 0, &long).unwrap();
+        assert_eq!(bytes.len(), 2 * PAGE);
+        bytes.extend(encode(job, 1, &Entry::of(Word::Staged)).unwrap());
+        let found = read_all(&MemoryFile::from_bytes(&bytes)).unwrap();
+        assert_eq!((found.entries.len(), found.broken_copies), (2, 0));
+        bytes[1000] ^= 1;
+        let error = read_all(&MemoryFile::from_bytes(&bytes)).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::Damaged);
+    }
+
+    // Goal: a journal of another release is not called damaged. Method: that of the first version,
+    // which had one copy of each entry.
+    #[test]
+    fn another_version_is_named() {
+        let mut bytes = four_entries();
+        bytes[7] = 1;
+        bytes[COPY..PAGE].fill(0);
+        let error = read_all(&MemoryFile::from_bytes(&bytes)).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.chain().contains("version 1"), "{}", error.chain());
+    }
+
+    // Goal: what was cut off was never durable. Method: every length; a copy that is whole counts.
     #[test]
     fn a_torn_end_is_dropped() {
         let bytes = four_entries();
         for len in PAGE..bytes.len() {
             let found = read_all(&MemoryFile::from_bytes(&bytes[..len])).unwrap();
             assert!(found.entries.len() >= len / PAGE);
+            assert!(found.entries.len() <= len.div_ceil(PAGE));
             assert_eq!(found.end, (found.entries.len() * PAGE) as u64);
         }
     }

@@ -2,16 +2,21 @@
 
 mod barrier;
 mod container;
+mod elsewhere;
+mod ending;
 mod folder;
 mod journal;
+mod lock;
+mod marker;
 mod place;
 
 pub use barrier::{Barrier, Barriers};
 pub use container::Container;
-pub use folder::{Folder, HostFolder};
+pub(crate) use elsewhere::{find_elsewhere, lock_state, refuse_elsewhere};
+pub(crate) use ending::{STAGE_NAME, STAGE_NEW_NAME, remove_needless};
+pub use folder::{Elsewhere, Folder, HostFolder};
 pub use journal::{Begun, Entry, FileMark, Journal, Made, Sealed, Word, peek};
+pub use marker::Marker;
+pub(crate) use marker::lead_to;
 pub use place::state_directory;
 pub(crate) use place::{absolute, new_file_of};
-
-/// Name of the stage in a state directory.
-pub(crate) const STAGE_NAME: &str = "stage";

@@ -51,6 +51,16 @@ pub(crate) fn is_device(path: &std::path::Path) -> bool {
         .is_ok_and(|metadata| platform::is_block_device(&metadata))
 }
 
+/// What tells this boot of this host from all others; `None` where the system does not say.
+pub(crate) fn boot_id() -> Option<String> {
+    platform::boot_id()
+}
+
+/// Whether a process of this host has this id; `true` where the system does not say.
+pub(crate) fn may_be_running(pid: u32) -> bool {
+    platform::may_be_running(pid)
+}
+
 /// Asks the system to read from the medium again what it has of `file` in memory.
 pub(crate) fn forget_cache(file: &std::fs::File) {
     platform::drop_cache(file, 0, 0);

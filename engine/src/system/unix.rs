@@ -61,6 +61,16 @@ pub(super) fn keep_directory_private(builder: &mut DirBuilder) {
     builder.mode(0o700);
 }
 
+pub(super) fn boot_id() -> Option<String> {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(id.trim().to_owned())
+}
+
+pub(super) fn may_be_running(pid: u32) -> bool {
+    // Without it nothing is known.
+    !Path::new("/proc/self").exists() || Path::new(&format!("/proc/{pid}")).exists()
+}
+
 /// Bytes that the file system of `file` has left.
 pub(super) fn room(file: &File) -> io::Result<Option<u64>> {
     let found = rustix::fs::fstatvfs(file)?;

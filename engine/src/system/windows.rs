@@ -48,6 +48,16 @@ pub(super) fn keep_private(_options: &mut OpenOptions) {}
 
 pub(super) fn keep_directory_private(_builder: &mut DirBuilder) {}
 
+/// Windows has no such id.
+pub(super) fn boot_id() -> Option<String> {
+    None
+}
+
+/// Not asked for here: `std` cannot.
+pub(super) fn may_be_running(_pid: u32) -> bool {
+    true
+}
+
 /// Not asked for here: `std` cannot.
 pub(super) fn room(_file: &File) -> io::Result<Option<u64>> {
     Ok(None)

@@ -8,8 +8,8 @@ use failback_engine::{Error, Result};
 use failback_vhdx::{CreateOptions, FileAt, Image, Kind};
 
 use crate::disk::{FileDisk, Format, target_of};
-use crate::scenario::IMAGE_BLOCK;
 use crate::world::{BESIDE, TARGET, World};
+use crate::wrapping::IMAGE_BLOCK;
 
 /// See the module's head.
 #[derive(Debug)]

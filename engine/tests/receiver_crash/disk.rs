@@ -13,6 +13,7 @@ use failback_vhdx::{FileAt, Image};
 
 use crate::beside::Beside;
 use crate::world::{World, WorldFile};
+use crate::wrapping::LOG_START;
 
 /// What lies on the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +48,11 @@ impl FileDisk {
     pub(crate) fn open_rw(file: Arc<WorldFile>, format: Format) -> Result<Self> {
         Ok(match format {
             Format::Raw => Self::Raw(file),
-            Format::Vhdx => Self::Vhdx(Box::new(Image::open_rw(file).map_err(damaged)?)),
+            Format::Vhdx => {
+                let image = Image::open_rw(file).map_err(damaged)?;
+                image.begin_log_at(LOG_START);
+                Self::Vhdx(Box::new(image))
+            }
         })
     }
 

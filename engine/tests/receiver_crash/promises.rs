@@ -47,7 +47,7 @@ pub(crate) fn check(record: &Record, state: &State) -> std::result::Result<Optio
     }
     if matches!(word, None | Some(Word::Staging)) {
         check_window_beside(record, state)?;
-        if record.ops.iter().any(is_stage) {
+        if has_stage(record) {
             check_window(record, state).map_err(|e| told("resume", e))??;
         }
     }
@@ -95,7 +95,16 @@ fn check_window(record: &Record, state: &State) -> Result<std::result::Result<()
         .collect();
     let total = ends.last().copied().unwrap_or(0);
     let due = |end: &&u64| **end + 2 * WINDOW + RECORD_MAX <= total;
-    let due = ends.iter().filter(due).count() as u64;
+    let due = match record.ops.iter().any(|op| op.makes("stage.new")) {
+        false => ends.iter().filter(due).count() as u64,
+        // Nothing was staged but what was there before.
+        true => {
+            let before = World::like(&record.base);
+            staging(&before, &record.disk, Barriers::new())?
+                .0
+                .resumed_blocks()
+        }
+    };
     let (staging, _) = staging(&World::like(&state.host), &record.disk, Barriers::new())?;
     let resumed = staging.resumed_blocks();
     Ok(match resumed >= due {
@@ -104,8 +113,13 @@ fn check_window(record: &Record, state: &State) -> Result<std::result::Result<()
     })
 }
 
-fn is_stage(op: &Op) -> bool {
-    matches!(op, Op::Create { name, .. } if name == "stage")
+/// Whether the record is of a job that stages in a log.
+fn has_stage(record: &Record) -> bool {
+    record.base.names.contains_key("stage")
+        || record
+            .ops
+            .iter()
+            .any(|op| op.makes("stage") || op.makes("stage.new"))
 }
 
 fn is_beside(op: &Op) -> bool {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use failback_engine::commit::{Staging, Unfinished};
 use failback_engine::disk::MemoryDisk;
 use failback_engine::hash::HashKind;
-use failback_engine::state::{Barriers, Begun, Container, Journal, Word};
+use failback_engine::state::{Barriers, Begun, Container, Folder, Journal, Word};
 use failback_engine::sync::{
     Changes, Session, SessionLink, SessionOptions, Task, run_source, run_target,
 };
@@ -13,15 +13,13 @@ use failback_engine::transport::link::{IDLE_LIMIT, Link, loopback};
 use failback_engine::transport::{Apply, Compress, SourceEnd, TargetResult, VerifyLevel, split};
 use failback_engine::units::BlockSize;
 use failback_engine::{Abort, CancelToken, Result};
-use failback_vhdx::{CreateOptions, FileAt, Image, Kind};
+use failback_vhdx::FileAt;
 
 use crate::disk::{Access, Again, FileDisk, Format, target_of};
 use crate::world::{Host, Op, TARGET, World};
 
 /// Blocks of the map: small, so that small disks have many.
 pub(crate) const BLOCK: usize = 64 << 10;
-/// Blocks of the VHDX.
-pub(crate) const IMAGE_BLOCK: usize = 1 << 20;
 /// Small windows, so that small syncs have several.
 pub(crate) const WINDOW: u64 = 192 << 10;
 
@@ -46,7 +44,7 @@ pub(crate) struct Record {
     pub(crate) ends: Vec<Word>,
 }
 
-fn pattern(seed: u8, len: usize) -> Vec<u8> {
+pub(crate) fn pattern(seed: u8, len: usize) -> Vec<u8> {
     let mut state = u32::from(seed) | 1;
     let step = |_| {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -75,33 +73,7 @@ pub(crate) fn raw_disk() -> Disk {
     disk
 }
 
-/// Dynamic VHDX: the same, in blocks that are there, blocks that come, and one that goes and leaves
-/// its space to others.
-pub(crate) fn vhdx_disk() -> Disk {
-    let mut old = vec![0; 3 * IMAGE_BLOCK];
-    old[..BLOCK].copy_from_slice(&pattern(1, BLOCK));
-    old[IMAGE_BLOCK..][..2 * BLOCK].copy_from_slice(&pattern(2, 2 * BLOCK));
-    let mut new = old.clone();
-    new[4096..8192].copy_from_slice(&pattern(60, 4096));
-    new[IMAGE_BLOCK..2 * IMAGE_BLOCK].fill(0);
-    new[2 * IMAGE_BLOCK + 3 * BLOCK..][..BLOCK].copy_from_slice(&pattern(62, BLOCK));
-    new[2 * IMAGE_BLOCK + 15 * BLOCK + 512..][..2000].copy_from_slice(&pattern(63, 2000));
-    let mut disk = empty(Format::Vhdx, old, new);
-    let world = World::on(&disk.host);
-    let options = CreateOptions {
-        block_size: Some(u32::try_from(IMAGE_BLOCK).unwrap()),
-        ..CreateOptions::new(disk.old.len() as u64, Kind::Dynamic)
-    };
-    let image = Image::create(world.target().unwrap(), &options).unwrap();
-    image.write_at(0, &disk.old[..BLOCK]).unwrap();
-    let block = &disk.old[IMAGE_BLOCK..][..2 * BLOCK];
-    image.write_at(IMAGE_BLOCK as u64, block).unwrap();
-    image.close().unwrap();
-    disk.host = after(&disk.host, &world.ops());
-    disk
-}
-
-fn empty(format: Format, old: Vec<u8>, new: Vec<u8>) -> Disk {
+pub(crate) fn empty(format: Format, old: Vec<u8>, new: Vec<u8>) -> Disk {
     let mut host = Host::default();
     host.files.push(Arc::default());
     host.names.insert(TARGET.to_owned(), 0);
@@ -159,7 +131,14 @@ pub(crate) fn staging(
     disk: &Disk,
     barriers: Barriers,
 ) -> Result<(Staging, Session)> {
-    staging_as(world, disk, barriers, options(Task::Delta, Apply::Stage))
+    let folder = Box::new(world.clone());
+    staging_as(
+        world,
+        disk,
+        barriers,
+        options(Task::Delta, Apply::Stage),
+        folder,
+    )
 }
 
 fn staging_as(
@@ -167,10 +146,10 @@ fn staging_as(
     disk: &Disk,
     barriers: Barriers,
     options: SessionOptions,
+    folder: Box<dyn Folder>,
 ) -> Result<(Staging, Session)> {
     let session = Session::new(options, disk.old.len() as u64)?;
     let access = Box::new(Access::of(world, disk.format)?);
-    let folder = Box::new(world.clone());
     let begun = begun(Container::Log, options.apply);
     let staging = Staging::open(access, folder, barriers, &session, begun, 1)?;
     Ok((staging, session))
@@ -217,8 +196,24 @@ pub(crate) fn sync(
     task: Task,
     apply: Apply,
 ) -> Result<()> {
-    let options = options(task, apply);
-    let (staging, session) = staging_as(world, disk, barriers, options)?;
+    sync_in(
+        world,
+        disk,
+        barriers,
+        options(task, apply),
+        Box::new(world.clone()),
+    )
+}
+
+/// The same with its state in `folder`.
+fn sync_in(
+    world: &World,
+    disk: &Disk,
+    barriers: Barriers,
+    options: SessionOptions,
+    folder: Box<dyn Folder>,
+) -> Result<()> {
+    let (staging, session) = staging_as(world, disk, barriers, options, folder)?;
     run_with(disk, options, |far, abort| {
         let changes = Some(Changes::Staged(&staging));
         run_target(&session, &staging, changes, far, abort)
@@ -248,8 +243,20 @@ pub(crate) fn run_with(
 
 /// Records a sync.
 pub(crate) fn record_sync(disk: &Disk, barriers: Barriers, task: Task, apply: Apply) -> Record {
+    record_sync_in(disk, barriers, task, apply, |world| Box::new(world.clone()))
+}
+
+/// The same with its state in another folder of the host.
+pub(crate) fn record_sync_in(
+    disk: &Disk,
+    barriers: Barriers,
+    task: Task,
+    apply: Apply,
+    folder: impl Fn(&World) -> Box<dyn Folder>,
+) -> Record {
     let world = World::on(&disk.host);
-    sync(&world, disk, barriers.with_window(WINDOW), task, apply).unwrap();
+    let (barriers, options) = (barriers.with_window(WINDOW), options(task, apply));
+    sync_in(&world, disk, barriers, options, folder(&world)).unwrap();
     Record {
         disk: disk.clone(),
         base: disk.host.clone(),
@@ -290,8 +297,20 @@ pub(crate) fn record_end(
     barriers: Barriers,
     work: impl FnOnce(&Unfinished<'_>, Journal) -> Result<(Word, failback_engine::commit::Outcome)>,
 ) -> Record {
+    record_end_in(disk, base, barriers, |world| Box::new(world.clone()), work)
+}
+
+/// The same with its state in another folder of the host.
+pub(crate) fn record_end_in(
+    disk: &Disk,
+    base: &Host,
+    barriers: Barriers,
+    folder: impl Fn(&World) -> Box<dyn Folder>,
+    work: impl FnOnce(&Unfinished<'_>, Journal) -> Result<(Word, failback_engine::commit::Outcome)>,
+) -> Record {
     let world = World::on(base);
-    let (word, _) = end(&world, disk.format, barriers, work).unwrap();
+    let folder = folder(&world);
+    let (word, _) = end(&world, disk.format, folder.as_ref(), barriers, work).unwrap();
     Record {
         disk: disk.clone(),
         base: base.clone(),
@@ -304,16 +323,17 @@ pub(crate) fn record_end(
 pub(crate) fn end(
     world: &World,
     format: Format,
+    folder: &dyn Folder,
     barriers: Barriers,
     work: impl FnOnce(&Unfinished<'_>, Journal) -> Result<(Word, failback_engine::commit::Outcome)>,
 ) -> Result<(Word, failback_engine::commit::Outcome)> {
-    let journal = Journal::open(world, barriers)?.expect("a journal");
+    let journal = Journal::open(folder, barriers)?.expect("a journal");
     let reopen = Again {
         world: world.clone(),
         format,
     };
     let unfinished = Unfinished {
-        folder: world,
+        folder,
         reopen: &reopen,
         barriers,
     };
@@ -324,14 +344,14 @@ pub(crate) fn end(
 pub(crate) fn finish(world: &World, format: Format) -> Result<Word> {
     let work =
         |unfinished: &Unfinished<'_>, journal| unfinished.finish(journal, &CancelToken::new());
-    Ok(end(world, format, Barriers::new(), work)?.0)
+    Ok(end(world, format, world, Barriers::new(), work)?.0)
 }
 
 /// `rollback`.
 pub(crate) fn roll_back(world: &World, format: Format) -> Result<Word> {
     let work =
         |unfinished: &Unfinished<'_>, journal| unfinished.roll_back(journal, &CancelToken::new());
-    Ok(end(world, format, Barriers::new(), work)?.0)
+    Ok(end(world, format, world, Barriers::new(), work)?.0)
 }
 
 /// What a reader of the target sees; `None` where there is none.

@@ -5,7 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use failback_engine::state::Folder;
+use failback_engine::state::{Elsewhere, Folder};
 use failback_vhdx::{FileAt, FileExtent, MemoryFile};
 
 /// Bytes that a medium writes whole.
@@ -85,6 +85,11 @@ impl Op {
         }
     }
 
+    /// Whether it makes a file of this name.
+    pub(crate) fn makes(&self, file: &str) -> bool {
+        matches!(self, Self::Create { name, .. } if name == file)
+    }
+
     pub(crate) fn is_sync(&self) -> bool {
         matches!(self, Self::Sync { .. } | Self::SyncNames { .. })
     }
@@ -162,6 +167,9 @@ struct Inner {
     /// Changes until one fails, once or for good.
     fails_in: Option<usize>,
     stays_full: bool,
+    /// Calls until one panics; none left once it has.
+    panics_in: Option<usize>,
+    has_panicked: bool,
 }
 
 impl Inner {
@@ -242,6 +250,32 @@ impl World {
         world
     }
 
+    /// The same, where the call with this number panics, reads included.
+    pub(crate) fn panicking(host: &Host, number: usize) -> Self {
+        let world = Self::like(host);
+        world.inner().panics_in = Some(number);
+        world
+    }
+
+    pub(crate) fn has_panicked(&self) -> bool {
+        self.inner().has_panicked
+    }
+
+    /// Counts a call.
+    fn touch(&self) {
+        let mut inner = self.inner();
+        match inner.panics_in {
+            None => {}
+            Some(0) => {
+                inner.panics_in = None;
+                inner.has_panicked = true;
+                drop(inner);
+                panic!("a call of the host");
+            }
+            Some(left) => inner.panics_in = Some(left - 1),
+        }
+    }
+
     /// Whether a change has failed; nothing fails any more.
     pub(crate) fn mend(&self) -> bool {
         let mut inner = self.inner();
@@ -265,6 +299,11 @@ impl World {
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is there now.
+    pub(crate) fn host(&self) -> Host {
+        self.inner().now.copied()
     }
 
     pub(crate) fn ops(&self) -> Vec<Op> {
@@ -299,11 +338,16 @@ impl World {
         }
     }
 
+    /// Makes all names of this directory durable.
+    pub(crate) fn sync_names_of(&self, directory: &str) -> io::Result<()> {
+        self.change(Op::SyncNames {
+            directory: directory.to_owned(),
+        })
+    }
+
     /// Makes all names of the target's directory durable.
     pub(crate) fn sync_beside(&self) -> io::Result<()> {
-        self.change(Op::SyncNames {
-            directory: directory(TARGET).to_owned(),
-        })
+        self.sync_names_of(directory(TARGET))
     }
 
     /// Makes an empty file of a name that nobody has.
@@ -317,6 +361,7 @@ impl World {
     }
 
     fn change(&self, op: Op) -> io::Result<()> {
+        self.touch();
         let mut inner = self.inner();
         inner.check_fault(&op)?;
         inner.now.apply(&op, |_| true);
@@ -345,6 +390,7 @@ impl FileAt for WorldFile {
     }
 
     fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.world.touch();
         self.world.memory(self.file).read_at(at, buf)
     }
 
@@ -419,5 +465,8 @@ impl Folder for World {
         self.change(Op::SyncNames {
             directory: String::new(),
         })
+    }
+    fn elsewhere(&self) -> Option<Elsewhere<'_>> {
+        None
     }
 }

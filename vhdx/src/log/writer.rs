@@ -24,12 +24,14 @@ pub(crate) struct LogWriter {
 }
 
 impl LogWriter {
-    /// Begins at the start of the ring under a new GUID, so that what is there does not count.
-    pub(crate) fn new(log: Range<u64>) -> Self {
+    /// Begins so many bytes into the ring, whole pages, under a new GUID, so that what is there
+    /// does not count.
+    pub(crate) fn new(log: Range<u64>, at: u64) -> Self {
+        let next_at = at / PAGE * PAGE % (log.end - log.start);
         Self {
             log,
             guid: Uuid::new_v4(),
-            next_at: 0,
+            next_at,
             next_sequence: 1,
         }
     }
