@@ -200,6 +200,53 @@ fn an_undo_brings_the_old_disk_back_once() {
     });
 }
 
+// A new file is another matter: all of the old one stands beside it.
+#[test]
+fn an_undo_after_the_new_disk_was_used_is_refused() {
+    skip_without!("qemu-img", "qemu-io");
+    [Raw, Dynamic(1)].into_iter().for_each(|format| {
+        let scene = Scene::new(format, 53);
+        let _ = scene.sync(&["--keep-undo", "--stage", "log"]).exits(0);
+        // Nothing was staged there.
+        qemu::io(&scene.target, format, &["write -P 7 60M 64k".to_owned()]);
+        let used = state::root_of(&scene.target);
+
+        let run = scene.end_by("rollback");
+
+        assert_eq!(run.code, Some(3), "{}", run.stderr);
+        assert_eq!(state::root_of(&scene.target), used);
+        let _ = scene.end_by("commit").exits(0);
+    });
+}
+
+#[test]
+fn an_undo_after_the_new_disk_was_only_touched_is_done() {
+    skip_without!("qemu-img", "qemu-io");
+    [Raw, Dynamic(1)].into_iter().for_each(|format| {
+        let scene = Scene::new(format, 54);
+        let _ = scene.sync(&["--keep-undo", "--stage", "log"]).exits(0);
+        // In a block that is staged whole: its old bytes go over it.
+        qemu::io(&scene.target, format, &["write -P 7 9M 64k".to_owned()]);
+
+        let _ = scene.end_by("rollback").exits(0);
+
+        scene.assert_old("touched, undone");
+    });
+}
+
+#[test]
+fn an_undo_after_a_new_file_was_used_drops_what_was_written() {
+    skip_without!("qemu-img", "qemu-io");
+    let scene = Scene::new(Raw, 55);
+    let full = ["--keep-undo", "--strategy", "full", "--stage", "file"];
+    let _ = scene.sync(&full).exits(0);
+    qemu::io(&scene.target, Raw, &["write -P 7 60M 64k".to_owned()]);
+
+    let _ = scene.end_by("rollback").exits(0);
+
+    scene.assert_old("used, undone");
+}
+
 #[test]
 fn an_accepted_disk_cannot_be_undone() {
     skip_without!("qemu-img");

@@ -59,7 +59,7 @@ pub struct Outcome {
 
 /// Which way a stage is applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Direction {
+pub(super) enum Direction {
     New,
     Old,
 }
@@ -144,8 +144,11 @@ impl Finisher<'_> {
             }
         };
         target.close()?;
-        job.journal()
-            .append(Entry::of(Word::NewVerified), Barrier::Verified)?;
+        let verified_entry = Entry {
+            left: target.mark()?,
+            ..Entry::of(Word::NewVerified)
+        };
+        job.journal().append(verified_entry, Barrier::Verified)?;
         if !job.journal().begun().keeps_undo {
             self.end(job, Word::Done, Barrier::Done)?;
         }
@@ -164,6 +167,7 @@ impl Finisher<'_> {
 
     /// Brings the old disk back, from any word after COMMIT.
     pub(crate) fn roll_back(&self, target: &dyn Target, job: &Job) -> Result<Outcome> {
+        self.refuse_used(target, job)?;
         if job.journal().word() != Word::RollingBack {
             job.journal()
                 .append(Entry::of(Word::RollingBack), Barrier::RollingBack)?;
@@ -368,7 +372,11 @@ fn not_as_written(at: ByteOffset) -> Error {
 }
 
 /// Whether the runs are zeros, or else their bytes.
-fn content(stage: &StageLog, record: &Record, way: Direction) -> Result<(bool, Vec<u8>)> {
+pub(super) fn content(
+    stage: &StageLog,
+    record: &Record,
+    way: Direction,
+) -> Result<(bool, Vec<u8>)> {
     match way {
         Direction::New => Ok((record.new_is_zero, stage.new_bytes(record)?)),
         Direction::Old if record.can_undo() => Ok((record.old_is_zero, stage.old_bytes(record)?)),

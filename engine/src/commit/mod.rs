@@ -18,6 +18,7 @@ mod opening;
 mod recovery;
 mod replacing;
 mod staging;
+mod used;
 
 pub use finish::Outcome;
 pub use recovery::{Reopen, Unfinished};

@@ -293,6 +293,10 @@ impl Target for Replacing {
         job.map_or(MediumAccess::Cache, |job| job.disk.medium())
     }
 
+    fn mark(&self) -> Result<Option<String>> {
+        Ok(None)
+    }
+
     fn close(&self) -> Result<()> {
         self.running().map_or(Ok(()), |job| job.disk.close())
     }

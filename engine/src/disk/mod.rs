@@ -142,6 +142,13 @@ pub trait Target: Source {
     /// Where [`Target::read_back`] reads from.
     fn medium(&self) -> MediumAccess;
 
+    /// A text that is another one once somebody else wrote to the disk; `None` where nobody can
+    /// tell. Asked for after [`Target::close`], and before anything is written.
+    ///
+    /// # Errors
+    /// `Io`.
+    fn mark(&self) -> Result<Option<String>>;
+
     /// Flushes and leaves the image in order (a VHDX: log empty, space trimmed). Nothing may be
     /// written afterwards.
     ///

@@ -127,6 +127,9 @@ pub struct Entry {
     /// With `staged`, where a new file takes the target's place: the two files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub made: Option<Made>,
+    /// With `new_unverified` and `new_verified`: a mark of the target as the job left it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left: Option<String>,
 }
 
 impl Entry {
@@ -139,6 +142,7 @@ impl Entry {
             source: None,
             sealed: None,
             made: None,
+            left: None,
         }
     }
 }
@@ -355,6 +359,13 @@ impl Journal {
         let found =
             newest_first.find(|entry| matches!(entry.word, Word::Staged | Word::Staging))?;
         found.made.as_ref()
+    }
+
+    /// The mark of the target as the job left it, in the state that it has now.
+    #[must_use]
+    pub fn left(&self) -> Option<&str> {
+        let last = self.entries.last().expect("a journal has an entry");
+        last.left.as_deref()
     }
 
     /// Adds an entry and waits until it is durable.

@@ -201,6 +201,18 @@ impl HostFile {
         Ok(platform::content_mark(&self.file.metadata()?))
     }
 
+    /// A text that stays the same as long as nobody writes to the file; `None` where nobody can
+    /// tell: of a device, and where the system does not say since when it runs.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub(crate) fn use_mark(&self) -> io::Result<Option<String>> {
+        let Some(boot) = platform::boot_id().filter(|_| !self.is_device) else {
+            return Ok(None);
+        };
+        Ok(Some(format!("{}:{boot}", self.content_mark()?)))
+    }
+
     /// Names that the file has.
     ///
     /// # Errors

@@ -113,6 +113,13 @@ pub(super) fn content_mark(metadata: &Metadata) -> String {
     )
 }
 
+/// Tells this start of the system from others: a power cut can set the time of a file's last change
+/// back, which was in memory only, and keep the change.
+pub(super) fn boot_id() -> Option<String> {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(id.trim().to_owned())
+}
+
 /// Names that the file has.
 pub(super) fn link_count(metadata: &Metadata) -> u64 {
     metadata.nlink()

@@ -85,6 +85,11 @@ pub(super) fn content_mark(metadata: &Metadata) -> String {
     identity(metadata)
 }
 
+/// Not asked for here: `std` cannot.
+pub(super) fn boot_id() -> Option<String> {
+    None
+}
+
 /// Not asked for here: `std` cannot. More than one keeps a file from being replaced.
 pub(super) fn link_count(_metadata: &Metadata) -> u64 {
     u64::MAX

@@ -144,6 +144,10 @@ impl Target for FileDisk {
         MediumAccess::Medium
     }
 
+    fn mark(&self) -> Result<Option<String>> {
+        Ok(None)
+    }
+
     fn close(&self) -> Result<()> {
         match self {
             // As the real one; what was written by then is durable already.
