@@ -284,11 +284,17 @@ impl Unfinished<'_> {
             let message = "the stage is gone; its journal says that it is needed";
             Error::new(ErrorKind::Damaged, message)
         })?;
-        let stage = StageLog::open(file, journal.job(), session.geometry, self.barriers)?;
         let sealed = journal.sealed().ok_or_else(|| {
             let message = "journal is damaged: COMMIT without a seal";
             Error::new(ErrorKind::Damaged, message)
         })?;
+        let stage = StageLog::open(
+            file,
+            journal.job(),
+            session.geometry,
+            self.barriers,
+            Some(sealed.stage_len),
+        )?;
         check_seal(sealed, &stage)?;
         Ok((Job::new(journal, stage), session))
     }

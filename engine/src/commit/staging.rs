@@ -140,7 +140,13 @@ impl Staging {
             self.opening.leave(journal);
             return self.remove_stage();
         };
-        let stage = StageLog::open(file, journal.job(), self.geometry, self.barriers)?;
+        let stage = StageLog::open(
+            file,
+            journal.job(),
+            self.geometry,
+            self.barriers,
+            journal.sealed().map(|sealed| sealed.stage_len),
+        )?;
         if let Some(sealed) = journal.sealed() {
             super::finish::check_seal(sealed, &stage)?;
         }

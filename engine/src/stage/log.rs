@@ -36,6 +36,8 @@ struct Inner {
     durable: u64,
     /// Whether somebody flushes now.
     is_flushing: bool,
+    /// Whether something is behind the end that does not count, and must not come back.
+    has_tail: bool,
     /// The record that counts, for each staged block.
     live: BTreeMap<u64, u64>,
     headers: blake3::Hasher,
@@ -83,7 +85,8 @@ impl StageLog {
     }
 
     /// The stage in `file`: all records up to the first that does not check. What is behind it was
-    /// never durable, and is written over.
+    /// never durable, and is cut off before anything is added. Of a stage that was sealed only
+    /// `sealed_len` bytes are looked at.
     ///
     /// # Errors
     /// `Damaged` when a record does not check that was durable once, `Io`.
@@ -92,14 +95,16 @@ impl StageLog {
         job: Uuid,
         geometry: Geometry,
         barriers: Barriers,
+        sealed_len: Option<u64>,
     ) -> Result<Self> {
         let stage = Self::new(file, job, geometry, barriers);
-        stage.scan()?;
+        stage.scan(sealed_len.unwrap_or(u64::MAX))?;
         Ok(stage)
     }
 
-    fn scan(&self) -> Result<()> {
-        let len = self.file.len().map_err(|e| failed(e, "read stage"))?;
+    fn scan(&self, len_max: u64) -> Result<()> {
+        let file_len = self.file.len().map_err(|e| failed(e, "read stage"))?;
+        let len = file_len.min(len_max);
         let mut inner = self.inner();
         while let Some(record) = self.parse_at(inner.end, len)? {
             if record.sequence != inner.sequence || !self.has_sound_bytes(&record)? {
@@ -117,6 +122,7 @@ impl StageLog {
             }
             at += PAGE_LEN;
         }
+        inner.has_tail = file_len > inner.end;
         Ok(())
     }
 
@@ -267,6 +273,7 @@ impl StageLog {
         self.check_poison()?;
         let is_due = {
             let mut inner = self.inner();
+            self.cut_tail(&mut inner)?;
             let (record, bytes) = new.encode(self.job, inner.sequence, inner.durable, inner.end);
             let written = self.file.write_at(inner.end, &bytes);
             written.map_err(|e| self.poisoned(e, "write stage"))?;
@@ -281,6 +288,18 @@ impl StageLog {
             let flushed = self.flush(Barrier::Window);
             self.inner().is_flushing = false;
             flushed?;
+        }
+        Ok(())
+    }
+
+    /// A record of an earlier run that is as long as the one that is written now would go on with
+    /// it. No barrier: until the next flush such a record is only one more that is compared, and
+    /// that flush makes the new length durable before SEAL.
+    fn cut_tail(&self, inner: &mut Inner) -> Result<()> {
+        if inner.has_tail {
+            let cut = self.file.set_len(inner.end);
+            cut.map_err(|e| self.poisoned(e, "cut stage"))?;
+            inner.has_tail = false;
         }
         Ok(())
     }
@@ -380,7 +399,20 @@ mod tests {
 
     fn open(bytes: &[u8]) -> Result<StageLog> {
         let file = Arc::new(MemoryFile::from_bytes(bytes));
-        StageLog::open(file, Uuid::from_u128(7), geometry(), Barriers::new())
+        StageLog::open(file, Uuid::from_u128(7), geometry(), Barriers::new(), None)
+    }
+
+    fn put_page(stage: &StageLog, block: u8) {
+        let (new, old) = ([block; 4096], [0xee; 4096]);
+        let run = Range {
+            start: 8192,
+            end: 12288,
+        };
+        let leaf = Some(Leaf::Data(Digest::from([block; 32])));
+        let index = BlockIndex(block.into());
+        stage
+            .put(index, &[run], Some(&new), Old::Kept(&old), (leaf, leaf))
+            .unwrap();
     }
 
     /// Six records, flushed after the fourth, and what the stage holds of each block.
@@ -394,16 +426,7 @@ mod tests {
         );
         let mut durable = 0;
         for block in 0..6_u8 {
-            let (new, old) = ([block; 4096], [0xee; 4096]);
-            let run = Range {
-                start: 8192,
-                end: 12288,
-            };
-            let leaf = Some(Leaf::Data(Digest::from([block; 32])));
-            let index = BlockIndex(block.into());
-            stage
-                .put(index, &[run], Some(&new), Old::Kept(&old), (leaf, leaf))
-                .unwrap();
+            put_page(&stage, block);
             if block == 3 {
                 stage.flush(Barrier::Window).unwrap();
                 durable = stage.summary().len;
@@ -424,6 +447,29 @@ mod tests {
                 Err(error) => panic!("{len} of {durable}: {}", error.chain()),
             }
         }
+    }
+
+    // Goal: records of an earlier run do not come back behind those of a later one, whether that
+    // sealed its stage or not. Method: tear the fifth of six records, which are equally long, and
+    // add one in its place; then put the sixth back.
+    #[test]
+    fn a_torn_tail_does_not_come_back() {
+        let (mut bytes, _) = six_records();
+        let whole = bytes.clone();
+        let record_len = bytes.len() / 6;
+        bytes[4 * record_len + 100] ^= 1;
+        let file = Arc::new(MemoryFile::from_bytes(&bytes));
+        let open = |sealed_len| {
+            let job = Uuid::from_u128(7);
+            StageLog::open(file.clone(), job, geometry(), Barriers::new(), sealed_len).unwrap()
+        };
+        let resumed = open(None);
+        put_page(&resumed, 9);
+
+        assert_eq!(open(None).summary(), resumed.summary());
+        let sealed = resumed.summary();
+        file.write_at(sealed.len, &whole[5 * record_len..]).unwrap();
+        assert_eq!(open(Some(sealed.len)).summary(), sealed);
     }
 
     // Goal: a flipped bit never changes what is staged. Method: flip a bit of every byte; the stage

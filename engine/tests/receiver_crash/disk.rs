@@ -145,7 +145,11 @@ impl Target for FileDisk {
     }
 
     fn mark(&self) -> Result<Option<String>> {
-        Ok(None)
+        Ok(match self {
+            // As of a device.
+            Self::Raw(_) => None,
+            Self::Vhdx(_) => Some(self.len().to_string()),
+        })
     }
 
     fn close(&self) -> Result<()> {
