@@ -10,6 +10,12 @@ use std::fmt::Debug;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Barrier {
+    /// The words of a journal that is taken up, before they are acted upon. A process that was
+    /// killed can leave them in memory alone: without it a later power cut takes COMMIT back.
+    Found,
+    /// The names of journal and stage that are taken up. Without it a later power cut leaves a
+    /// mixed target that nobody knows of.
+    FoundNames,
     /// The first record of a journal, before the journal gets its name. Without it a power cut
     /// leaves a journal that says nothing.
     Begun,
@@ -55,7 +61,9 @@ pub enum Barrier {
 
 impl Barrier {
     /// Every barrier.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
+        Self::Found,
+        Self::FoundNames,
         Self::Begun,
         Self::Names,
         Self::Window,

@@ -270,7 +270,8 @@ impl Journal {
         Ok(journal)
     }
 
-    /// The journal that is there; `None` when there is none.
+    /// The journal that is there, to work on; `None` when there is none. All that it says is
+    /// durable then.
     ///
     /// # Errors
     /// `Damaged`, `Io`.
@@ -281,6 +282,10 @@ impl Journal {
         let Some(file) = file else {
             return Ok(None);
         };
+        barriers
+            .pass(Barrier::Found, || file.sync())
+            .and_then(|()| barriers.pass(Barrier::FoundNames, || folder.sync()))
+            .map_err(|e| Error::io(e, "flush journal"))?;
         let Found {
             job,
             entries,

@@ -256,6 +256,11 @@ impl World {
         [inner.now.copied(), durable.copied()]
     }
 
+    /// What a reader sees now.
+    pub(crate) fn now(&self) -> Host {
+        self.inner().now.copied()
+    }
+
     /// What is there, without a record of what becomes of it.
     pub(crate) fn like(host: &Host) -> Self {
         let world = Self::on(host);
