@@ -430,13 +430,17 @@ pub(crate) fn is_old_as_staged(
         };
         let mut bytes = vec![0; geometry.block_len(block)];
         disk.read(geometry.start_of(block), &mut bytes)?;
-        let is_same = match old {
-            Leaf::Zero => is_zero(&bytes),
-            Leaf::Data(digest) => hasher.leaf(&bytes) == digest,
-        };
-        if !is_same {
+        if !has_leaf(hasher, &bytes, old) {
             return Ok(false);
         }
     }
     Ok(true)
+}
+
+/// Whether a block has this leaf.
+pub(crate) fn has_leaf(hasher: &Hasher, bytes: &[u8], leaf: Leaf) -> bool {
+    match leaf {
+        Leaf::Zero => is_zero(bytes),
+        Leaf::Data(digest) => hasher.leaf(bytes) == digest,
+    }
 }

@@ -14,10 +14,10 @@
 
 use std::ops::Range;
 
-use super::finish::{Direction, Finisher, Job, content};
+use super::finish::{Direction, Finisher, Job, content, has_leaf};
 use crate::disk::{Source, Target};
 use crate::error::{Error, ErrorKind, Result};
-use crate::hash::{Digest, is_zero};
+use crate::hash::Digest;
 use crate::pipeline::{BufferPool, ScanCounts, Scanned, Scanner};
 use crate::stage::Record;
 use crate::state::Word;
@@ -112,15 +112,9 @@ impl Finisher<'_> {
         tree.push(record.new_leaf.unwrap_or(leaf), 1);
         let (is_zero_run, old) = content(&job.stage, &record, Direction::Old)?;
         lay_over(&record, bytes, (!is_zero_run).then_some(&old));
-        Ok(record.old_leaf.is_none_or(|old| self.has_leaf(bytes, old)))
-    }
-
-    /// Whether a block has this leaf.
-    pub(super) fn has_leaf(&self, bytes: &[u8], leaf: Leaf) -> bool {
-        match leaf {
-            Leaf::Zero => is_zero(bytes),
-            Leaf::Data(digest) => self.session.hasher.leaf(bytes) == digest,
-        }
+        Ok(record
+            .old_leaf
+            .is_none_or(|old| has_leaf(&self.session.hasher, bytes, old)))
     }
 }
 

@@ -172,7 +172,7 @@ fn run_sync(
         side: target,
         is_new,
         is_partial,
-    } = open_target_side(request, &source.info())?;
+    } = open_target_side(request, &source.info(), cancel)?;
     report.target.describe(&target.info());
     warn(observer, &[source.info(), target.info()]);
     check_fit(&source.info(), &target.info())?;
@@ -336,7 +336,11 @@ struct OpenedTarget {
 }
 
 /// Opens the target, or prepares one in the source's measure when it does not exist.
-fn open_target_side(request: &SyncRequest, source: &DiskInfo) -> Result<OpenedTarget> {
+fn open_target_side(
+    request: &SyncRequest,
+    source: &DiskInfo,
+    cancel: &CancelToken,
+) -> Result<OpenedTarget> {
     if let Endpoint::Path(path) = &request.target {
         let wanted = || {
             if !request.target_open.parents.is_empty() {
@@ -347,7 +351,7 @@ fn open_target_side(request: &SyncRequest, source: &DiskInfo) -> Result<OpenedTa
             new_disk(path, request.target_open.format, source)
         };
         let state = request.state.as_deref();
-        let target = HostedTarget::open(path, &request.target_open, state, wanted)?;
+        let target = HostedTarget::open(path, &request.target_open, state, wanted, cancel)?;
         return Ok(OpenedTarget {
             is_new: target.is_new(),
             is_partial: target.is_partial(),

@@ -8,7 +8,7 @@ use failback_transport::{Apply, SourceEnd, TargetResult, Task};
 
 use super::recovery::finish_unfinished;
 use super::replacement::run_replacing;
-use crate::abort::Abort;
+use crate::abort::{Abort, CancelToken};
 use crate::commit::{Replacing, Staging, drop_replaced, waits_to_be_accepted};
 use crate::disk::{
     DiskInfo, HostNewFile, HostTarget, NewFile, OpenOptions, Target, TargetAccess, decide_format,
@@ -40,8 +40,13 @@ impl ExistingTarget {
     ///
     /// # Errors
     /// `InUse`, also when another job works on it; `Refused`, `Damaged`, `Unsupported`, `ReadOnly`,
-    /// `NoSpace`, `Io`.
-    pub(crate) fn open(path: &Path, open: &OpenOptions, state: Option<&Path>) -> Result<Self> {
+    /// `NoSpace`, `Io`, `Cancelled`.
+    pub(crate) fn open(
+        path: &Path,
+        open: &OpenOptions,
+        state: Option<&Path>,
+        cancel: &CancelToken,
+    ) -> Result<Self> {
         // What cannot be a target gets no state directory.
         let file = HostFile::open(path, Access::Inspect)?;
         decide_format(&file, open.format)?;
@@ -53,7 +58,7 @@ impl ExistingTarget {
                 // After a failed flush the cache can hold what the medium does not.
                 file.forget_cache();
             }
-            if finish_unfinished(&folder, journal, path)? {
+            if finish_unfinished(&folder, journal, path, cancel)? {
                 notes.push(format!(
                     "an earlier sync had ended as {}; it was brought to its end first",
                     word.name()

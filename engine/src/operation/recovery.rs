@@ -87,6 +87,7 @@ pub(super) fn finish_unfinished(
     folder: &HostFolder,
     journal: Journal,
     target: &Path,
+    cancel: &CancelToken,
 ) -> Result<bool> {
     let is_half_done = match journal.word() {
         // Whatever it wrote, the new sync compares all of it.
@@ -107,7 +108,7 @@ pub(super) fn finish_unfinished(
             reopen: &HostPath(target),
             barriers: Barriers::new(),
         };
-        let finished = unfinished.finish(journal, &CancelToken::new());
+        let finished = unfinished.finish(journal, cancel);
         finished.map_err(|e| e.path(target))?;
     }
     Ok(is_half_done)

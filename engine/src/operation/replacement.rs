@@ -7,7 +7,7 @@ use failback_transport::{Apply, SourceEnd, TargetResult};
 
 use super::existing::{ExistingTarget, begun_of, told};
 use super::recovery::finish_unfinished;
-use crate::abort::Abort;
+use crate::abort::{Abort, CancelToken};
 use crate::commit::Replacing;
 use crate::disk::{DiskInfo, HostNewFile, NewDisk, NewFile, OpenOptions, Recipe};
 use crate::error::Result;
@@ -35,6 +35,7 @@ impl HostedTarget {
         open: &OpenOptions,
         state: Option<&Path>,
         wanted: impl FnOnce() -> Result<NewDisk>,
+        cancel: &CancelToken,
     ) -> Result<Self> {
         if is_missing(path) {
             let directory = state_directory(path, state)?;
@@ -42,7 +43,7 @@ impl HostedTarget {
             if peek(&directory)?.is_some() {
                 let folder = HostFolder::lock(&directory)?;
                 if let Some(journal) = Journal::open(&folder, Barriers::new())? {
-                    finish_unfinished(&folder, journal, path)?;
+                    finish_unfinished(&folder, journal, path, cancel)?;
                 }
             }
         }
@@ -50,7 +51,7 @@ impl HostedTarget {
             true => MissingTarget::open(path, state, &wanted()?)
                 .map(Box::new)
                 .map(Self::Missing),
-            false => ExistingTarget::open(path, open, state)
+            false => ExistingTarget::open(path, open, state, cancel)
                 .map(Box::new)
                 .map(Self::Existing),
         }

@@ -5,5 +5,5 @@ mod overlay;
 mod record;
 
 pub(crate) use log::{Old, StageLog};
-pub(crate) use overlay::Overlay;
+pub(crate) use overlay::{IsOld, Overlay};
 pub(crate) use record::Record;
