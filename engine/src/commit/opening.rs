@@ -12,7 +12,8 @@ use crate::sync::Session;
 pub(crate) struct Resumed {
     /// Blocks that are staged already.
     pub(crate) blocks: u64,
-    /// Reason codes: `resumed`, `source_changed`, `target_changed`, `options_changed`.
+    /// Reason codes: `resumed`, `source_changed`, `target_changed`, `options_changed`,
+    /// `state_lost`.
     pub(crate) reasons: Vec<&'static str>,
 }
 
@@ -26,11 +27,12 @@ impl Resumed {
 }
 
 /// Reason codes by their bit in `Result`.
-pub(crate) const NOTES: [&str; 4] = [
+pub(crate) const NOTES: [&str; 5] = [
     "resumed",
     "source_changed",
     "target_changed",
     "options_changed",
+    "state_lost",
 ];
 
 /// A job that has not begun yet.
@@ -106,6 +108,17 @@ impl Opening {
         if journal.is_mixed() {
             self.leave_mixed(journal);
         }
+    }
+
+    /// Takes over from a job after COMMIT that nothing on this host can bring to its end: the new
+    /// one ends it, if whoever began that said so.
+    pub(super) fn leave_lost(&mut self, journal: Journal) -> Result<()> {
+        if !self.begun().began_mixed {
+            return Err(is_not_finished());
+        }
+        self.resumed.reasons.push("state_lost");
+        self.leave_mixed(journal);
+        Ok(())
     }
 
     pub(super) fn leave_mixed(&mut self, journal: Journal) {

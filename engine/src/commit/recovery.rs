@@ -84,6 +84,7 @@ impl Unfinished<'_> {
         let outcome = match word {
             Word::Staged => {
                 let access = self.untouched_target(&job, &session)?;
+                job.stage.check()?;
                 finisher.go_on(access.as_ref(), &job)
             }
             Word::Committing => finisher.apply(self.target(&job)?.as_ref(), &job),

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::exchange::Exchange;
 use super::finish::Finisher;
-use super::opening::{Opening, Resumed, is_not_finished, waits_to_be_accepted};
+use super::opening::{Opening, Resumed, waits_to_be_accepted};
 use crate::abort::Abort;
 use crate::disk::{DiskInfo, Extent, NewFile, Source, Target, TargetAccess};
 use crate::error::{Error, ErrorKind, Result};
@@ -123,7 +123,7 @@ impl Replacing {
                 return self.remove_leftovers();
             }
             Word::NewVerified => return Err(waits_to_be_accepted()),
-            _ => return Err(is_not_finished()),
+            _ => return self.opening.leave_lost(journal),
         }
         let why_not = self.why_not_resumed(&journal);
         let disk = match why_not {

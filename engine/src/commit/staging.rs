@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::abort::Abort;
 use crate::commit::finish::{Finisher, Job, Outcome, has_leaf};
-use crate::commit::opening::{Opening, Resumed, is_not_finished, waits_to_be_accepted};
+use crate::commit::opening::{Opening, Resumed, waits_to_be_accepted};
 use crate::disk::{DiskInfo, Extent, ExtentKind, Source, TargetAccess};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Digest, is_zero};
@@ -116,7 +116,7 @@ impl Staging {
             }
             Word::NewVerified => return Err(waits_to_be_accepted()),
             Word::Committing | Word::NewUnverified | Word::RollingBack => {
-                return Err(is_not_finished());
+                return self.opening.leave_lost(journal);
             }
             Word::Done | Word::Aborted | Word::OldRestored => unreachable!("final words"),
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use failback_transport as wire;
 use failback_transport::{Apply, SourceEnd, TargetResult, Task};
 
-use super::recovery::finish_unfinished;
+use super::recovery::{Found, finish_unfinished};
 use super::replacement::run_replacing;
 use crate::abort::{Abort, CancelToken};
 use crate::commit::{Replacing, Staging, drop_replaced, waits_to_be_accepted};
@@ -32,6 +32,8 @@ pub(crate) struct ExistingTarget {
     open: OpenOptions,
     notes: Vec<String>,
     is_partial: bool,
+    /// It is mixed, and nothing but this sync can end that.
+    is_lost: bool,
 }
 
 impl ExistingTarget {
@@ -52,17 +54,28 @@ impl ExistingTarget {
         decide_format(&file, open.format)?;
         let folder = HostFolder::lock(&state_directory(path, state)?)?;
         let mut notes = Vec::new();
+        let mut is_lost = false;
         if let Some(journal) = Journal::open(&folder, Barriers::new())? {
             let word = journal.word();
             if journal.is_mixed() {
                 // After a failed flush the cache can hold what the medium does not.
                 file.forget_cache();
             }
-            if finish_unfinished(&folder, journal, path, cancel)? {
-                notes.push(format!(
+            match finish_unfinished(&folder, journal, path, cancel)? {
+                Found::Whole => {}
+                Found::Finished => notes.push(format!(
                     "an earlier sync had ended as {}; it was brought to its end first",
                     word.name()
-                ));
+                )),
+                Found::Lost(error) => {
+                    is_lost = true;
+                    notes.push(format!(
+                        "an earlier sync had ended as {}, and cannot be brought to its end ({}); \
+                         all is compared anew",
+                        word.name(),
+                        error.chain()
+                    ));
+                }
             }
         }
         let access = HostTarget::open(path, open)?;
@@ -75,6 +88,7 @@ impl ExistingTarget {
             open: open.clone(),
             notes,
             is_partial: false,
+            is_lost,
         };
         target.is_partial = target.has_partial_copy()?;
         Ok(target)
@@ -221,6 +235,7 @@ impl ExistingTarget {
             follow_parents: self.open.follow_parents,
             identity: self.access.identity()?,
             in_place: session.options.apply == Apply::InPlace,
+            began_mixed: self.is_lost,
             ..begun_of(session, &self.path, container)?
         })
     }

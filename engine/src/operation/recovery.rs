@@ -79,16 +79,27 @@ pub fn accept(target: &Path, state: Option<&Path>) -> Result<RecoveryReport> {
     })
 }
 
-/// Before a new sync: whether something was half done, which is done now.
+/// What became of an earlier sync that was half done.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// Nothing was.
+    Whole,
+    /// It is done now.
+    Finished,
+    /// Nothing on this host can do it: only a sync from the source ends it.
+    Lost(Error),
+}
+
+/// Before a new sync: ends what was half done.
 ///
 /// # Errors
-/// As [`recover`].
+/// As [`recover`], where another try may end it.
 pub(super) fn finish_unfinished(
     folder: &HostFolder,
     journal: Journal,
     target: &Path,
     cancel: &CancelToken,
-) -> Result<bool> {
+) -> Result<Found> {
     let is_half_done = match journal.word() {
         // Whatever it wrote, the new sync compares all of it.
         Word::Committing if journal.begun().in_place => false,
@@ -102,16 +113,30 @@ pub(super) fn finish_unfinished(
         }
         _ => false,
     };
-    if is_half_done {
-        let unfinished = Unfinished {
-            folder,
-            reopen: &HostPath(target),
-            barriers: Barriers::new(),
-        };
-        let finished = unfinished.finish(journal, cancel);
-        finished.map_err(|e| e.path(target))?;
+    if !is_half_done {
+        return Ok(Found::Whole);
     }
-    Ok(is_half_done)
+    // Where a file takes the target's place there is none that is mixed.
+    let is_log = !journal.begun().container.replaces();
+    let unfinished = Unfinished {
+        folder,
+        reopen: &HostPath(target),
+        barriers: Barriers::new(),
+    };
+    match unfinished.finish(journal, cancel) {
+        Ok(_) => Ok(Found::Finished),
+        // The stage is gone or damaged, the target another file or not what was written.
+        Err(error)
+            if is_log
+                && matches!(
+                    error.kind(),
+                    ErrorKind::Damaged | ErrorKind::Refused | ErrorKind::VerifyFailed
+                ) =>
+        {
+            Ok(Found::Lost(error.path(target)))
+        }
+        Err(error) => Err(error.path(target)),
+    }
 }
 
 fn with_job(

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use failback_transport::{Apply, SourceEnd, TargetResult};
 
 use super::existing::{ExistingTarget, begun_of, told};
-use super::recovery::finish_unfinished;
+use super::recovery::{Found, finish_unfinished};
 use crate::abort::{Abort, CancelToken};
 use crate::commit::Replacing;
 use crate::disk::{DiskInfo, HostNewFile, NewDisk, NewFile, OpenOptions, Recipe};
@@ -43,7 +43,9 @@ impl HostedTarget {
             if peek(&directory)?.is_some() {
                 let folder = HostFolder::lock(&directory)?;
                 if let Some(journal) = Journal::open(&folder, Barriers::new())? {
-                    finish_unfinished(&folder, journal, path, cancel)?;
+                    if let Found::Lost(error) = finish_unfinished(&folder, journal, path, cancel)? {
+                        return Err(error);
+                    }
                 }
             }
         }

@@ -7,7 +7,7 @@ use failback_engine::sync::Task;
 use failback_engine::transport::Apply;
 use failback_vhdx::FileAt;
 
-use crate::scenario::{BLOCK, Disk, at_word, content, record_sync, roll_back, sync};
+use crate::scenario::{BLOCK, Disk, at_word, content, finish, record_sync, roll_back, sync};
 use crate::world::World;
 
 /// A host whose journal says `word`, and of whose target one byte is another one.
@@ -59,4 +59,36 @@ pub(crate) fn check_roll_back(disk: &Disk) {
     let world = changed(disk, Apply::StageKeepUndo, Word::NewVerified, BLOCK + 9);
     roll_back(&world, disk.format).unwrap();
     assert_eq!(content(&world, disk.format).unwrap(), disk.old);
+}
+
+/// A byte of one half of a record has rotted after COMMIT: the other half is a way out.
+pub(crate) fn check_rotted_half(disk: &Disk) {
+    let whole = record_sync(disk, Barriers::new(), Task::Delta, Apply::Stage);
+    let base = at_word(&whole.base, &whole.ops, Word::Committing);
+    // Block 1 changes whole.
+    let rotted = |half: &[u8]| {
+        let world = World::like(&base);
+        let stage = world.file(world.number_of("stage").unwrap());
+        let mut bytes = vec![0; usize::try_from(stage.len().unwrap()).unwrap()];
+        stage.read_at(0, &mut bytes).unwrap();
+        let half = &half[BLOCK..][..BLOCK];
+        let mut pages = (0..bytes.len()).step_by(4096);
+        let at = pages.find(|at| bytes[*at..].starts_with(half)).unwrap();
+        stage.write_at(at as u64, &[bytes[at] ^ 1]).unwrap();
+        world
+    };
+
+    let (without_old, without_new) = (rotted(&disk.old), rotted(&disk.new));
+    finish(&without_old, disk.format).unwrap();
+    roll_back(&without_new, disk.format).unwrap();
+
+    assert_eq!(content(&without_old, disk.format).unwrap(), disk.new);
+    assert_eq!(content(&without_new, disk.format).unwrap(), disk.old);
+    let damaged = [
+        roll_back(&rotted(&disk.old), disk.format),
+        finish(&rotted(&disk.new), disk.format),
+    ];
+    for error in damaged {
+        assert_eq!(error.unwrap_err().kind(), ErrorKind::Damaged);
+    }
 }

@@ -258,6 +258,11 @@ fn a_target_that_changed_is_found_by_its_bytes() {
 }
 
 #[test]
+fn a_rotted_half_of_a_record_leaves_the_other_way_out() {
+    changed::check_rotted_half(&raw_disk());
+}
+
+#[test]
 fn replacements_of_a_raw_disk_survive_power_cuts() {
     let records = replacements(&raw_disk(), Barriers::new());
     check_records(&records, CI_OF_REPLACEMENTS, 10_000);
