@@ -12,7 +12,7 @@ use failback_tests::place::{self, Mount};
 use failback_tests::qemu::Format::{self, Dynamic, Fixed, Raw, VhdDynamic};
 use failback_tests::report::count;
 use failback_tests::scene::Scene;
-use failback_tests::{disk, kill, qemu, skip_without, state};
+use failback_tests::{disk, kill, qemu, skip_without, state, tools};
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
@@ -176,6 +176,28 @@ fn a_disk_without_room_for_the_target_is_found_before_commit() {
     assert_no_space(&scene, &full);
     fs::remove_file(ballast).expect("space again");
     scene.assert_ends_equal("space again");
+}
+
+#[test]
+fn a_target_that_cannot_be_written_is_refused_before_commit() {
+    skip_without!("qemu-img", "mkfs.ext4", "chattr", "root");
+    let mount = Mount::in_file("ext4", 320);
+    let scene = Scene::new_in(mount.path(), Raw, 56);
+    let change = |how: &str| tools::run("chattr", [how.as_ref(), scene.target.as_path()]);
+    change("+i");
+    let at_once = scene.sync(&["--stage", "log"]);
+    change("-i");
+    kill::cut_when_sealed(&scene, &["--stage", "log"]);
+    change("+a");
+
+    let once_staged = scene.end_by("recover");
+
+    let word = scene.look("append only").word;
+    change("-a");
+    assert_eq!(at_once.code, Some(3), "{}", at_once.stderr);
+    assert_eq!(once_staged.code, Some(3), "{}", once_staged.stderr);
+    assert_eq!(word.as_deref(), Some("staged"));
+    scene.assert_ends_equal("writable again");
 }
 
 #[test]

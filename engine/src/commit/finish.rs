@@ -113,6 +113,7 @@ impl Finisher<'_> {
     pub(crate) fn go_on(&self, access: &dyn TargetAccess, job: &Job) -> Result<Outcome> {
         // The last moment at which all can be left as it is.
         self.abort.check()?;
+        access.check_writable()?;
         job.journal()
             .append(Entry::of(Word::Committing), Barrier::Committed)?;
         let target = access.open_for_writing()?;

@@ -53,6 +53,21 @@ pub(super) fn reopen_for_writing(file: &File) -> io::Result<File> {
         .open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
+/// Whether `file` could be opened for writing, without doing it: by rights, by the mount, and by
+/// attributes that forbid it even to root.
+pub(super) fn check_writable(file: &File) -> io::Result<()> {
+    use rustix::fs::{Access, AtFlags, CWD, IFlags, accessat, ioctl_getflags};
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    accessat(CWD, path, Access::WRITE_OK, AtFlags::EACCESS)?;
+    // Not every file system has such attributes.
+    match ioctl_getflags(file) {
+        Ok(flags) if flags.intersects(IFlags::IMMUTABLE | IFlags::APPEND) => {
+            Err(io::ErrorKind::PermissionDenied.into())
+        }
+        _ => Ok(()),
+    }
+}
+
 pub(super) fn keep_private(options: &mut OpenOptions) {
     options.mode(0o600);
 }

@@ -199,6 +199,10 @@ impl TargetAccess for Access {
         Ok(None)
     }
 
+    fn check_writable(&self) -> Result<()> {
+        Ok(())
+    }
+
     fn open_for_writing(&self) -> Result<Arc<dyn Target>> {
         let disk = FileDisk::open_rw(target_of(&self.world)?, self.format)?;
         Ok(Arc::new(disk))
