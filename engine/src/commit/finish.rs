@@ -91,7 +91,7 @@ impl Finisher<'_> {
             return self.tidy(access, None);
         }
         job.stage.flush(Barrier::Stage)?;
-        job.stage.check()?;
+        self.check_on_medium(&job.stage)?;
         let summary = job.stage.summary();
         let sealed = Sealed {
             new_root: new_root.map(|root| root.to_string()),
@@ -107,6 +107,17 @@ impl Finisher<'_> {
         };
         job.journal().append(staged, Barrier::Sealed)?;
         self.go_on(access, job)
+    }
+
+    /// Reads the stage again, and not from memory: what was written there was right.
+    pub(super) fn check_on_medium(&self, stage: &StageLog) -> Result<()> {
+        let opened = self.folder.open(STAGE_NAME);
+        let opened = opened.map_err(|e| Error::io(e, "open stage"))?;
+        if opened.is_none() {
+            let message = "the stage is gone; nothing was written to the target";
+            return Err(Error::new(ErrorKind::Damaged, message));
+        }
+        stage.check()
     }
 
     /// From `staged`: the target is what it was when it was staged.

@@ -84,7 +84,7 @@ impl Unfinished<'_> {
         let outcome = match word {
             Word::Staged => {
                 let access = self.untouched_target(&job, &session)?;
-                job.stage.check()?;
+                finisher.check_on_medium(&job.stage)?;
                 finisher.go_on(access.as_ref(), &job)
             }
             Word::Committing => finisher.apply(self.target(&job)?.as_ref(), &job),

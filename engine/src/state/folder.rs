@@ -14,7 +14,8 @@ use crate::system::{self, sync_directory_of};
 /// A directory of plain files, by name. Names that were made, changed or removed are durable after
 /// [`sync`](Self::sync) and not before; what is in a file is the file's matter.
 pub trait Folder: Send + Sync + Debug {
-    /// Opens the file of that name; `None` when there is none.
+    /// Opens the file of that name; `None` when there is none. What the system has of it in memory
+    /// and on the medium as well is read from the medium from here on, by whoever has it open.
     ///
     /// # Errors
     /// Those of the system.

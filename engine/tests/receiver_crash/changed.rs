@@ -92,3 +92,14 @@ pub(crate) fn check_rotted_half(disk: &Disk) {
         assert_eq!(error.unwrap_err().kind(), ErrorKind::Damaged);
     }
 }
+
+/// What memory has of the stage is not what the medium has.
+pub(crate) fn check_rotted_medium(disk: &Disk) {
+    let world = World::rotting(&disk.host, "stage", 5000);
+
+    let found = sync(&world, disk, Barriers::new(), Task::Delta, Apply::Stage).unwrap_err();
+
+    assert_eq!(found.kind(), ErrorKind::Damaged, "{}", found.chain());
+    assert_eq!(word(&world), Some(Word::Staging));
+    assert_eq!(content(&world, disk.format).unwrap(), disk.old);
+}

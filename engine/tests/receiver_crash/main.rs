@@ -262,6 +262,12 @@ fn a_rotted_half_of_a_record_leaves_the_other_way_out() {
     changed::check_rotted_half(&raw_disk());
 }
 
+// Goal: COMMIT rests on what the medium has of the stage. Method: it has another byte than memory.
+#[test]
+fn a_stage_is_read_from_the_medium_before_seal() {
+    changed::check_rotted_medium(&raw_disk());
+}
+
 #[test]
 fn replacements_of_a_raw_disk_survive_power_cuts() {
     let records = replacements(&raw_disk(), Barriers::new());

@@ -162,6 +162,8 @@ struct Inner {
     /// Changes until one fails, once or for good.
     fails_in: Option<usize>,
     stays_full: bool,
+    /// Of this file the medium has another byte than memory, which is seen when it is opened.
+    rots: Option<(&'static str, u64)>,
 }
 
 impl Inner {
@@ -240,6 +242,23 @@ impl World {
         world.inner().fails_in = Some(number);
         world.inner().durable = Some(host.copied());
         world
+    }
+
+    /// The same, where the medium of a file has another byte than memory.
+    pub(crate) fn rotting(host: &Host, name: &'static str, at: u64) -> Self {
+        let world = Self::like(host);
+        world.inner().rots = Some((name, at));
+        world
+    }
+
+    fn rot(&self, name: &str, file: usize) {
+        let Some((_, at)) = self.inner().rots.filter(|(of, _)| *of == name) else {
+            return;
+        };
+        let (memory, mut byte) = (self.memory(file), [0]);
+        memory.read_at(at, &mut byte).unwrap();
+        memory.write_at(at, &[byte[0] ^ 1]).unwrap();
+        self.inner().rots = None;
     }
 
     /// Whether a change has failed; nothing fails any more.
@@ -390,7 +409,8 @@ impl FileAt for WorldFile {
 
 impl Folder for World {
     fn open(&self, name: &str) -> io::Result<Option<Arc<dyn FileAt>>> {
-        let found = self.inner().now.names.get(name).copied();
+        let found = self.number_of(name);
+        found.into_iter().for_each(|file| self.rot(name, file));
         Ok(found.map(|file| -> Arc<dyn FileAt> { self.file(file) }))
     }
 
