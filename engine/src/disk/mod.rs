@@ -22,6 +22,7 @@ pub use create::{NewDisk, PendingDisk, create, create_child};
 pub use memory::MemoryDisk;
 pub use new_file::{HostNewFile, NewFile, Standing};
 pub use open::{OpenOptions, open_source, open_target};
+pub(crate) use open::{another_file, open_known_target};
 pub use probe::{Format, probe};
 pub use raw::RawDisk;
 pub use vhd::VhdDisk;

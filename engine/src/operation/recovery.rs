@@ -10,11 +10,11 @@ use serde::Serialize;
 use crate::abort::CancelToken;
 use crate::commit::{Outcome, Reopen, Unfinished, is_placed};
 use crate::disk::{
-    HostNewFile, HostTarget, NewFile, OpenOptions, Target, TargetAccess, open_target,
+    HostNewFile, HostTarget, NewFile, OpenOptions, Target, TargetAccess, another_file,
+    open_known_target,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::state::{Barriers, Begun, HostFolder, Journal, Word, state_directory};
-use crate::system::{Access, HostFile};
 
 /// What `recover`, `rollback` and `commit` print. Fields keep their names.
 #[derive(Clone, Debug, Serialize)]
@@ -191,31 +191,20 @@ fn with_job(
 #[derive(Debug)]
 struct HostPath<'a>(&'a Path);
 
-impl HostPath<'_> {
-    /// The file of that path, if it is the one of this id.
-    fn check(&self, file_id: &str) -> Result<HostFile> {
-        let file = HostFile::open(self.0, Access::Inspect)?;
-        let id = file.file_id();
-        match id.map_err(|e| Error::io(e, "stat").path(self.0))? == file_id {
-            true => Ok(file),
-            false => {
-                let message = "is another file than the one that the state is about";
-                Err(Error::new(ErrorKind::Refused, message).path(self.0))
-            }
-        }
-    }
-}
-
 impl Reopen for HostPath<'_> {
     fn access(&self, begun: &Begun, file_id: &str) -> Result<Box<dyn TargetAccess>> {
-        self.check(file_id)?;
-        Ok(Box::new(HostTarget::open(self.0, &options_of(begun)?)?))
+        let target = HostTarget::open(self.0, &options_of(begun)?)?;
+        let is_same =
+            target.file_id()? == file_id && target.source().info().virtual_size == begun.disk_len;
+        match is_same {
+            true => Ok(Box::new(target)),
+            false => Err(another_file(self.0)),
+        }
     }
 
     fn target(&self, begun: &Begun) -> Result<Arc<dyn Target>> {
-        // After a failed flush the cache can hold what the medium does not.
-        self.check(&begun.file_id)?.forget_cache();
-        open_target(self.0, &options_of(begun)?)
+        let (id, len) = (&begun.file_id, begun.disk_len);
+        open_known_target(self.0, &options_of(begun)?, id, len)
     }
 
     fn new_file(&self, begun: &Begun) -> Result<Box<dyn NewFile>> {
