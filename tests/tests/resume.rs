@@ -285,6 +285,31 @@ fn an_accepted_disk_cannot_be_undone() {
 }
 
 #[test]
+fn what_was_not_read_back_is_not_called_proven() {
+    skip_without!("qemu-img");
+    let log: &[&str] = &["--stage", "log"];
+    let file: &[&str] = &["--stage", "file", "--strategy", "full"];
+    [log, file].into_iter().for_each(|how| {
+        let scene = Scene::new(Raw, 57);
+        let kept = [how, &["--verify", "off", "--keep-undo"]].concat();
+        ["commit", "rollback"].into_iter().for_each(|end| {
+            scene.reset();
+            let _ = scene.sync(&kept).exits(0);
+            assert_eq!(scene.look("kept").name(), "new_unverified");
+            assert_eq!(scene.sync(how).code, Some(3));
+            let _ = scene.end_by("recover").exits(0);
+            assert_eq!(scene.look("left").name(), "new_unverified");
+
+            let _ = scene.end_by(end).exits(0);
+
+            let _ = scene.look(end);
+        });
+        let _ = scene.sync(&[how, &["--verify", "off"]].concat()).exits(0);
+        assert_eq!(scene.look("not kept").name(), "done");
+    });
+}
+
+#[test]
 fn without_an_undo_there_is_no_way_back() {
     skip_without!("qemu-img");
     let scene = Scene::new(Dynamic(1), 50);

@@ -156,12 +156,20 @@ impl Finisher<'_> {
             }
         };
         target.close()?;
-        let verified_entry = Entry {
-            left: target.mark()?,
-            ..Entry::of(Word::NewVerified)
+        let keeps_undo = job.journal().begun().keeps_undo;
+        let word = match level {
+            // Nothing was read back: the word stays what it is.
+            VerifyLevel::Off => Word::NewUnverified,
+            _ => Word::NewVerified,
         };
-        job.journal().append(verified_entry, Barrier::Verified)?;
-        if !job.journal().begun().keeps_undo {
+        if keeps_undo || word == Word::NewVerified {
+            let left = Entry {
+                left: Some(target.mark()?.unwrap_or_default()),
+                ..Entry::of(word)
+            };
+            job.journal().append(left, Barrier::Verified)?;
+        }
+        if !keeps_undo {
             self.end(job, Word::Done, Barrier::Done)?;
         }
         Ok(Outcome {

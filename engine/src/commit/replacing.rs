@@ -100,6 +100,7 @@ impl Replacing {
 
     fn take_up(&mut self, mut journal: Journal) -> Result<()> {
         match journal.word() {
+            _ if journal.waits_to_be_accepted() => return Err(waits_to_be_accepted()),
             // Whatever the earlier run left, all of it is compared again.
             Word::Committing if journal.begun().in_place => {
                 self.opening.leave(journal);
@@ -118,11 +119,10 @@ impl Replacing {
                 return Ok(());
             }
             Word::Staging | Word::Staged => {}
-            Word::NewVerified if !journal.begun().keeps_undo => {
+            Word::NewVerified => {
                 journal.append(Entry::of(Word::Done), Barrier::Done)?;
                 return self.remove_leftovers();
             }
-            Word::NewVerified => return Err(waits_to_be_accepted()),
             _ => return self.opening.leave_lost(journal),
         }
         let why_not = self.why_not_resumed(&journal);

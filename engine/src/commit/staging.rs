@@ -99,6 +99,7 @@ impl Staging {
 
     fn take_up(&mut self, mut journal: Journal) -> Result<()> {
         match journal.word() {
+            _ if journal.waits_to_be_accepted() => return Err(waits_to_be_accepted()),
             word if word.is_final() => {
                 self.opening.leave(journal);
                 // What the last word made needless may still be there.
@@ -110,11 +111,10 @@ impl Staging {
                 return Ok(());
             }
             Word::Staging | Word::Staged => {}
-            Word::NewVerified if !journal.begun().keeps_undo => {
+            Word::NewVerified => {
                 journal.append(Entry::of(Word::Done), Barrier::Done)?;
                 return self.remove_stage();
             }
-            Word::NewVerified => return Err(waits_to_be_accepted()),
             Word::Committing | Word::NewUnverified | Word::RollingBack => {
                 return self.opening.leave_lost(journal);
             }

@@ -37,7 +37,7 @@ impl Finisher<'_> {
         };
         // Before that nobody was told that it could be used.
         let was_left = word == Word::NewVerified || word == Word::NewUnverified && left.is_some();
-        if !was_left || left.is_some() && left == target.mark()? {
+        if !was_left || target.mark()?.is_some_and(|mark| left == Some(mark)) {
             return Ok(());
         }
         let Some(new_root) = new_root else {

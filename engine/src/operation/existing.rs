@@ -243,7 +243,7 @@ impl ExistingTarget {
     /// Notes that the disk is mixed from here on, and opens it for writing.
     fn prepare_in_place(self, session: &Session) -> Result<(Arc<dyn Target>, InPlaceJob)> {
         if let Some(journal) = Journal::open(&self.folder, Barriers::new())? {
-            if journal.word() == Word::NewVerified {
+            if journal.waits_to_be_accepted() {
                 return Err(waits_to_be_accepted());
             }
             drop_replaced(&self.new_file, Barriers::new(), journal)?;

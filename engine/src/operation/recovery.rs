@@ -105,6 +105,7 @@ pub(super) fn finish_unfinished(
         Word::Committing if journal.begun().in_place => false,
         // Cut off a moment before `done`; nobody was to accept it.
         Word::NewVerified => !journal.begun().keeps_undo || journal.has_broken_end(),
+        _ if journal.waits_to_be_accepted() => false,
         Word::Committing | Word::NewUnverified | Word::RollingBack => true,
         // A COMMIT that has rotted since left the new file in place.
         Word::Staged if journal.begun().container.replaces() => {

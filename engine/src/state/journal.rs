@@ -366,6 +366,19 @@ impl Journal {
         found.made.as_ref()
     }
 
+    /// Whether the new disk is complete, and stays with its undo until somebody accepts it: proven,
+    /// or not read back where that was not wanted.
+    #[must_use]
+    pub fn waits_to_be_accepted(&self) -> bool {
+        let begun = self.begun();
+        begun.keeps_undo
+            && match self.word() {
+                Word::NewVerified => true,
+                Word::NewUnverified => begun.verify == "off" && self.left().is_some(),
+                _ => false,
+            }
+    }
+
     /// The mark of the target as the job left it, in the state that it has now.
     #[must_use]
     pub fn left(&self) -> Option<&str> {
