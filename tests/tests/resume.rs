@@ -341,6 +341,19 @@ fn a_killed_sync_in_place_stays_mixed_until_one_ends() {
     assert_eq!(scene.look("ended").name(), "done");
 }
 
+#[test]
+fn a_sync_in_place_leaves_no_stage_behind() {
+    skip_without!("qemu-img");
+    let scene = Scene::new(Raw, 58);
+    kill::cut_when_staged(&scene, CUT_AT, &["--stage", "log"]);
+
+    let run = scene.sync(&["--apply", "in-place", "--json"]).exits(0);
+
+    assert!(has_reason(&run.json(), "options_changed"), "{}", run.stdout);
+    assert!(!scene.state_file("stage").exists());
+    scene.assert_new("in place");
+}
+
 fn undo_formats() -> impl Iterator<Item = Scene> {
     let formats: [Format; 4] = [Raw, Dynamic(1), Fixed, VhdDynamic];
     formats.into_iter().map(|format| Scene::new(format, 49))

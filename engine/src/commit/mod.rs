@@ -26,4 +26,4 @@ pub use replacing::Replacing;
 pub use staging::Staging;
 
 pub(crate) use exchange::{drop_replaced, is_placed};
-pub(crate) use opening::{NOTES, waits_to_be_accepted};
+pub(crate) use opening::{NOTES, notes_of, waits_to_be_accepted};

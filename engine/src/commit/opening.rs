@@ -20,10 +20,15 @@ pub(crate) struct Resumed {
 impl Resumed {
     /// The reasons as they travel in `Result`.
     pub(crate) fn notes(&self) -> u8 {
-        let bits = NOTES.iter().zip(0..);
-        bits.filter(|(reason, _)| self.reasons.contains(reason))
-            .fold(0, |notes, (_, bit)| notes | 1 << bit)
+        notes_of(&self.reasons)
     }
+}
+
+/// Reasons as they travel in `Result`.
+pub(crate) fn notes_of(reasons: &[&'static str]) -> u8 {
+    let bits = NOTES.iter().zip(0..);
+    bits.filter(|(reason, _)| reasons.contains(reason))
+        .fold(0, |notes, (_, bit)| notes | 1 << bit)
 }
 
 /// Reason codes by their bit in `Result`.

@@ -9,14 +9,14 @@ use failback_transport::{Apply, SourceEnd, TargetResult, Task};
 use super::recovery::{Found, finish_unfinished};
 use super::replacement::run_replacing;
 use crate::abort::{Abort, CancelToken};
-use crate::commit::{Replacing, Staging, drop_replaced, waits_to_be_accepted};
+use crate::commit::{Replacing, Staging, drop_replaced, notes_of, waits_to_be_accepted};
 use crate::disk::{
     DiskInfo, HostNewFile, HostTarget, NewFile, OpenOptions, Target, TargetAccess, decide_format,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::state::{
-    Barrier, Barriers, Begun, Container, Entry, HostFolder, Journal, Word, absolute,
-    state_directory,
+    Barrier, Barriers, Begun, Container, Entry, Folder, HostFolder, Journal, STAGE_NAME, Word,
+    absolute, state_directory,
 };
 use crate::sync::{Changes, InPlaceChanges, Session, SessionLink, run_target};
 use crate::system::{Access, HostFile};
@@ -128,9 +128,7 @@ impl ExistingTarget {
     ) -> Result<(SourceEnd, TargetResult, DiskInfo)> {
         if session.options.apply == Apply::InPlace {
             return match self.prepare_in_place(session) {
-                Ok((target, journal)) => {
-                    run_in_place(target.as_ref(), journal, session, link, abort)
-                }
+                Ok((target, job)) => run_in_place(target.as_ref(), job, session, link, abort),
                 Err(error) => Err(told(&mut link, error)),
             };
         }
@@ -242,7 +240,9 @@ impl ExistingTarget {
 
     /// Notes that the disk is mixed from here on, and opens it for writing.
     fn prepare_in_place(self, session: &Session) -> Result<(Arc<dyn Target>, InPlaceJob)> {
+        let mut given_up = false;
         if let Some(journal) = Journal::open(&self.folder, Barriers::new())? {
+            given_up = matches!(journal.word(), Word::Staging | Word::Staged);
             if journal.waits_to_be_accepted() {
                 return Err(waits_to_be_accepted());
             }
@@ -253,8 +253,15 @@ impl ExistingTarget {
             ..Entry::of(Word::Committing)
         };
         let journal = Journal::begin(&self.folder, Barriers::new(), first)?;
+        // Of an earlier job, which no journal speaks of any more.
+        let removed = self.folder.remove(STAGE_NAME);
+        removed.map_err(|e| Error::io(e, "remove stage"))?;
         let target = self.access.open_for_writing()?;
         let job = InPlaceJob {
+            notes: match given_up {
+                true => notes_of(&["options_changed"]),
+                false => 0,
+            },
             journal,
             _access: self.access,
             _folder: self.folder,
@@ -316,6 +323,8 @@ fn named(container: wire::Container) -> Result<Container> {
 /// What is held while a disk is written in place.
 struct InPlaceJob {
     journal: Journal,
+    /// What was found of an earlier one.
+    notes: u8,
     _access: HostTarget,
     _folder: HostFolder,
 }
@@ -327,11 +336,15 @@ fn run_in_place(
     link: SessionLink,
     abort: &Arc<Abort>,
 ) -> Result<(SourceEnd, TargetResult, DiskInfo)> {
+    let resume_notes = job.notes;
     let finish = move |_| {
         job.journal.append(Entry::of(Word::Done), Barrier::Done)?;
         Ok(None)
     };
-    let changes = Changes::InPlace(InPlaceChanges::new(target, false, Box::new(finish)));
+    let changes = Changes::InPlace(InPlaceChanges {
+        resume_notes,
+        ..InPlaceChanges::new(target, false, Box::new(finish))
+    });
     let (end, result) = run_target(session, target, Some(changes), link, abort)?;
     Ok((end, result, target.info()))
 }
