@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::abort::Abort;
-use crate::disk::{DiskInfo, ExtentKind, Source, Target, TargetAccess};
+use crate::disk::{DiskInfo, Source, Target, TargetAccess};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Digest, Hasher, is_zero};
 use crate::stage::{Record, StageLog};
@@ -20,8 +20,6 @@ use failback_transport::{VerifiedFrom, VerifyLevel};
 const PROOF_THREADS: usize = 8;
 /// Blocks that are worth a thread of their own.
 const PROOF_BLOCKS: usize = 8;
-/// Room beyond what the blocks need: tables of the image, and what others write meanwhile.
-const ROOM_SPARE: u64 = 16 << 20;
 
 /// Journal and stage of a job.
 #[derive(Debug)]
@@ -243,42 +241,6 @@ impl Finisher<'_> {
             info: Some(target.info()),
             ..Outcome::default()
         })
-    }
-
-    fn check_room(&self, access: &dyn TargetAccess, stage: &StageLog) -> Result<()> {
-        let Some(room) = access.room()? else {
-            return Ok(());
-        };
-        let info = access.source().info();
-        let unit = u64::from(info.image_block_size.unwrap_or(0));
-        let mut needed = 0;
-        // The image block that was counted last: several blocks of the map can lie in one.
-        let mut counted_to = 0;
-        for block in stage.blocks() {
-            let range = self.session.geometry.range_of(block, 1);
-            let mut at = range.start;
-            while at < range.end {
-                let extent = access.source().extent_at(at)?;
-                let end = extent.end.min(range.end);
-                if extent.kind != ExtentKind::Data {
-                    let (from, to) = match unit {
-                        0 => (at.0, end.0),
-                        unit => (at.0 / unit * unit, end.0.next_multiple_of(unit)),
-                    };
-                    needed += to - counted_to.max(from).min(to);
-                    counted_to = to;
-                }
-                at = end;
-            }
-        }
-        if needed > 0 && room < needed + ROOM_SPARE {
-            let message = format!(
-                "the target needs {needed} bytes more than it has, and {room} are left; \
-                 nothing was changed"
-            );
-            return Err(Error::new(ErrorKind::NoSpace, message));
-        }
-        Ok(())
     }
 
     fn write_all(&self, target: &dyn Target, stage: &StageLog, way: Direction) -> Result<u64> {

@@ -17,6 +17,7 @@ mod finish;
 mod opening;
 mod recovery;
 mod replacing;
+mod room;
 mod staging;
 mod used;
 

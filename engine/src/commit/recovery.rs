@@ -86,6 +86,7 @@ impl Unfinished<'_> {
             Word::Staged => {
                 let access = self.untouched_target(&job, &session)?;
                 finisher.check_on_medium(&job.stage)?;
+                finisher.check_room(access.as_ref(), &job.stage)?;
                 finisher.go_on(access.as_ref(), &job)
             }
             Word::Committing => finisher.apply(self.target(&job)?.as_ref(), &job),
