@@ -16,20 +16,11 @@ use super::{Access, MediumAccess};
 pub(super) fn open(path: &Path, access: Access, follows_links: bool) -> io::Result<File> {
     let writable = access == Access::Write;
     let is_device = || std::fs::metadata(path).is_ok_and(|metadata| is_block_device(&metadata));
-    if access == Access::Stage && is_device() {
-        // Claimed for a moment, to learn whether somebody else has: a claim that is kept would
-        // stand in the way of the writable descriptor that comes later.
-        drop(
-            OpenOptions::new()
-                .read(true)
-                .custom_flags(libc::O_EXCL)
-                .open(path)?,
-        );
-    }
     // Non-blocking: a FIFO must be refused, not waited on. It means nothing for files and devices.
     let mut flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-    if writable && is_device() {
-        // Claims the device for this open alone: a mounted one, or one under RAID or LVM, is busy.
+    if matches!(access, Access::Write | Access::Stage) && is_device() {
+        // Claims the device for as long as this is open: a mounted one, or one under RAID or LVM,
+        // is busy, and none can be mounted meanwhile.
         flags |= libc::O_EXCL;
     }
     if !follows_links {
@@ -43,13 +34,12 @@ pub(super) fn open(path: &Path, access: Access, follows_links: bool) -> io::Resu
 }
 
 /// Opens the file behind `file` once more, for writing: through the descriptor, since the name may
-/// lead elsewhere by now.
+/// lead elsewhere by now. A device stays claimed by `file`, which has to outlive the new one: two
+/// claims of one device would stand in each other's way.
 pub(super) fn reopen_for_writing(file: &File) -> io::Result<File> {
-    let is_device = is_block_device(&file.metadata()?);
     OpenOptions::new()
         .read(true)
         .write(true)
-        .custom_flags(if is_device { libc::O_EXCL } else { 0 })
         .open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
