@@ -29,7 +29,8 @@ pub(crate) fn sync_directory_of(path: &std::path::Path) -> std::io::Result<()> {
     platform::sync_directory_of(path)
 }
 
-/// Makes a directory, and what is missing above it, for its owner alone.
+/// Makes a directory, and what is missing above it, for its owner alone. All names that are new
+/// survive a power cut.
 ///
 /// # Errors
 /// The system's error.
@@ -37,7 +38,16 @@ pub(crate) fn create_private_directories(path: &std::path::Path) -> std::io::Res
     let mut builder = std::fs::DirBuilder::new();
     builder.recursive(true);
     platform::keep_directory_private(&mut builder);
-    builder.create(path)
+    let new = missing(path);
+    builder.create(path)?;
+    new.into_iter().try_for_each(sync_directory_of)
+}
+
+/// The directories that are to be made, the last one first.
+fn missing(path: &std::path::Path) -> Vec<&std::path::Path> {
+    let is_free =
+        |path: &&std::path::Path| !path.as_os_str().is_empty() && path.symlink_metadata().is_err();
+    path.ancestors().take_while(is_free).collect()
 }
 
 /// A file that these options make is for its owner alone.
@@ -54,4 +64,23 @@ pub(crate) fn is_device(path: &std::path::Path) -> bool {
 /// Asks the system to read from the medium again what it has of `file` in memory.
 pub(crate) fn forget_cache(file: &std::fs::File) {
     platform::drop_cache(file, 0, 0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Goal: each new directory's name is made durable. Method: which ones those are; then they are
+    // there, and none is new.
+    #[test]
+    fn all_new_directories_are_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b/c");
+        let all = [path.clone(), dir.path().join("a/b"), dir.path().join("a")];
+        assert_eq!(missing(&path), all);
+
+        create_private_directories(&path).unwrap();
+
+        assert!(missing(&path).is_empty());
+    }
 }
