@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use failback_vhdx::FileAt;
 
+use super::place::DIRECTORY_NAME;
 use crate::error::{Error, ErrorKind, Result};
 use crate::system::{self, sync_directory_of};
 
@@ -58,10 +59,11 @@ impl HostFolder {
     /// The directory at `path`, made where it is missing, for this job alone.
     ///
     /// # Errors
-    /// `InUse` while another job has it, `Io`.
+    /// `InUse` while another job has it; `Refused` when others could have written there; `Io`.
     pub fn lock(path: &Path) -> Result<Self> {
         let failed = |what: &'static str| move |e| Error::io(e, what).path(path);
         system::create_private_directories(path).map_err(failed("make state directory"))?;
+        refuse_foreign(path)?;
         let lock = private(&path.join(LOCK_NAME), |options| {
             options.create(true).truncate(false);
         })
@@ -79,6 +81,22 @@ impl HostFolder {
             _lock: lock,
         })
     }
+}
+
+/// Whoever can write there can say what becomes of the target.
+fn refuse_foreign(path: &Path) -> Result<()> {
+    let above = path
+        .parent()
+        .filter(|above| above.ends_with(DIRECTORY_NAME));
+    for directory in [Some(path), above].into_iter().flatten() {
+        let is_private = system::is_private_directory(directory);
+        if !is_private.map_err(|e| Error::io(e, "stat").path(directory))? {
+            let message = "is no directory of this user alone (owner, mode 0700), as the state of \
+                           a target has to be";
+            return Err(Error::new(ErrorKind::Refused, message).path(directory));
+        }
+    }
+    Ok(())
 }
 
 /// Opens a file that only its owner may read.
@@ -132,3 +150,34 @@ impl Folder for HostFolder {
 }
 
 const LOCK_NAME: &str = "lock";
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    // Goal: nobody else says what becomes of a target. Method: a directory, or the one above, that
+    // others may write to; a link in the place of a file of the state.
+    #[test]
+    fn what_others_can_change_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(DIRECTORY_NAME).join("disk");
+        let kind = || HostFolder::lock(&path).map(drop).map_err(|e| e.kind());
+        assert_eq!(kind(), Ok(()));
+        for open in [path.as_path(), path.parent().unwrap()] {
+            fs::set_permissions(open, Permissions::from_mode(0o770)).unwrap();
+            assert_eq!(kind(), Err(ErrorKind::Refused));
+            fs::set_permissions(open, Permissions::from_mode(0o700)).unwrap();
+        }
+        let elsewhere = dir.path().join("elsewhere");
+        fs::write(&elsewhere, b"kept").unwrap();
+        symlink(&elsewhere, path.join("stage")).unwrap();
+
+        let folder = HostFolder::lock(&path).unwrap();
+
+        assert!(folder.open("stage").is_err());
+        assert!(folder.create("stage").is_err());
+        assert_eq!(fs::read(&elsewhere).unwrap(), b"kept");
+    }
+}

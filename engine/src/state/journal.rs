@@ -416,7 +416,10 @@ impl Journal {
 /// # Errors
 /// `Damaged`, `Io`.
 pub fn peek(directory: &Path) -> Result<Option<Journal>> {
-    let file = match File::open(directory.join(NAME)) {
+    let mut options = File::options();
+    options.read(true);
+    crate::system::keep_private(&mut options);
+    let file = match options.open(directory.join(NAME)) {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(Error::io(e, "open journal").path(directory)),

@@ -50,7 +50,16 @@ fn missing(path: &std::path::Path) -> Vec<&std::path::Path> {
     path.ancestors().take_while(is_free).collect()
 }
 
-/// A file that these options make is for its owner alone.
+/// Whether the directory at `path` is one, belongs to this user, and is nobody else's business.
+///
+/// # Errors
+/// The system's error.
+pub(crate) fn is_private_directory(path: &std::path::Path) -> std::io::Result<bool> {
+    let metadata = path.symlink_metadata()?;
+    Ok(metadata.is_dir() && platform::is_private(&metadata))
+}
+
+/// A file that these options make is for its owner alone; a link is not followed.
 pub(crate) fn keep_private(options: &mut std::fs::OpenOptions) {
     platform::keep_private(options);
 }
@@ -82,5 +91,6 @@ mod tests {
         create_private_directories(&path).unwrap();
 
         assert!(missing(&path).is_empty());
+        assert!(is_private_directory(&path).unwrap());
     }
 }

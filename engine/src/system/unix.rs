@@ -59,7 +59,12 @@ pub(super) fn check_writable(file: &File) -> io::Result<()> {
 }
 
 pub(super) fn keep_private(options: &mut OpenOptions) {
-    options.mode(0o600);
+    options.mode(0o600).custom_flags(libc::O_NOFOLLOW);
+}
+
+/// This user's, and nobody else may look into it or change it.
+pub(super) fn is_private(metadata: &Metadata) -> bool {
+    metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & 0o077 == 0
 }
 
 pub(super) fn keep_directory_private(builder: &mut DirBuilder) {
