@@ -42,10 +42,10 @@ impl HostedTarget {
             // The file of an unfinished first sync may only want its name.
             if peek(&directory)?.is_some() {
                 let folder = HostFolder::lock(&directory)?;
-                if let Some(journal) = Journal::open(&folder, Barriers::new())? {
-                    if let Found::Lost(error) = finish_unfinished(&folder, journal, path, cancel)? {
-                        return Err(error);
-                    }
+                if let Some(journal) = Journal::open(&folder, Barriers::new())?
+                    && let Found::Lost(error) = finish_unfinished(&folder, journal, path, cancel)?
+                {
+                    return Err(error);
                 }
             }
         }

@@ -151,7 +151,8 @@ impl Folder for HostFolder {
 
 const LOCK_NAME: &str = "lock";
 
-#[cfg(all(test, unix))]
+#[cfg(unix)]
+#[cfg(test)]
 mod tests {
     use super::*;
     use std::fs::{self, Permissions};

@@ -1,5 +1,5 @@
-//! A process that is killed leaves what it wrote in memory, where the next one finds it: a power cut
-//! may come much later, and take back what was never flushed.
+//! A process that is killed leaves what it wrote in memory, where the next one finds it: a power
+//! cut may come much later, and take back what was never flushed.
 
 use std::fmt::Debug;
 
