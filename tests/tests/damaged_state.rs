@@ -12,7 +12,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use failback_tests::cli::Run;
+use failback_tests::cli::{self, Run};
 use failback_tests::kill::{self, Tally, count_from};
 use failback_tests::qemu::Format::Dynamic;
 use failback_tests::scene::Scene;
@@ -101,6 +101,13 @@ fn a_stage_that_is_lost_after_commit_leaves_the_source_as_the_way_on() {
     ends.iter()
         .for_each(|run| assert_eq!(run.code, Some(4), "{}", run.stderr));
     assert!(scene.look("the stage is lost").is_mixed);
+    let copy = scene.dir().join("copy.raw");
+    let run = cli::sync(&scene.target, &copy);
+    assert_eq!(
+        (run.code, copy.exists()),
+        (Some(3), false),
+        "a mixed source"
+    );
     // Cut off, the next sync leaves a disk that is still marked.
     kill::cut_once(&scene, &["--stage", "log"], |scene| {
         scene.state_file("stage").exists()

@@ -14,7 +14,7 @@ use crate::disk::{DiskInfo, NewDisk, Source, open_source};
 use crate::error::{Error, ErrorKind, Result, peer_error};
 use crate::event::{Event, Observer};
 use crate::hash::HashKind;
-use crate::operation::{HostedTarget, SOFTWARE, new_disk};
+use crate::operation::{HostedTarget, SOFTWARE, new_disk, refuse_mixed_source};
 use crate::sync::{KEEP_ALIVE, Session, SessionLink, SessionOptions, run_source, run_target};
 use crate::units::BlockSize;
 
@@ -101,7 +101,13 @@ fn prepare(
         .set_idle_limit(IDLE_LIMIT)
         .map_err(peer_error)?;
     match link.hear(IDLE_LIMIT)? {
-        Message::Start(params) => Ok((disk, params, request.name)),
+        Message::Start(params) => {
+            let is_change = matches!(params.task, Task::Delta | Task::Full);
+            if is_change && params.peer_role == Role::Source {
+                refuse_mixed_source(&grant.path)?;
+            }
+            Ok((disk, params, request.name))
+        }
         _ => Err(out_of_place()),
     }
 }

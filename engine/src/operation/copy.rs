@@ -9,6 +9,7 @@ use failback_transport::{Compress, Task, VerifyLevel};
 use super::connection::Connection;
 use super::job::{LocalTarget, SessionOutcome, SourceSide, TargetSide, run};
 use super::plan::{Strategy, check_fit, choose};
+use super::recovery::refuse_mixed_source;
 use super::replacement::HostedTarget;
 use crate::abort::CancelToken;
 use crate::disk::vhd::{NEW_DISK_LEN_MAX, SECTOR_SIZE};
@@ -165,6 +166,9 @@ fn run_sync(
     observer.event(&Event::Phase { phase: "plan" });
     if let (Endpoint::Path(source), Endpoint::Path(target)) = (&request.source, &request.target) {
         refuse_same_file(source, target)?;
+    }
+    if let Endpoint::Path(path) = &request.source {
+        refuse_mixed_source(path)?;
     }
     let source = open_source_side(&request.source, &request.source_open)?;
     report.source.describe(&source.info());

@@ -14,7 +14,7 @@ use crate::disk::{
     open_known_target,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::state::{Barriers, Begun, HostFolder, Journal, Word, state_directory};
+use crate::state::{Barriers, Begun, HostFolder, Journal, Word, peek, state_directory};
 
 /// What `recover`, `rollback` and `commit` print. Fields keep their names.
 #[derive(Clone, Debug, Serialize)]
@@ -140,6 +140,25 @@ pub(super) fn finish_unfinished(
     }
 }
 
+/// Refuses a file as a source that an unfinished sync left neither old nor new, as far as its state
+/// lies where it is by default and may be looked at.
+///
+/// # Errors
+/// `Refused`; `Damaged` for a state that cannot be read.
+pub(crate) fn refuse_mixed_source(path: &Path) -> Result<()> {
+    let journal = match peek(&state_directory(path, None)?) {
+        Err(error) if error.kind() != ErrorKind::Damaged => return Ok(()),
+        journal => journal?,
+    };
+    match journal.is_some_and(|journal| journal.is_mixed()) {
+        false => Ok(()),
+        true => {
+            let message = "is neither an old disk nor a new one: a sync to it has not ended";
+            Err(Error::new(ErrorKind::Refused, message).path(path))
+        }
+    }
+}
+
 fn with_job(
     command: &'static str,
     target: &Path,
@@ -163,7 +182,7 @@ fn with_job(
         let message = format!("no state of a sync in {}", directory.display());
         Error::new(ErrorKind::Refused, message).path(target)
     };
-    if crate::state::peek(&directory)?.is_none() {
+    if peek(&directory)?.is_none() {
         return Err(nothing());
     }
     let folder = HostFolder::lock(&directory)?;
