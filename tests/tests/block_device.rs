@@ -65,6 +65,44 @@ fn a_device_becomes_the_source_also_where_the_source_is_zero() {
 }
 
 #[test]
+fn a_device_that_is_staged_for_cannot_be_mounted() {
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let (source, below) = (dir.path().join("source.raw"), dir.path().join("below.raw"));
+    disk::write_raw(&source, LEN, 30, 1);
+    std::fs::File::create(&below)
+        .and_then(|file| file.set_len(LEN))
+        .expect("empty file");
+    run("mkfs.ext4", &[Path::new("-q"), Path::new("-F"), &below]);
+    let Some(target) = Loop::over(&below) else {
+        return;
+    };
+    let mount = dir.path().join("mounted");
+    std::fs::create_dir(&mount).expect("mount point");
+    let state = dir.path().join("state");
+    let mut args = [
+        Path::new("sync"),
+        &source,
+        &target.device,
+        Path::new("--state-dir"),
+    ]
+    .to_vec();
+    args.push(&state);
+    let mut sync = cli::start(args);
+    sync.stop_when_it_locks(&target.device);
+
+    let mounted = Command::new("mount")
+        .arg(&target.device)
+        .arg(&mount)
+        .output();
+
+    sync.signal("CONT");
+    let said = mounted.expect("mount");
+    assert!(!said.status.success(), "it was mounted in mid-sync");
+    let _ = sync.wait().exits(0);
+    run("cmp", &[&source, &target.device]);
+}
+
+#[test]
 fn a_mounted_device_is_refused() {
     let dir = tempfile::tempdir().expect("temporary folder");
     let (source, below) = (dir.path().join("source.raw"), dir.path().join("below.raw"));

@@ -13,7 +13,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use failback_tests::cli::Run;
+use failback_tests::cli::{self, Run};
 use failback_tests::kill::{self, Tally, count_from};
 use failback_tests::qemu::Format::Dynamic;
 use failback_tests::scene::Scene;
@@ -107,6 +107,58 @@ fn a_roll_back_that_rotted_makes_no_new_disk_of_a_mixed_one() {
     assert_eq!(runs[1].code, Some(8), "{}", runs[1].stderr);
     let _ = scene.end_by("rollback").exits(0);
     scene.assert_old("rolled back in the end");
+}
+
+#[test]
+fn a_stage_that_is_lost_after_commit_leaves_the_source_as_the_way_on() {
+    skip_without!("qemu-img");
+    let scene = Scene::new(Dynamic(1), 65);
+    cut_after_commit(&scene);
+    fs::remove_file(scene.state_file("stage")).expect("a stage");
+
+    let ends = ["recover", "rollback"].map(|command| scene.end_by(command));
+
+    ends.iter()
+        .for_each(|run| assert_eq!(run.code, Some(4), "{}", run.stderr));
+    assert!(scene.look("the stage is lost").is_mixed);
+    let copy = scene.dir().join("copy.raw");
+    let run = cli::sync(&scene.target, &copy);
+    assert_eq!(
+        (run.code, copy.exists()),
+        (Some(3), false),
+        "a mixed source"
+    );
+    // Cut off, the next sync leaves a disk that is still marked.
+    kill::cut_once(&scene, &["--stage", "log"], |scene| {
+        scene.state_file("stage").exists()
+    });
+    assert!(scene.look("cut again").is_mixed);
+    let rest = scene.assert_ends_equal("from the source").json();
+    assert!(
+        rest["reasons"].to_string().contains("resumed") || has_lost(&rest),
+        "{rest}"
+    );
+}
+
+#[test]
+fn a_target_that_is_another_file_is_made_equal() {
+    skip_without!("qemu-img");
+    let scene = Scene::new(Dynamic(1), 66);
+    cut_after_commit(&scene);
+    let other = scene.dir().join("other");
+    fs::copy(&scene.target, &other).expect("a copy");
+    fs::rename(&other, &scene.target).expect("in its place");
+
+    let run = scene.end_by("recover");
+
+    assert_eq!(run.code, Some(3), "{}", run.stderr);
+    let rest = scene.assert_ends_equal("another file").json();
+    assert!(has_lost(&rest), "{rest}");
+}
+
+fn has_lost(report: &serde_json::Value) -> bool {
+    let reasons = report["reasons"].as_array().expect("reasons");
+    reasons.iter().any(|reason| reason == "state_lost")
 }
 
 /// Cuts a sync when the target has begun to change.

@@ -12,7 +12,7 @@ use failback_tests::place::{self, Mount};
 use failback_tests::qemu::Format::{self, Dynamic, Fixed, Raw, VhdDynamic};
 use failback_tests::report::count;
 use failback_tests::scene::Scene;
-use failback_tests::{disk, kill, qemu, skip_without, state};
+use failback_tests::{disk, kill, qemu, skip_without, state, tools};
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
@@ -179,6 +179,28 @@ fn a_disk_without_room_for_the_target_is_found_before_commit() {
 }
 
 #[test]
+fn a_target_that_cannot_be_written_is_refused_before_commit() {
+    skip_without!("qemu-img", "mkfs.ext4", "chattr", "root");
+    let mount = Mount::in_file("ext4", 320);
+    let scene = Scene::new_in(mount.path(), Raw, 56);
+    let change = |how: &str| tools::run("chattr", [how.as_ref(), scene.target.as_path()]);
+    change("+i");
+    let at_once = scene.sync(&["--stage", "log"]);
+    change("-i");
+    kill::cut_when_sealed(&scene, &["--stage", "log"]);
+    change("+a");
+
+    let once_staged = scene.end_by("recover");
+
+    let word = scene.look("append only").word;
+    change("-a");
+    assert_eq!(at_once.code, Some(3), "{}", at_once.stderr);
+    assert_eq!(once_staged.code, Some(3), "{}", once_staged.stderr);
+    assert_eq!(word.as_deref(), Some("staged"));
+    scene.assert_ends_equal("writable again");
+}
+
+#[test]
 fn an_undo_brings_the_old_disk_back_once() {
     skip_without!("qemu-img");
     undo_formats().for_each(|scene| {
@@ -200,6 +222,53 @@ fn an_undo_brings_the_old_disk_back_once() {
     });
 }
 
+// A new file is another matter: all of the old one stands beside it.
+#[test]
+fn an_undo_after_the_new_disk_was_used_is_refused() {
+    skip_without!("qemu-img", "qemu-io");
+    [Raw, Dynamic(1)].into_iter().for_each(|format| {
+        let scene = Scene::new(format, 53);
+        let _ = scene.sync(&["--keep-undo", "--stage", "log"]).exits(0);
+        // Nothing was staged there.
+        qemu::io(&scene.target, format, &["write -P 7 60M 64k".to_owned()]);
+        let used = state::root_of(&scene.target);
+
+        let run = scene.end_by("rollback");
+
+        assert_eq!(run.code, Some(3), "{}", run.stderr);
+        assert_eq!(state::root_of(&scene.target), used);
+        let _ = scene.end_by("commit").exits(0);
+    });
+}
+
+#[test]
+fn an_undo_after_the_new_disk_was_only_touched_is_done() {
+    skip_without!("qemu-img", "qemu-io");
+    [Raw, Dynamic(1)].into_iter().for_each(|format| {
+        let scene = Scene::new(format, 54);
+        let _ = scene.sync(&["--keep-undo", "--stage", "log"]).exits(0);
+        // In a block that is staged whole: its old bytes go over it.
+        qemu::io(&scene.target, format, &["write -P 7 9M 64k".to_owned()]);
+
+        let _ = scene.end_by("rollback").exits(0);
+
+        scene.assert_old("touched, undone");
+    });
+}
+
+#[test]
+fn an_undo_after_a_new_file_was_used_drops_what_was_written() {
+    skip_without!("qemu-img", "qemu-io");
+    let scene = Scene::new(Raw, 55);
+    let full = ["--keep-undo", "--strategy", "full", "--stage", "file"];
+    let _ = scene.sync(&full).exits(0);
+    qemu::io(&scene.target, Raw, &["write -P 7 60M 64k".to_owned()]);
+
+    let _ = scene.end_by("rollback").exits(0);
+
+    scene.assert_old("used, undone");
+}
+
 #[test]
 fn an_accepted_disk_cannot_be_undone() {
     skip_without!("qemu-img");
@@ -212,6 +281,31 @@ fn an_accepted_disk_cannot_be_undone() {
         assert!(!scene.state_file("stage").exists());
         assert_refused(&scene, &["rollback", "commit"]);
         qemu::assert_identical((&scene.target, scene.format), (&scene.source, Raw));
+    });
+}
+
+#[test]
+fn what_was_not_read_back_is_not_called_proven() {
+    skip_without!("qemu-img");
+    let log: &[&str] = &["--stage", "log"];
+    let file: &[&str] = &["--stage", "file", "--strategy", "full"];
+    [log, file].into_iter().for_each(|how| {
+        let scene = Scene::new(Raw, 57);
+        let kept = [how, &["--verify", "off", "--keep-undo"]].concat();
+        ["commit", "rollback"].into_iter().for_each(|end| {
+            scene.reset();
+            let _ = scene.sync(&kept).exits(0);
+            assert_eq!(scene.look("kept").name(), "new_unverified");
+            assert_eq!(scene.sync(how).code, Some(3));
+            let _ = scene.end_by("recover").exits(0);
+            assert_eq!(scene.look("left").name(), "new_unverified");
+
+            let _ = scene.end_by(end).exits(0);
+
+            let _ = scene.look(end);
+        });
+        let _ = scene.sync(&[how, &["--verify", "off"]].concat()).exits(0);
+        assert_eq!(scene.look("not kept").name(), "done");
     });
 }
 
@@ -245,6 +339,19 @@ fn a_killed_sync_in_place_stays_mixed_until_one_ends() {
 
     scene.assert_ends_equal("in place, cut, given up");
     assert_eq!(scene.look("ended").name(), "done");
+}
+
+#[test]
+fn a_sync_in_place_leaves_no_stage_behind() {
+    skip_without!("qemu-img");
+    let scene = Scene::new(Raw, 58);
+    kill::cut_when_staged(&scene, CUT_AT, &["--stage", "log"]);
+
+    let run = scene.sync(&["--apply", "in-place", "--json"]).exits(0);
+
+    assert!(has_reason(&run.json(), "options_changed"), "{}", run.stdout);
+    assert!(!scene.state_file("stage").exists());
+    scene.assert_new("in place");
 }
 
 fn undo_formats() -> impl Iterator<Item = Scene> {

@@ -1,7 +1,9 @@
 //! One peer, from hello to goodbye.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use crossbeam::channel::{RecvTimeoutError, bounded};
 use failback_transport as wire;
 use failback_transport::link::{HANDSHAKE_LIMIT, IDLE_LIMIT, Link};
 use failback_transport::{Access, Compress, Message, OpenRequest, Role, SessionParams, Task};
@@ -12,8 +14,8 @@ use crate::disk::{DiskInfo, NewDisk, Source, open_source};
 use crate::error::{Error, ErrorKind, Result, peer_error};
 use crate::event::{Event, Observer};
 use crate::hash::HashKind;
-use crate::operation::{HostedTarget, SOFTWARE, new_disk};
-use crate::sync::{Session, SessionLink, SessionOptions, run_source, run_target};
+use crate::operation::{HostedTarget, SOFTWARE, new_disk, refuse_mixed_source};
+use crate::sync::{KEEP_ALIVE, Session, SessionLink, SessionOptions, run_source, run_target};
 use crate::units::BlockSize;
 
 /// Highest zstd level that a peer can make this host compress at: some 200 MB/s a core.
@@ -68,17 +70,22 @@ fn converse(
         closer,
         peer,
     };
-    match prepare(&mut link, grants) {
+    match prepare(&mut link, grants, cancel) {
         Ok((disk, params, grant)) => run(disk, &params, &grant, link, observer, cancel),
         Err(error) => refuse(link, error),
     }
 }
 
-fn prepare(link: &mut SessionLink, grants: &Grants) -> Result<(OpenDisk, SessionParams, String)> {
+fn prepare(
+    link: &mut SessionLink,
+    grants: &Grants,
+    cancel: &CancelToken,
+) -> Result<(OpenDisk, SessionParams, String)> {
     let Message::Open(request) = link.hear(HANDSHAKE_LIMIT)? else {
         return Err(out_of_place());
     };
-    let disk = open(grants.find(&request.name)?, &request)?;
+    let grant = grants.find(&request.name)?;
+    let disk = while_alive(link, KEEP_ALIVE, || open(grant, &request, cancel))?;
     let info = disk.info();
     let opened = Message::Opened(wire::DiskInfo {
         format: info.format,
@@ -94,12 +101,34 @@ fn prepare(link: &mut SessionLink, grants: &Grants) -> Result<(OpenDisk, Session
         .set_idle_limit(IDLE_LIMIT)
         .map_err(peer_error)?;
     match link.hear(IDLE_LIMIT)? {
-        Message::Start(params) => Ok((disk, params, request.name)),
+        Message::Start(params) => {
+            let is_change = matches!(params.task, Task::Delta | Task::Full);
+            if is_change && params.peer_role == Role::Source {
+                refuse_mixed_source(&grant.path)?;
+            }
+            Ok((disk, params, request.name))
+        }
         _ => Err(out_of_place()),
     }
 }
 
-fn open(grant: &Grant, request: &OpenRequest) -> Result<OpenDisk> {
+/// Does what may take long, and tells the peer now and then that it goes on.
+fn while_alive<T>(link: &mut SessionLink, every: Duration, work: impl FnOnce() -> T) -> T {
+    let (done, is_done) = bounded::<()>(0);
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            while is_done.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
+                // Whoever has gone meanwhile is missed when the work is done.
+                drop(link.say(&Message::KeepAlive));
+            }
+        });
+        let result = work();
+        drop(done);
+        result
+    })
+}
+
+fn open(grant: &Grant, request: &OpenRequest, cancel: &CancelToken) -> Result<OpenDisk> {
     if request.access == Access::Read {
         return Ok(OpenDisk::Read(open_source(&grant.path, &grant.open)?));
     }
@@ -112,7 +141,7 @@ fn open(grant: &Grant, request: &OpenRequest) -> Result<OpenDisk> {
     }
     let state = grant.state.as_deref();
     let wanted = || wanted_disk(grant, request.create);
-    let target = HostedTarget::open(&grant.path, &grant.open, state, wanted)?;
+    let target = HostedTarget::open(&grant.path, &grant.open, state, wanted, cancel)?;
     Ok(OpenDisk::Write(Box::new(target)))
 }
 
@@ -217,4 +246,30 @@ fn options(params: &SessionParams) -> Result<SessionOptions> {
 
 fn out_of_place() -> Error {
     Error::new(ErrorKind::Protocol, "peer: a message out of place")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use failback_transport::link::loopback;
+
+    // Goal: a peer is not left waiting while an earlier sync is brought to its end. Method: work
+    // that ends when the peer has heard something.
+    #[test]
+    fn a_peer_hears_that_long_work_goes_on() {
+        let (near, far) = loopback::pair();
+        let peer = near.peer.clone();
+        let (sender, receiver, closer, _) = wire::split(near);
+        let mut link = SessionLink {
+            sender,
+            receiver,
+            closer,
+            peer,
+        };
+        let (_, mut heard, _, _) = wire::split(far);
+
+        let first = while_alive(&mut link, Duration::from_millis(1), || heard.recv());
+
+        assert!(matches!(first, Ok(Message::KeepAlive)));
+    }
 }

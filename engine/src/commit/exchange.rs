@@ -106,7 +106,16 @@ impl Exchange<'_> {
         self.barriers
             .pass(Barrier::Placed, || new_file.sync())
             .map_err(|e| Error::io(e, "flush directory"))?;
-        journal.append(Entry::of(Word::NewVerified), Barrier::Verified)?;
+        let word = match journal.begun().verify.as_str() {
+            // Nothing was read back of it.
+            "off" => Word::NewUnverified,
+            _ => Word::NewVerified,
+        };
+        let left = Entry {
+            left: Some(String::new()),
+            ..Entry::of(word)
+        };
+        journal.append(left, Barrier::Verified)?;
         match journal.begun().keeps_undo {
             true => Ok(()),
             false => self.accept(journal),
@@ -209,12 +218,10 @@ pub(crate) fn drop_replaced(
         abort: &abort,
     };
     match journal.word() {
+        _ if journal.waits_to_be_accepted() => Err(waits_to_be_accepted()),
         word if word.is_final() => exchange.remove_needless().map(|()| false),
         Word::Staging | Word::Staged => exchange.abandon(&mut journal).map(|()| true),
-        Word::NewVerified if !journal.begun().keeps_undo => {
-            exchange.accept(&mut journal).map(|()| false)
-        }
-        Word::NewVerified => Err(waits_to_be_accepted()),
+        Word::NewVerified => exchange.accept(&mut journal).map(|()| false),
         _ => Err(is_not_finished()),
     }
 }

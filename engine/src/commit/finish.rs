@@ -4,12 +4,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::abort::Abort;
-use crate::disk::{DiskInfo, ExtentKind, Source, Target, TargetAccess};
+use crate::disk::{DiskInfo, Source, Target, TargetAccess};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Digest, Hasher, is_zero};
 use crate::stage::{Record, StageLog};
 use crate::state::{
-    Barrier, Barriers, Entry, Folder, Journal, Sealed, Word, lead_to, remove_needless,
+    Barrier, Barriers, Entry, Folder, Journal, STAGE_NAME, Sealed, Word, lead_to, remove_needless,
 };
 use crate::sync::Session;
 use crate::system::MediumAccess;
@@ -22,8 +22,6 @@ use failback_transport::{VerifiedFrom, VerifyLevel};
 const PROOF_THREADS: usize = 8;
 /// Blocks that are worth a thread of their own.
 const PROOF_BLOCKS: usize = 8;
-/// Room beyond what the blocks need: tables of the image, and what others write meanwhile.
-const ROOM_SPARE: u64 = 16 << 20;
 
 /// Journal and stage of a job.
 #[derive(Debug)]
@@ -61,7 +59,7 @@ pub struct Outcome {
 
 /// Which way a stage is applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Direction {
+pub(super) enum Direction {
     New,
     Old,
 }
@@ -93,7 +91,7 @@ impl Finisher<'_> {
             return self.tidy(access, None);
         }
         job.stage.flush(Barrier::Stage)?;
-        job.stage.check()?;
+        self.check_on_medium(&job.stage)?;
         let summary = job.stage.summary();
         let sealed = Sealed {
             new_root: new_root.map(|root| root.to_string()),
@@ -111,10 +109,22 @@ impl Finisher<'_> {
         self.go_on(access, job)
     }
 
+    /// Reads the stage again, and not from memory: what was written there was right.
+    pub(super) fn check_on_medium(&self, stage: &StageLog) -> Result<()> {
+        let opened = self.folder.open(STAGE_NAME);
+        let opened = opened.map_err(|e| Error::io(e, "open stage"))?;
+        if opened.is_none() {
+            let message = "the stage is gone; nothing was written to the target";
+            return Err(Error::new(ErrorKind::Damaged, message));
+        }
+        stage.check()
+    }
+
     /// From `staged`: the target is what it was when it was staged.
     pub(crate) fn go_on(&self, access: &dyn TargetAccess, job: &Job) -> Result<Outcome> {
         // The last moment at which all can be left as it is.
         self.abort.check()?;
+        access.check_writable()?;
         let id = job.journal().job();
         lead_to(self.folder, self.barriers, id)?;
         job.journal()
@@ -148,9 +158,20 @@ impl Finisher<'_> {
             }
         };
         target.close()?;
-        job.journal()
-            .append(Entry::of(Word::NewVerified), Barrier::Verified)?;
-        if !job.journal().begun().keeps_undo {
+        let keeps_undo = job.journal().begun().keeps_undo;
+        let word = match level {
+            // Nothing was read back: the word stays what it is.
+            VerifyLevel::Off => Word::NewUnverified,
+            _ => Word::NewVerified,
+        };
+        if keeps_undo || word == Word::NewVerified {
+            let left = Entry {
+                left: Some(target.mark()?.unwrap_or_default()),
+                ..Entry::of(word)
+            };
+            job.journal().append(left, Barrier::Verified)?;
+        }
+        if !keeps_undo {
             self.end(job, Word::Done, Barrier::Done)?;
         }
         Ok(Outcome {
@@ -168,6 +189,7 @@ impl Finisher<'_> {
 
     /// Brings the old disk back, from any word after COMMIT.
     pub(crate) fn roll_back(&self, target: &dyn Target, job: &Job) -> Result<Outcome> {
+        self.refuse_used(target, job)?;
         if job.journal().word() != Word::RollingBack {
             job.journal()
                 .append(Entry::of(Word::RollingBack), Barrier::RollingBack)?;
@@ -221,42 +243,6 @@ impl Finisher<'_> {
             info: Some(target.info()),
             ..Outcome::default()
         })
-    }
-
-    fn check_room(&self, access: &dyn TargetAccess, stage: &StageLog) -> Result<()> {
-        let Some(room) = access.room()? else {
-            return Ok(());
-        };
-        let info = access.source().info();
-        let unit = u64::from(info.image_block_size.unwrap_or(0));
-        let mut needed = 0;
-        // The image block that was counted last: several blocks of the map can lie in one.
-        let mut counted_to = 0;
-        for block in stage.blocks() {
-            let range = self.session.geometry.range_of(block, 1);
-            let mut at = range.start;
-            while at < range.end {
-                let extent = access.source().extent_at(at)?;
-                let end = extent.end.min(range.end);
-                if extent.kind != ExtentKind::Data {
-                    let (from, to) = match unit {
-                        0 => (at.0, end.0),
-                        unit => (at.0 / unit * unit, end.0.next_multiple_of(unit)),
-                    };
-                    needed += to - counted_to.max(from).min(to);
-                    counted_to = to;
-                }
-                at = end;
-            }
-        }
-        if needed > 0 && room < needed + ROOM_SPARE {
-            let message = format!(
-                "the target needs {needed} bytes more than it has, and {room} are left; \
-                 nothing was changed"
-            );
-            return Err(Error::new(ErrorKind::NoSpace, message));
-        }
-        Ok(())
     }
 
     fn write_all(&self, target: &dyn Target, stage: &StageLog, way: Direction) -> Result<u64> {
@@ -372,7 +358,11 @@ fn not_as_written(at: ByteOffset) -> Error {
 }
 
 /// Whether the runs are zeros, or else their bytes.
-fn content(stage: &StageLog, record: &Record, way: Direction) -> Result<(bool, Vec<u8>)> {
+pub(super) fn content(
+    stage: &StageLog,
+    record: &Record,
+    way: Direction,
+) -> Result<(bool, Vec<u8>)> {
     match way {
         Direction::New => Ok((record.new_is_zero, stage.new_bytes(record)?)),
         Direction::Old if record.can_undo() => Ok((record.old_is_zero, stage.old_bytes(record)?)),
@@ -426,13 +416,17 @@ pub(crate) fn is_old_as_staged(
         };
         let mut bytes = vec![0; geometry.block_len(block)];
         disk.read(geometry.start_of(block), &mut bytes)?;
-        let is_same = match old {
-            Leaf::Zero => is_zero(&bytes),
-            Leaf::Data(digest) => hasher.leaf(&bytes) == digest,
-        };
-        if !is_same {
+        if !has_leaf(hasher, &bytes, old) {
             return Ok(false);
         }
     }
     Ok(true)
+}
+
+/// Whether a block has this leaf.
+pub(crate) fn has_leaf(hasher: &Hasher, bytes: &[u8], leaf: Leaf) -> bool {
+    match leaf {
+        Leaf::Zero => is_zero(bytes),
+        Leaf::Data(digest) => hasher.leaf(bytes) == digest,
+    }
 }

@@ -17,7 +17,9 @@ mod finish;
 mod opening;
 mod recovery;
 mod replacing;
+mod room;
 mod staging;
+mod used;
 
 pub use finish::Outcome;
 pub use recovery::{Reopen, Unfinished};
@@ -25,4 +27,4 @@ pub use replacing::Replacing;
 pub use staging::Staging;
 
 pub(crate) use exchange::{drop_replaced, is_placed};
-pub(crate) use opening::{NOTES, waits_to_be_accepted};
+pub(crate) use opening::{NOTES, notes_of, waits_to_be_accepted};

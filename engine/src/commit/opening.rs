@@ -12,25 +12,32 @@ use crate::sync::Session;
 pub(crate) struct Resumed {
     /// Blocks that are staged already.
     pub(crate) blocks: u64,
-    /// Reason codes: `resumed`, `source_changed`, `target_changed`, `options_changed`.
+    /// Reason codes: `resumed`, `source_changed`, `target_changed`, `options_changed`,
+    /// `state_lost`.
     pub(crate) reasons: Vec<&'static str>,
 }
 
 impl Resumed {
     /// The reasons as they travel in `Result`.
     pub(crate) fn notes(&self) -> u8 {
-        let bits = NOTES.iter().zip(0..);
-        bits.filter(|(reason, _)| self.reasons.contains(reason))
-            .fold(0, |notes, (_, bit)| notes | 1 << bit)
+        notes_of(&self.reasons)
     }
 }
 
+/// Reasons as they travel in `Result`.
+pub(crate) fn notes_of(reasons: &[&'static str]) -> u8 {
+    let bits = NOTES.iter().zip(0..);
+    bits.filter(|(reason, _)| reasons.contains(reason))
+        .fold(0, |notes, (_, bit)| notes | 1 << bit)
+}
+
 /// Reason codes by their bit in `Result`.
-pub(crate) const NOTES: [&str; 4] = [
+pub(crate) const NOTES: [&str; 5] = [
     "resumed",
     "source_changed",
     "target_changed",
     "options_changed",
+    "state_lost",
 ];
 
 /// A job that has not begun yet.
@@ -106,6 +113,17 @@ impl Opening {
         if journal.is_mixed() {
             self.leave_mixed(journal);
         }
+    }
+
+    /// Takes over from a job after COMMIT that nothing on this host can bring to its end: the new
+    /// one ends it, if whoever began that said so.
+    pub(super) fn leave_lost(&mut self, journal: Journal) -> Result<()> {
+        if !self.begun().began_mixed {
+            return Err(is_not_finished());
+        }
+        self.resumed.reasons.push("state_lost");
+        self.leave_mixed(journal);
+        Ok(())
     }
 
     pub(super) fn leave_mixed(&mut self, journal: Journal) {

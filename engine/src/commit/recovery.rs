@@ -65,6 +65,7 @@ impl Unfinished<'_> {
         match word {
             // A roll-back may have begun in what does not check: looked at again.
             Word::NewVerified if journal.has_broken_end() => {}
+            _ if journal.waits_to_be_accepted() => return Ok((word, Outcome::default())),
             // It was to be accepted at once.
             Word::NewVerified if !journal.begun().keeps_undo => return self.accept(journal),
             Word::Staging | Word::NewVerified => return Ok((word, Outcome::default())),
@@ -86,6 +87,8 @@ impl Unfinished<'_> {
         let outcome = match word {
             Word::Staged => {
                 let access = self.untouched_target(&job, &session)?;
+                finisher.check_on_medium(&job.stage)?;
+                finisher.check_room(access.as_ref(), &job.stage)?;
                 finisher.go_on(access.as_ref(), &job)
             }
             Word::Committing => finisher.apply(self.target(&job)?.as_ref(), &job),
@@ -155,12 +158,12 @@ impl Unfinished<'_> {
     /// Accepts the new disk: what an undo would need goes.
     ///
     /// # Errors
-    /// `Refused` unless the new disk is proven, `Io`.
+    /// `Refused` unless the new disk is proven, or was not to be; `Io`.
     pub fn accept(&self, journal: Journal) -> Result<(Word, Outcome)> {
         let mut journal = journal;
-        if journal.word() != Word::NewVerified {
+        if journal.word() != Word::NewVerified && !journal.waits_to_be_accepted() {
             let message = format!(
-                "only a proven new disk can be accepted; the state is {}",
+                "only a complete new disk can be accepted; the state is {}",
                 journal.word().name()
             );
             return Err(Error::new(ErrorKind::Refused, message));
@@ -193,7 +196,7 @@ impl Unfinished<'_> {
         let exchange = self.exchange(new_file.as_ref(), &abort);
         match journal.word() {
             Word::Staging => {}
-            Word::NewVerified if journal.begun().keeps_undo => {}
+            _ if journal.waits_to_be_accepted() => {}
             Word::NewVerified => exchange.accept(&mut journal)?,
             Word::Done | Word::Aborted | Word::OldRestored => exchange.remove_needless()?,
             Word::RollingBack => {
@@ -286,11 +289,17 @@ impl Unfinished<'_> {
             let message = "the stage is gone; its journal says that it is needed";
             Error::new(ErrorKind::Damaged, message)
         })?;
-        let stage = StageLog::open(file, journal.job(), session.geometry, self.barriers)?;
         let sealed = journal.sealed().ok_or_else(|| {
             let message = "journal is damaged: COMMIT without a seal";
             Error::new(ErrorKind::Damaged, message)
         })?;
+        let stage = StageLog::open(
+            file,
+            journal.job(),
+            session.geometry,
+            self.barriers,
+            Some(sealed.stage_len),
+        )?;
         check_seal(sealed, &stage)?;
         Ok((Job::new(journal, stage), session))
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::exchange::Exchange;
 use super::finish::Finisher;
-use super::opening::{Opening, Resumed, is_not_finished, waits_to_be_accepted};
+use super::opening::{Opening, Resumed, waits_to_be_accepted};
 use crate::abort::Abort;
 use crate::disk::{DiskInfo, Extent, NewFile, Source, Target, TargetAccess};
 use crate::error::{Error, ErrorKind, Result};
@@ -102,6 +102,7 @@ impl Replacing {
 
     fn take_up(&mut self, mut journal: Journal) -> Result<()> {
         match journal.word() {
+            _ if journal.waits_to_be_accepted() => return Err(waits_to_be_accepted()),
             // Whatever the earlier run left, all of it is compared again.
             Word::Committing if journal.begun().in_place => {
                 self.opening.leave(journal);
@@ -120,12 +121,11 @@ impl Replacing {
                 return Ok(());
             }
             Word::Staging | Word::Staged => {}
-            Word::NewVerified if !journal.begun().keeps_undo => {
+            Word::NewVerified => {
                 journal.append(Entry::of(Word::Done), Barrier::Done)?;
                 return self.remove_leftovers();
             }
-            Word::NewVerified => return Err(waits_to_be_accepted()),
-            _ => return Err(is_not_finished()),
+            _ => return self.opening.leave_lost(journal),
         }
         let why_not = self.why_not_resumed(&journal);
         let disk = match why_not {
@@ -293,6 +293,10 @@ impl Target for Replacing {
     fn medium(&self) -> MediumAccess {
         let job = self.running();
         job.map_or(MediumAccess::Cache, |job| job.disk.medium())
+    }
+
+    fn mark(&self) -> Result<Option<String>> {
+        Ok(None)
     }
 
     fn close(&self) -> Result<()> {

@@ -5,17 +5,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::abort::Abort;
-use crate::commit::finish::{Finisher, Job, Outcome};
-use crate::commit::opening::{Opening, Resumed, is_not_finished, waits_to_be_accepted};
+use crate::commit::finish::{Finisher, Job, Outcome, has_leaf};
+use crate::commit::opening::{Opening, Resumed, waits_to_be_accepted};
 use crate::disk::{DiskInfo, Extent, ExtentKind, Source, TargetAccess};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Digest, is_zero};
-use crate::stage::{Old, Overlay, Record, StageLog, compact};
+use crate::stage::{IsOld, Old, Overlay, Record, StageLog, compact};
 use crate::state::{
     Barrier, Barriers, Begun, Entry, Folder, Journal, STAGE_NAME, STAGE_NEW_NAME, Word,
     remove_needless,
 };
-use crate::sync::Session;
+use crate::sync::{Session, Task};
 use crate::tree::Leaf;
 use crate::units::{BlockIndex, ByteOffset, Geometry, range_len};
 
@@ -102,6 +102,7 @@ impl Staging {
 
     fn take_up(&mut self, mut journal: Journal) -> Result<()> {
         match journal.word() {
+            _ if journal.waits_to_be_accepted() => return Err(waits_to_be_accepted()),
             word if word.is_final() => {
                 self.opening.leave(journal);
                 // What the last word made needless may still be there.
@@ -113,13 +114,12 @@ impl Staging {
                 return Ok(());
             }
             Word::Staging | Word::Staged => {}
-            Word::NewVerified if !journal.begun().keeps_undo => {
+            Word::NewVerified => {
                 journal.append(Entry::of(Word::Done), Barrier::Done)?;
                 return self.remove_stage();
             }
-            Word::NewVerified => return Err(waits_to_be_accepted()),
             Word::Committing | Word::NewUnverified | Word::RollingBack => {
-                return Err(is_not_finished());
+                return self.opening.leave_lost(journal);
             }
             Word::Done | Word::Aborted | Word::OldRestored => unreachable!("final words"),
         }
@@ -146,11 +146,19 @@ impl Staging {
         // An earlier run may have been cut off while it wrote it anew.
         let removed = self.folder.remove(STAGE_NEW_NAME);
         removed.map_err(|e| Error::io(e, "remove stage"))?;
-        let stage = StageLog::open(file, journal.job(), self.geometry, self.barriers)?;
+        let stage = StageLog::open(
+            file,
+            journal.job(),
+            self.geometry,
+            self.barriers,
+            journal.sealed().map(|sealed| sealed.stage_len),
+        )?;
         if let Some(sealed) = journal.sealed() {
             super::finish::check_seal(sealed, &stage)?;
         }
-        if !self.is_old_as_staged(&stage)? {
+        // A comparison reads each of these blocks, and looks then. A full copy does not.
+        let is_compared = self.session.options.task != Task::Full;
+        if !is_compared && !self.is_old_as_staged(&stage)? {
             self.opening.resumed.reasons.push("target_changed");
             journal.append(Entry::of(Word::Aborted), Barrier::Aborted)?;
             self.opening.leave(journal);
@@ -163,6 +171,21 @@ impl Staging {
         let stage = compact(stage, self.folder.as_ref())?;
         *self.job() = Some(Arc::new(Job::new(journal, stage)));
         Ok(())
+    }
+
+    /// Ends the job when a block of the target is not what it was when it was staged: nothing that
+    /// is staged counts then.
+    fn check_old(&self, job: &Job, bytes: &[u8], leaf: Leaf) -> Result<()> {
+        if has_leaf(&self.session.hasher, bytes, leaf) {
+            return Ok(());
+        }
+        let mut journal = job.journal();
+        if !journal.word().is_final() {
+            journal.append(Entry::of(Word::Aborted), Barrier::Aborted)?;
+        }
+        let message = "the target was changed since an earlier run staged for it \
+                       (target_changed); what was staged is given up";
+        Err(Error::new(ErrorKind::Refused, message))
     }
 
     /// Whether every staged block of the target is what it was when it was staged.
@@ -388,21 +411,25 @@ impl Source for Staging {
     fn read(&self, at: ByteOffset, buf: &mut [u8]) -> Result<()> {
         match self.running() {
             None => self.access.source().read(at, buf),
-            Some(job) => self.overlay(&job).read(at, buf),
+            Some(job) => {
+                let check_old = |bytes: &[u8], leaf| self.check_old(&job, bytes, leaf);
+                self.overlay(&job, &check_old).read(at, buf)
+            }
         }
     }
 
     fn extent_at(&self, at: ByteOffset) -> Result<Extent> {
         match self.running() {
             None => self.access.source().extent_at(at),
-            Some(job) => self.overlay(&job).extent_at(at),
+            Some(job) => self.overlay(&job, &|_, _| Ok(())).extent_at(at),
         }
     }
 }
 
 impl Staging {
-    fn overlay<'a>(&'a self, job: &'a Job) -> Overlay<'a> {
+    fn overlay<'a>(&'a self, job: &'a Job, check_old: &'a IsOld<'a>) -> Overlay<'a> {
         Overlay {
+            check_old,
             disk: self.access.source(),
             stage: &job.stage,
             geometry: self.geometry,

@@ -38,6 +38,12 @@ pub trait TargetAccess: Send + Sync + Debug {
     /// `Io`.
     fn room(&self) -> Result<Option<u64>>;
 
+    /// Whether it could be opened for writing, without doing it.
+    ///
+    /// # Errors
+    /// `ReadOnly`.
+    fn check_writable(&self) -> Result<()>;
+
     /// Opens the same disk for writing, without a moment in which another program could. After it
     /// the read-only disk is not to be used any more.
     ///
@@ -130,6 +136,10 @@ impl TargetAccess for HostTarget {
                 room.map_err(|e| Error::io(e, "ask for free space").path(&self.path))
             }
         }
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        self.file.check_writable()
     }
 
     fn open_for_writing(&self) -> Result<Arc<dyn Target>> {

@@ -121,6 +121,10 @@ impl Target for MemoryDisk {
         MediumAccess::Cache
     }
 
+    fn mark(&self) -> Result<Option<String>> {
+        Ok(None)
+    }
+
     fn close(&self) -> Result<()> {
         Ok(())
     }

@@ -22,6 +22,7 @@ pub use create::{NewDisk, PendingDisk, create, create_child};
 pub use memory::MemoryDisk;
 pub use new_file::{HostNewFile, NewFile, Standing};
 pub use open::{OpenOptions, open_source, open_target};
+pub(crate) use open::{another_file, open_known_target};
 pub use probe::{Format, probe};
 pub use raw::RawDisk;
 pub use vhd::VhdDisk;
@@ -141,6 +142,13 @@ pub trait Target: Source {
 
     /// Where [`Target::read_back`] reads from.
     fn medium(&self) -> MediumAccess;
+
+    /// A text that is another one once somebody else wrote to the disk; `None` where nobody can
+    /// tell. Asked for after [`Target::close`], and before anything is written.
+    ///
+    /// # Errors
+    /// `Io`.
+    fn mark(&self) -> Result<Option<String>>;
 
     /// Flushes and leaves the image in order (a VHDX: log empty, space trimmed). Nothing may be
     /// written afterwards.

@@ -65,9 +65,43 @@ pub fn open_source(path: &Path, options: &OpenOptions) -> Result<Arc<dyn Source>
 /// As [`open_source`], and `ReadOnly`; `Refused` for a VHDX that an image beside it names as its
 /// parent.
 pub fn open_target(path: &Path, options: &OpenOptions) -> Result<Arc<dyn Target>> {
+    open_target_file(Arc::new(HostFile::open(path, Access::Write)?), options)
+}
+
+/// The same of a disk that an earlier run worked on: the very file of that id, `disk_len` bytes
+/// long, looked at once it is open and locked, as a name can go to another file at any moment. What
+/// the system has of it in memory is not believed.
+///
+/// # Errors
+/// As [`open_target`]; `Refused` for another one.
+pub(crate) fn open_known_target(
+    path: &Path,
+    options: &OpenOptions,
+    file_id: &str,
+    disk_len: u64,
+) -> Result<Arc<dyn Target>> {
     let file = Arc::new(HostFile::open(path, Access::Write)?);
+    let id = file.file_id();
+    if id.map_err(|e| Error::io(e, "stat").path(path))? != file_id {
+        return Err(another_file(path));
+    }
+    file.forget_cache();
+    let target = open_target_file(file, options)?;
+    match target.info().virtual_size == disk_len {
+        true => Ok(target),
+        false => Err(another_file(path)),
+    }
+}
+
+/// Why a file is not the target of an earlier run.
+pub(crate) fn another_file(path: &Path) -> Error {
+    let message = "is another file than the one that the state is about, or has another length";
+    Error::new(ErrorKind::Refused, message).path(path)
+}
+
+fn open_target_file(file: Arc<HostFile>, options: &OpenOptions) -> Result<Arc<dyn Target>> {
     let format = decide(&file, options.format)?;
-    refuse_needless_parents(path, format, options)?;
+    refuse_needless_parents(file.path(), format, options)?;
     match format {
         Format::Vhdx => Ok(Arc::new(open_vhdx_target(file, options)?)),
         Format::Vhd => {
@@ -117,5 +151,27 @@ pub(crate) fn refuse_same_file(source: &Path, target: &Path) -> Result<()> {
         true => {
             Err(Error::new(ErrorKind::Refused, "source and target are the same file").path(target))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Goal: a roll-back never opens another disk than the one it is about for writing. Method: the
+    // right file, another one, and the right one with another length.
+    #[test]
+    fn a_known_target_is_that_file_and_that_long() {
+        let [file, other] = [(); 2].map(|()| tempfile::NamedTempFile::new().unwrap());
+        file.as_file().set_len(8192).unwrap();
+        let options = OpenOptions::of_format(Some(Format::Raw));
+        let inspected = HostFile::open(file.path(), Access::Inspect).unwrap();
+        let id = inspected.file_id().unwrap();
+        let open = |path: &Path, len| open_known_target(path, &options, &id, len);
+        let kind = |opened: Result<_>| opened.map(drop).unwrap_err().kind();
+
+        assert!(open(file.path(), 8192).is_ok());
+        assert_eq!(kind(open(other.path(), 0)), ErrorKind::Refused);
+        assert_eq!(kind(open(file.path(), 4096)), ErrorKind::Refused);
     }
 }

@@ -151,6 +151,11 @@ impl Target for RawDisk {
         self.file.medium_access()
     }
 
+    fn mark(&self) -> Result<Option<String>> {
+        let mark = self.file.use_mark();
+        mark.map_err(|e| Error::io(e, "stat").path(self.file.path()))
+    }
+
     fn close(&self) -> Result<()> {
         self.flush()
     }

@@ -1,9 +1,10 @@
 //! The client's side of a conversation with an agent, up to the start of a session.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use failback_transport as wire;
-use failback_transport::link::{IDLE_LIMIT, Link, tcp, unix};
+use failback_transport::link::{Link, tcp, unix};
 use failback_transport::{Counters, Message, OpenRequest, Role, SessionParams};
 
 use crate::disk::DiskInfo;
@@ -29,6 +30,9 @@ pub(crate) struct Opened {
     /// A full copy that was cut off left something to go on with.
     pub(crate) is_partial: bool,
 }
+
+/// An agent says that it lives while it brings an earlier sync to its end before it answers.
+const OPEN_LIMIT: Duration = Duration::from_hours(6);
 
 impl Connection {
     /// Connects to the agent of `endpoint`.
@@ -79,7 +83,7 @@ impl Connection {
             create,
         };
         self.link.say(&Message::Open(request))?;
-        match self.link.hear(IDLE_LIMIT)? {
+        match self.link.hear(OPEN_LIMIT)? {
             Message::Opened(info) => Ok(Opened {
                 info: from_wire(&info),
                 is_new: info.is_new,

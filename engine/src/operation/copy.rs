@@ -9,6 +9,7 @@ use failback_transport::{Compress, Task, VerifyLevel};
 use super::connection::Connection;
 use super::job::{LocalTarget, SessionOutcome, SourceSide, TargetSide, run};
 use super::plan::{Strategy, check_fit, choose};
+use super::recovery::refuse_mixed_source;
 use super::replacement::HostedTarget;
 use crate::abort::CancelToken;
 use crate::disk::vhd::{NEW_DISK_LEN_MAX, SECTOR_SIZE};
@@ -166,13 +167,16 @@ fn run_sync(
     if let (Endpoint::Path(source), Endpoint::Path(target)) = (&request.source, &request.target) {
         refuse_same_file(source, target)?;
     }
+    if let Endpoint::Path(path) = &request.source {
+        refuse_mixed_source(path)?;
+    }
     let source = open_source_side(&request.source, &request.source_open)?;
     report.source.describe(&source.info());
     let OpenedTarget {
         side: target,
         is_new,
         is_partial,
-    } = open_target_side(request, &source.info())?;
+    } = open_target_side(request, &source.info(), cancel)?;
     report.target.describe(&target.info());
     warn(observer, &[source.info(), target.info()]);
     check_fit(&source.info(), &target.info())?;
@@ -336,7 +340,11 @@ struct OpenedTarget {
 }
 
 /// Opens the target, or prepares one in the source's measure when it does not exist.
-fn open_target_side(request: &SyncRequest, source: &DiskInfo) -> Result<OpenedTarget> {
+fn open_target_side(
+    request: &SyncRequest,
+    source: &DiskInfo,
+    cancel: &CancelToken,
+) -> Result<OpenedTarget> {
     if let Endpoint::Path(path) = &request.target {
         let wanted = || {
             if !request.target_open.parents.is_empty() {
@@ -347,7 +355,7 @@ fn open_target_side(request: &SyncRequest, source: &DiskInfo) -> Result<OpenedTa
             new_disk(path, request.target_open.format, source)
         };
         let state = request.state.as_deref();
-        let target = HostedTarget::open(path, &request.target_open, state, wanted)?;
+        let target = HostedTarget::open(path, &request.target_open, state, wanted, cancel)?;
         return Ok(OpenedTarget {
             is_new: target.is_new(),
             is_partial: target.is_partial(),

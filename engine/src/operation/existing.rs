@@ -6,17 +6,17 @@ use std::sync::Arc;
 use failback_transport as wire;
 use failback_transport::{Apply, SourceEnd, TargetResult, Task};
 
-use super::recovery::finish_unfinished;
+use super::recovery::{Found, finish_unfinished};
 use super::replacement::run_replacing;
-use crate::abort::Abort;
-use crate::commit::{Replacing, Staging, drop_replaced, waits_to_be_accepted};
+use crate::abort::{Abort, CancelToken};
+use crate::commit::{Replacing, Staging, drop_replaced, notes_of, waits_to_be_accepted};
 use crate::disk::{
     DiskInfo, HostNewFile, HostTarget, NewFile, OpenOptions, Target, TargetAccess, decide_format,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::state::{
-    Barrier, Barriers, Begun, Container, Entry, HostFolder, Journal, Word, absolute, lead_to,
-    lock_state, remove_needless,
+    Barrier, Barriers, Begun, Container, Entry, Folder, HostFolder, Journal, STAGE_NAME, Word,
+    absolute, lead_to, lock_state, remove_needless,
 };
 use crate::sync::{Changes, InPlaceChanges, Session, SessionLink, run_target};
 use crate::system::{Access, HostFile};
@@ -32,6 +32,8 @@ pub(crate) struct ExistingTarget {
     open: OpenOptions,
     notes: Vec<String>,
     is_partial: bool,
+    /// It is mixed, and nothing but this sync can end that.
+    is_lost: bool,
 }
 
 impl ExistingTarget {
@@ -40,24 +42,40 @@ impl ExistingTarget {
     ///
     /// # Errors
     /// `InUse`, also when another job works on it; `Refused`, `Damaged`, `Unsupported`, `ReadOnly`,
-    /// `NoSpace`, `Io`.
-    pub(crate) fn open(path: &Path, open: &OpenOptions, state: Option<&Path>) -> Result<Self> {
+    /// `NoSpace`, `Io`, `Cancelled`.
+    pub(crate) fn open(
+        path: &Path,
+        open: &OpenOptions,
+        state: Option<&Path>,
+        cancel: &CancelToken,
+    ) -> Result<Self> {
         // What cannot be a target gets no state directory.
         let file = HostFile::open(path, Access::Inspect)?;
         decide_format(&file, open.format)?;
         let folder = lock_state(path, state)?;
         let mut notes = Vec::new();
+        let mut is_lost = false;
         if let Some(journal) = Journal::open(&folder, Barriers::new())? {
             let word = journal.word();
             if journal.is_mixed() {
                 // After a failed flush the cache can hold what the medium does not.
                 file.forget_cache();
             }
-            if finish_unfinished(&folder, journal, path)? {
-                notes.push(format!(
+            match finish_unfinished(&folder, journal, path, cancel)? {
+                Found::Whole => {}
+                Found::Finished => notes.push(format!(
                     "an earlier sync had ended as {}; it was brought to its end first",
                     word.name()
-                ));
+                )),
+                Found::Lost(error) => {
+                    is_lost = true;
+                    notes.push(format!(
+                        "an earlier sync had ended as {}, and cannot be brought to its end ({}); \
+                         all is compared anew",
+                        word.name(),
+                        error.chain()
+                    ));
+                }
             }
         }
         let access = HostTarget::open(path, open)?;
@@ -70,6 +88,7 @@ impl ExistingTarget {
             open: open.clone(),
             notes,
             is_partial: false,
+            is_lost,
         };
         target.is_partial = target.has_partial_copy()?;
         Ok(target)
@@ -109,9 +128,7 @@ impl ExistingTarget {
     ) -> Result<(SourceEnd, TargetResult, DiskInfo)> {
         if session.options.apply == Apply::InPlace {
             return match self.prepare_in_place(session) {
-                Ok((target, journal)) => {
-                    run_in_place(target.as_ref(), journal, session, link, abort)
-                }
+                Ok((target, job)) => run_in_place(target.as_ref(), job, session, link, abort),
                 Err(error) => Err(told(&mut link, error)),
             };
         }
@@ -200,14 +217,17 @@ impl ExistingTarget {
             follow_parents: self.open.follow_parents,
             identity: self.access.identity()?,
             in_place: session.options.apply == Apply::InPlace,
+            began_mixed: self.is_lost,
             ..begun_of(session, &self.path, container)?
         })
     }
 
     /// Notes that the disk is mixed from here on, and opens it for writing.
     fn prepare_in_place(self, session: &Session) -> Result<(Arc<dyn Target>, InPlaceJob)> {
+        let mut given_up = false;
         if let Some(journal) = Journal::open(&self.folder, Barriers::new())? {
-            if journal.word() == Word::NewVerified {
+            given_up = matches!(journal.word(), Word::Staging | Word::Staged);
+            if journal.waits_to_be_accepted() {
                 return Err(waits_to_be_accepted());
             }
             drop_replaced(&self.folder, &self.new_file, Barriers::new(), journal)?;
@@ -217,10 +237,17 @@ impl ExistingTarget {
             ..Entry::of(Word::Committing)
         };
         let journal = Journal::begin(&self.folder, Barriers::new(), first)?;
+        // Of an earlier job, which no journal speaks of any more.
+        let removed = self.folder.remove(STAGE_NAME);
+        removed.map_err(|e| Error::io(e, "remove stage"))?;
         // Nothing was written yet.
         lead_to(&self.folder, Barriers::new(), journal.job())?;
         let target = self.access.open_for_writing()?;
         let job = InPlaceJob {
+            notes: match given_up {
+                true => notes_of(&["options_changed"]),
+                false => 0,
+            },
             journal,
             _access: self.access,
             folder: self.folder,
@@ -282,6 +309,8 @@ fn named(container: wire::Container) -> Result<Container> {
 /// What is held while a disk is written in place.
 struct InPlaceJob {
     journal: Journal,
+    /// What was found of an earlier one.
+    notes: u8,
     _access: HostTarget,
     folder: HostFolder,
 }
@@ -293,12 +322,16 @@ fn run_in_place(
     link: SessionLink,
     abort: &Arc<Abort>,
 ) -> Result<(SourceEnd, TargetResult, DiskInfo)> {
+    let resume_notes = job.notes;
     let finish = move |_| {
         job.journal.append(Entry::of(Word::Done), Barrier::Done)?;
         remove_needless(&job.folder)?;
         Ok(None)
     };
-    let changes = Changes::InPlace(InPlaceChanges::new(target, false, Box::new(finish)));
+    let changes = Changes::InPlace(InPlaceChanges {
+        resume_notes,
+        ..InPlaceChanges::new(target, false, Box::new(finish))
+    });
     let (end, result) = run_target(session, target, Some(changes), link, abort)?;
     Ok((end, result, target.info()))
 }

@@ -19,6 +19,7 @@ pub use inspection::{ImageInfo, ParentInfo, VhdInfo, VhdxInfo, info};
 pub use mapping::{MapReport, MapRequest, map};
 pub use merge::{MergeReport, merge};
 pub use plan::{Plan, Strategy, choose};
+pub(crate) use recovery::refuse_mixed_source;
 pub use recovery::{RecoveryReport, accept, recover, roll_back};
 
 pub(crate) use connection::SOFTWARE;

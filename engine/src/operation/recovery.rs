@@ -10,13 +10,13 @@ use serde::Serialize;
 use crate::abort::CancelToken;
 use crate::commit::{Outcome, Reopen, Unfinished, is_placed};
 use crate::disk::{
-    HostNewFile, HostTarget, NewFile, OpenOptions, Target, TargetAccess, open_target,
+    HostNewFile, HostTarget, NewFile, OpenOptions, Target, TargetAccess, another_file,
+    open_known_target,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::state::{
-    Barriers, Begun, HostFolder, Journal, Word, lock_state, refuse_elsewhere, state_directory,
+    Barriers, Begun, HostFolder, Journal, Word, lock_state, peek, refuse_elsewhere, state_directory,
 };
-use crate::system::{Access, HostFile};
 
 /// What `recover`, `rollback` and `commit` print. Fields keep their names.
 #[derive(Clone, Debug, Serialize)]
@@ -81,20 +81,33 @@ pub fn accept(target: &Path, state: Option<&Path>) -> Result<RecoveryReport> {
     })
 }
 
-/// Before a new sync: whether something was half done, which is done now.
+/// What became of an earlier sync that was half done.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// Nothing was.
+    Whole,
+    /// It is done now.
+    Finished,
+    /// Nothing on this host can do it: only a sync from the source ends it.
+    Lost(Error),
+}
+
+/// Before a new sync: ends what was half done.
 ///
 /// # Errors
-/// As [`recover`].
+/// As [`recover`], where another try may end it.
 pub(super) fn finish_unfinished(
     folder: &HostFolder,
     journal: Journal,
     target: &Path,
-) -> Result<bool> {
+    cancel: &CancelToken,
+) -> Result<Found> {
     let is_half_done = match journal.word() {
         // Whatever it wrote, the new sync compares all of it.
         Word::Committing if journal.begun().in_place => false,
         // Cut off a moment before `done`; nobody was to accept it.
         Word::NewVerified => !journal.begun().keeps_undo || journal.has_broken_end(),
+        _ if journal.waits_to_be_accepted() => false,
         Word::Committing | Word::NewUnverified | Word::RollingBack => true,
         // A COMMIT that has rotted since left the new file in place.
         Word::Staged if journal.begun().container.replaces() => {
@@ -103,16 +116,49 @@ pub(super) fn finish_unfinished(
         }
         _ => false,
     };
-    if is_half_done {
-        let unfinished = Unfinished {
-            folder,
-            reopen: &HostPath(target),
-            barriers: Barriers::new(),
-        };
-        let finished = unfinished.finish(journal, &CancelToken::new());
-        finished.map_err(|e| e.path(target))?;
+    if !is_half_done {
+        return Ok(Found::Whole);
     }
-    Ok(is_half_done)
+    // Where a file takes the target's place there is none that is mixed.
+    let is_log = !journal.begun().container.replaces();
+    let unfinished = Unfinished {
+        folder,
+        reopen: &HostPath(target),
+        barriers: Barriers::new(),
+    };
+    match unfinished.finish(journal, cancel) {
+        Ok(_) => Ok(Found::Finished),
+        // The stage is gone or damaged, the target another file or not what was written.
+        Err(error)
+            if is_log
+                && matches!(
+                    error.kind(),
+                    ErrorKind::Damaged | ErrorKind::Refused | ErrorKind::VerifyFailed
+                ) =>
+        {
+            Ok(Found::Lost(error.path(target)))
+        }
+        Err(error) => Err(error.path(target)),
+    }
+}
+
+/// Refuses a file as a source that an unfinished sync left neither old nor new, as far as its state
+/// lies where it is by default and may be looked at.
+///
+/// # Errors
+/// `Refused`; `Damaged` for a state that cannot be read.
+pub(crate) fn refuse_mixed_source(path: &Path) -> Result<()> {
+    let journal = match peek(&state_directory(path, None)?) {
+        Err(error) if error.kind() != ErrorKind::Damaged => return Ok(()),
+        journal => journal?,
+    };
+    match journal.is_some_and(|journal| journal.is_mixed()) {
+        false => Ok(()),
+        true => {
+            let message = "is neither an old disk nor a new one: a sync to it has not ended";
+            Err(Error::new(ErrorKind::Refused, message).path(path))
+        }
+    }
 }
 
 fn with_job(
@@ -139,7 +185,7 @@ fn with_job(
         Error::new(ErrorKind::Refused, message).path(target)
     };
     refuse_elsewhere(target, &directory)?;
-    if crate::state::peek(&directory)?.is_none() {
+    if peek(&directory)?.is_none() {
         return Err(nothing());
     }
     let folder = lock_state(target, state)?;
@@ -168,31 +214,20 @@ fn with_job(
 #[derive(Debug)]
 struct HostPath<'a>(&'a Path);
 
-impl HostPath<'_> {
-    /// The file of that path, if it is the one of this id.
-    fn check(&self, file_id: &str) -> Result<HostFile> {
-        let file = HostFile::open(self.0, Access::Inspect)?;
-        let id = file.file_id();
-        match id.map_err(|e| Error::io(e, "stat").path(self.0))? == file_id {
-            true => Ok(file),
-            false => {
-                let message = "is another file than the one that the state is about";
-                Err(Error::new(ErrorKind::Refused, message).path(self.0))
-            }
-        }
-    }
-}
-
 impl Reopen for HostPath<'_> {
     fn access(&self, begun: &Begun, file_id: &str) -> Result<Box<dyn TargetAccess>> {
-        self.check(file_id)?;
-        Ok(Box::new(HostTarget::open(self.0, &options_of(begun)?)?))
+        let target = HostTarget::open(self.0, &options_of(begun)?)?;
+        let is_same =
+            target.file_id()? == file_id && target.source().info().virtual_size == begun.disk_len;
+        match is_same {
+            true => Ok(Box::new(target)),
+            false => Err(another_file(self.0)),
+        }
     }
 
     fn target(&self, begun: &Begun) -> Result<Arc<dyn Target>> {
-        // After a failed flush the cache can hold what the medium does not.
-        self.check(&begun.file_id)?.forget_cache();
-        open_target(self.0, &options_of(begun)?)
+        let (id, len) = (&begun.file_id, begun.disk_len);
+        open_known_target(self.0, &options_of(begun)?, id, len)
     }
 
     fn new_file(&self, begun: &Begun) -> Result<Box<dyn NewFile>> {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use failback_transport::{Apply, SourceEnd, TargetResult};
 
 use super::existing::{ExistingTarget, begun_of, told};
-use super::recovery::finish_unfinished;
-use crate::abort::Abort;
+use super::recovery::{Found, finish_unfinished};
+use crate::abort::{Abort, CancelToken};
 use crate::commit::Replacing;
 use crate::disk::{DiskInfo, HostNewFile, NewDisk, NewFile, OpenOptions, Recipe};
 use crate::error::Result;
@@ -37,14 +37,17 @@ impl HostedTarget {
         open: &OpenOptions,
         state: Option<&Path>,
         wanted: impl FnOnce() -> Result<NewDisk>,
+        cancel: &CancelToken,
     ) -> Result<Self> {
         if is_missing(path) {
             let directory = state_directory(path, state)?;
             // The file of an unfinished first sync may only want its name.
             if peek(&directory)?.is_some() {
                 let folder = lock_state(path, state)?;
-                if let Some(journal) = Journal::open(&folder, Barriers::new())? {
-                    finish_unfinished(&folder, journal, path)?;
+                if let Some(journal) = Journal::open(&folder, Barriers::new())?
+                    && let Found::Lost(error) = finish_unfinished(&folder, journal, path, cancel)?
+                {
+                    return Err(error);
                 }
             }
         }
@@ -52,7 +55,7 @@ impl HostedTarget {
             true => MissingTarget::open(path, state, &wanted()?)
                 .map(Box::new)
                 .map(Self::Missing),
-            false => ExistingTarget::open(path, open, state)
+            false => ExistingTarget::open(path, open, state, cancel)
                 .map(Box::new)
                 .map(Self::Existing),
         }

@@ -36,6 +36,8 @@ struct Inner {
     durable: u64,
     /// Whether somebody flushes now.
     is_flushing: bool,
+    /// Whether something is behind the end that does not count, and must not come back.
+    has_tail: bool,
     /// The record that counts, for each staged block.
     index: Index,
     headers: blake3::Hasher,
@@ -79,8 +81,10 @@ impl StageLog {
         }
     }
 
-    /// The stage in `file`: all records up to the first that does not check. What is behind it was
-    /// never durable, and is written over.
+    /// The stage in `file`: all records up to the first that does not check. Their bytes are looked
+    /// at only where they may never have been durable. What is behind it was
+    /// never durable, and is cut off before anything is added. Of a stage that was sealed only
+    /// `sealed_len` bytes are looked at.
     ///
     /// # Errors
     /// `Damaged` when a record does not check that was durable once, `Io`.
@@ -89,17 +93,25 @@ impl StageLog {
         job: Uuid,
         geometry: Geometry,
         barriers: Barriers,
+        sealed_len: Option<u64>,
     ) -> Result<Self> {
         let stage = Self::new(file, job, geometry, barriers);
-        stage.scan()?;
+        stage.scan(sealed_len.unwrap_or(u64::MAX))?;
         Ok(stage)
     }
 
-    fn scan(&self) -> Result<()> {
-        let len = self.file.len().map_err(|e| failed(e, "read stage"))?;
+    fn scan(&self, len_max: u64) -> Result<()> {
+        let file_len = self.file.len().map_err(|e| failed(e, "read stage"))?;
+        let len = file_len.min(len_max);
+        let durable = match len_max {
+            // All of it was, when it was sealed.
+            0..u64::MAX => len,
+            u64::MAX => self.durable_len(len)?,
+        };
         let mut inner = self.inner();
         while let Some(record) = self.parse_at(inner.end, len)? {
-            if record.sequence != inner.sequence || !self.has_sound_bytes(&record)? {
+            let is_whole = record.end() <= durable || self.has_sound_bytes(&record)?;
+            if record.sequence != inner.sequence || !is_whole {
                 break;
             }
             inner.index.check_room(record.block)?;
@@ -115,7 +127,23 @@ impl StageLog {
             }
             at += PAGE_LEN;
         }
+        inner.has_tail = file_len > inner.end;
         Ok(())
+    }
+
+    /// Bytes that were durable when the last of the records was written whose headers check. Those
+    /// were written whole; what has rotted since is found when it is used, and before SEAL. To read
+    /// all of them here would keep the source waiting.
+    fn durable_len(&self, len: u64) -> Result<u64> {
+        let (mut end, mut sequence, mut durable) = (0, 0, 0);
+        while let Some(record) = self.parse_at(end, len)?
+            && record.sequence == sequence
+        {
+            durable = record.durable.max(durable);
+            end = record.end();
+            sequence += 1;
+        }
+        Ok(durable)
     }
 
     fn parse_at(&self, at: u64, len: u64) -> Result<Option<Record>> {
@@ -276,6 +304,7 @@ impl StageLog {
         let is_due = {
             let mut inner = self.inner();
             inner.index.check_room(new.block)?;
+            self.cut_tail(&mut inner)?;
             let (record, bytes) = new.encode(self.job, inner.sequence, inner.durable, inner.end);
             let written = self.file.write_at(inner.end, &bytes);
             written.map_err(|e| self.poisoned(e, "write stage"))?;
@@ -290,6 +319,18 @@ impl StageLog {
             let flushed = self.flush(Barrier::Window);
             self.inner().is_flushing = false;
             flushed?;
+        }
+        Ok(())
+    }
+
+    /// A record of an earlier run that is as long as the one that is written now would go on with
+    /// it. No barrier: until the next flush such a record is only one more that is compared, and
+    /// that flush makes the new length durable before SEAL.
+    fn cut_tail(&self, inner: &mut Inner) -> Result<()> {
+        if inner.has_tail {
+            let cut = self.file.set_len(inner.end);
+            cut.map_err(|e| self.poisoned(e, "cut stage"))?;
+            inner.has_tail = false;
         }
         Ok(())
     }
@@ -353,7 +394,7 @@ impl StageLog {
     /// # Errors
     /// As [`StageLog::open`].
     pub(super) fn read_again(self) -> Result<Self> {
-        Self::open(self.file, self.job, self.geometry, self.barriers)
+        Self::open(self.file, self.job, self.geometry, self.barriers, None)
     }
 
     pub(super) fn barriers(&self) -> Barriers {
@@ -425,7 +466,20 @@ mod tests {
 
     fn open(bytes: &[u8]) -> Result<StageLog> {
         let file = Arc::new(MemoryFile::from_bytes(bytes));
-        StageLog::open(file, Uuid::from_u128(7), geometry(), Barriers::new())
+        StageLog::open(file, Uuid::from_u128(7), geometry(), Barriers::new(), None)
+    }
+
+    fn put_page(stage: &StageLog, block: u8) {
+        let (new, old) = ([block; 4096], [0xee; 4096]);
+        let run = Range {
+            start: 8192,
+            end: 12288,
+        };
+        let leaf = Some(Leaf::Data(Digest::from([block; 32])));
+        let index = BlockIndex(block.into());
+        stage
+            .put(index, &[run], Some(&new), Old::Kept(&old), (leaf, leaf))
+            .unwrap();
     }
 
     /// Six records, flushed after the fourth, and what the stage holds of each block.
@@ -439,16 +493,7 @@ mod tests {
         );
         let mut durable = 0;
         for block in 0..6_u8 {
-            let (new, old) = ([block; 4096], [0xee; 4096]);
-            let run = Range {
-                start: 8192,
-                end: 12288,
-            };
-            let leaf = Some(Leaf::Data(Digest::from([block; 32])));
-            let index = BlockIndex(block.into());
-            stage
-                .put(index, &[run], Some(&new), Old::Kept(&old), (leaf, leaf))
-                .unwrap();
+            put_page(&stage, block);
             if block == 3 {
                 stage.flush(Barrier::Window).unwrap();
                 durable = stage.summary().len;
@@ -471,8 +516,46 @@ mod tests {
         }
     }
 
+    // Goal: taking up a stage does not read what was durable: a source waits for it. Method: bytes
+    // there that do not check are found by the check before SEAL alone, not when it is opened.
+    #[test]
+    fn only_heads_are_read_of_what_was_durable() {
+        let (mut bytes, durable) = six_records();
+        let at = bytes.len() / 6 + 5000;
+        assert!((at as u64) < durable);
+        bytes[at] ^= 1;
+
+        let stage = open(&bytes).unwrap();
+
+        assert_eq!(stage.summary().records, 6);
+        assert_eq!(stage.check().unwrap_err().kind(), ErrorKind::Damaged);
+    }
+
+    // Goal: records of an earlier run do not come back behind those of a later one, whether that
+    // sealed its stage or not. Method: tear the fifth of six records, which are equally long, and
+    // add one in its place; then put the sixth back.
+    #[test]
+    fn a_torn_tail_does_not_come_back() {
+        let (mut bytes, _) = six_records();
+        let whole = bytes.clone();
+        let record_len = bytes.len() / 6;
+        bytes[4 * record_len + 100] ^= 1;
+        let file = Arc::new(MemoryFile::from_bytes(&bytes));
+        let open = |sealed_len| {
+            let job = Uuid::from_u128(7);
+            StageLog::open(file.clone(), job, geometry(), Barriers::new(), sealed_len).unwrap()
+        };
+        let resumed = open(None);
+        put_page(&resumed, 9);
+
+        assert_eq!(open(None).summary(), resumed.summary());
+        let sealed = resumed.summary();
+        file.write_at(sealed.len, &whole[5 * record_len..]).unwrap();
+        assert_eq!(open(Some(sealed.len)).summary(), sealed);
+    }
+
     // Goal: a flipped bit never changes what is staged. Method: flip a bit of every byte; the stage
-    // is refused, or ends before the record, or the byte is padding.
+    // is refused, at once or when it is checked, or ends before the record, or the byte is padding.
     #[test]
     fn a_flipped_bit_is_found() {
         let (bytes, durable) = six_records();
@@ -482,7 +565,7 @@ mod tests {
             let mut bytes = bytes.clone();
             bytes[at] ^= 1 << (at % 8);
             let record = (at / record_len) as u64;
-            match open(&bytes) {
+            match open(&bytes).and_then(|stage| stage.check().map(|()| stage)) {
                 Ok(stage) if stage.summary() == sound => {
                     // Padding behind the header.
                     let within = at % record_len;
@@ -528,7 +611,7 @@ mod tests {
         let job = Uuid::from_u128(7);
         let stage = StageLog::new(file, job, geometry(), Barriers::new());
         stage.inner().index = Index::with_max(4);
-        assert_eq!(stage.scan().unwrap_err().kind(), ErrorKind::Refused);
+        assert_eq!(stage.scan(u64::MAX).unwrap_err().kind(), ErrorKind::Refused);
     }
 
     // Goal: the last record of a block counts, and a drop takes it out. Method: one of each.

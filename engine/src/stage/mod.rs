@@ -8,5 +8,5 @@ mod record;
 
 pub(crate) use compact::compact;
 pub(crate) use log::{Old, StageLog};
-pub(crate) use overlay::Overlay;
+pub(crate) use overlay::{IsOld, Overlay};
 pub(crate) use record::Record;

@@ -4,17 +4,37 @@ use crate::disk::{DiskInfo, Extent, ExtentKind, Source};
 use crate::error::Result;
 use crate::stage::StageLog;
 use crate::stage::record::Record;
+use crate::tree::Leaf;
 use crate::units::{BlockIndex, ByteOffset, Geometry};
 
+/// Whether a block of the disk, as it is, has the leaf that it had when it was staged.
+pub(crate) type IsOld<'a> = dyn Fn(&[u8], Leaf) -> Result<()> + Sync + 'a;
+
 /// Reads `disk` with what is staged laid over it.
-#[derive(Debug)]
 pub(crate) struct Overlay<'a> {
+    /// Asked for each staged block that is read whole.
+    pub(crate) check_old: &'a IsOld<'a>,
     pub(crate) disk: &'a dyn Source,
     pub(crate) stage: &'a StageLog,
     pub(crate) geometry: Geometry,
 }
 
+impl std::fmt::Debug for Overlay<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Overlay")
+            .field("disk", &self.disk)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Overlay<'_> {
+    /// The bytes of a block, if all of it is in `buf`, which begins at `at`.
+    fn whole<'b>(&self, block: BlockIndex, at: ByteOffset, buf: &'b [u8]) -> Option<&'b [u8]> {
+        let start = self.geometry.start_of(block).0.checked_sub(at.0)?;
+        let start = usize::try_from(start).ok()?;
+        buf.get(start..start + self.geometry.block_len(block))
+    }
+
     fn lay_over(&self, record: &Record, at: ByteOffset, buf: &mut [u8]) -> Result<()> {
         let start = self.geometry.start_of(BlockIndex(record.block)).0;
         let bytes = self.stage.new_bytes(record)?;
@@ -54,6 +74,9 @@ impl Source for Overlay<'_> {
             && self.geometry.start_of(block) < end
         {
             if let Some(record) = self.stage.find(block)? {
+                if let (Some(whole), Some(old)) = (self.whole(block, at, buf), record.old_leaf) {
+                    (self.check_old)(whole, old)?;
+                }
                 self.lay_over(&record, at, buf)?;
             }
             next = Some(BlockIndex(block.0 + 1));

@@ -9,13 +9,15 @@ use std::sync::Arc;
 use failback_vhdx::FileAt;
 
 use super::lock::{DirectoryLock, LOCK_NAME};
+use super::place::DIRECTORY_NAME;
 use crate::error::{Error, ErrorKind, Result};
 use crate::system::{self, sync_directory_of};
 
 /// A directory of plain files, by name. Names that were made, changed or removed are durable after
 /// [`sync`](Self::sync) and not before; what is in a file is the file's matter.
 pub trait Folder: Send + Sync + Debug {
-    /// Opens the file of that name; `None` when there is none.
+    /// Opens the file of that name; `None` when there is none. What the system has of it in memory
+    /// and on the medium as well is read from the medium from here on, by whoever has it open.
     ///
     /// # Errors
     /// Those of the system.
@@ -71,10 +73,11 @@ impl HostFolder {
     /// The directory at `path`, made where it is missing, for this job alone.
     ///
     /// # Errors
-    /// `InUse` while another job has it, `Io`.
+    /// `InUse` while another job has it; `Refused` when others could have written there; `Io`.
     pub fn lock(path: &Path) -> Result<Self> {
         system::create_private_directories(path)
             .map_err(|e| Error::io(e, "make state directory").path(path))?;
+        refuse_foreign(path)?;
         Ok(Self {
             path: path.to_owned(),
             elsewhere: None,
@@ -102,6 +105,22 @@ impl HostFolder {
             ..folder
         })
     }
+}
+
+/// Whoever can write there can say what becomes of the target.
+fn refuse_foreign(path: &Path) -> Result<()> {
+    let above = path
+        .parent()
+        .filter(|above| above.ends_with(DIRECTORY_NAME));
+    for directory in [Some(path), above].into_iter().flatten() {
+        let is_private = system::is_private_directory(directory);
+        if !is_private.map_err(|e| Error::io(e, "stat").path(directory))? {
+            let message = "is no directory of this user alone (owner, mode 0700), as the state of \
+                           a target has to be";
+            return Err(Error::new(ErrorKind::Refused, message).path(directory));
+        }
+    }
+    Ok(())
 }
 
 /// Opens a file that only its owner may read.
@@ -158,5 +177,37 @@ impl Folder for HostFolder {
             here,
             place: place.as_ref(),
         })
+    }
+}
+
+#[cfg(unix)]
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    // Goal: nobody else says what becomes of a target. Method: a directory, or the one above, that
+    // others may write to; a link in the place of a file of the state.
+    #[test]
+    fn what_others_can_change_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(DIRECTORY_NAME).join("disk");
+        let kind = || HostFolder::lock(&path).map(drop).map_err(|e| e.kind());
+        assert_eq!(kind(), Ok(()));
+        for open in [path.as_path(), path.parent().unwrap()] {
+            fs::set_permissions(open, Permissions::from_mode(0o770)).unwrap();
+            assert_eq!(kind(), Err(ErrorKind::Refused));
+            fs::set_permissions(open, Permissions::from_mode(0o700)).unwrap();
+        }
+        let elsewhere = dir.path().join("elsewhere");
+        fs::write(&elsewhere, b"kept").unwrap();
+        symlink(&elsewhere, path.join("stage")).unwrap();
+
+        let folder = HostFolder::lock(&path).unwrap();
+
+        assert!(folder.open("stage").is_err());
+        assert!(folder.create("stage").is_err());
+        assert_eq!(fs::read(&elsewhere).unwrap(), b"kept");
     }
 }

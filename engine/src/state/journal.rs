@@ -131,6 +131,9 @@ pub struct Entry {
     /// With `staged`, where a new file takes the target's place: the two files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub made: Option<Made>,
+    /// With `new_unverified` and `new_verified`: a mark of the target as the job left it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left: Option<String>,
 }
 
 impl Entry {
@@ -143,6 +146,7 @@ impl Entry {
             source: None,
             sealed: None,
             made: None,
+            left: None,
         }
     }
 }
@@ -272,7 +276,8 @@ impl Journal {
         Ok(journal)
     }
 
-    /// The journal that is there, durable as it is found; `None` when there is none.
+    /// The journal that is there, to work on; `None` when there is none. All that it says is
+    /// durable then.
     ///
     /// # Errors
     /// `Damaged`, `Io`.
@@ -283,13 +288,10 @@ impl Journal {
         let Some(file) = file else {
             return Ok(None);
         };
-        let failed = |e| Error::io(e, "flush journal");
         barriers
             .pass(Barrier::Found, || file.sync())
-            .map_err(failed)?;
-        barriers
-            .pass(Barrier::FoundName, || folder.sync())
-            .map_err(failed)?;
+            .and_then(|()| barriers.pass(Barrier::FoundName, || folder.sync()))
+            .map_err(|e| Error::io(e, "flush journal"))?;
         let Found {
             job,
             entries,
@@ -392,6 +394,26 @@ impl Journal {
         found.made.as_ref()
     }
 
+    /// Whether the new disk is complete, and stays with its undo until somebody accepts it: proven,
+    /// or not read back where that was not wanted.
+    #[must_use]
+    pub fn waits_to_be_accepted(&self) -> bool {
+        let begun = self.begun();
+        begun.keeps_undo
+            && match self.word() {
+                Word::NewVerified => true,
+                Word::NewUnverified => begun.verify == "off" && self.left().is_some(),
+                _ => false,
+            }
+    }
+
+    /// The mark of the target as the job left it, in the state that it has now.
+    #[must_use]
+    pub fn left(&self) -> Option<&str> {
+        let last = self.entries.last().expect("a journal has an entry");
+        last.left.as_deref()
+    }
+
     /// Adds an entry and waits until it is durable.
     ///
     /// # Errors
@@ -422,7 +444,10 @@ impl Journal {
 /// # Errors
 /// `Damaged`, `Io`.
 pub fn peek(directory: &Path) -> Result<Option<Journal>> {
-    let file = match File::open(directory.join(NAME)) {
+    let mut options = File::options();
+    options.read(true);
+    crate::system::keep_private(&mut options);
+    let file = match options.open(directory.join(NAME)) {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(Error::io(e, "open journal").path(directory)),

@@ -58,7 +58,7 @@ pub(crate) fn absolute(target: &Path) -> Result<PathBuf> {
 /// Where the state of devices is kept.
 const OF_DEVICES: &str = "/var/lib/failback";
 /// Beside a target that is a file.
-const DIRECTORY_NAME: &str = ".failback";
+pub(super) const DIRECTORY_NAME: &str = ".failback";
 const NEW_FILE_PREFIX: &str = ".failback-new.";
 const NAME_CHARS_MAX: usize = 40;
 const KEY_CHARS: usize = 16;

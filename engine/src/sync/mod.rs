@@ -26,6 +26,7 @@ mod source_role;
 mod target_role;
 mod their_stream;
 
+pub(crate) use outbox::KEEP_ALIVE;
 pub(crate) use pack::unpack;
 pub(crate) use role::watch;
 pub(crate) use session::scan_threads;

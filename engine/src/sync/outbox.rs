@@ -15,7 +15,7 @@ use crate::abort::Abort;
 use crate::error::{Error, ErrorKind, Result, peer_error};
 
 /// A peer that hears nothing for a minute gives up; we speak up well before.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
+pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// How often an idle sender looks whether the job was aborted.
 const POLL: Duration = Duration::from_millis(100);
 

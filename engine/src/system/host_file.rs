@@ -101,6 +101,14 @@ impl HostFile {
         })
     }
 
+    /// Whether it could be opened for writing, without doing it.
+    ///
+    /// # Errors
+    /// `ReadOnly`.
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        check_writable(&self.file, &self.path)
+    }
+
     /// Wraps a file that this process just made at `path`, and locks it for writing; errors call it
     /// `shown`.
     ///
@@ -127,6 +135,9 @@ impl HostFile {
         if is_to_change && !is_device && metadata.permissions().readonly() {
             let message = "is read-only (no write permission bit is set); allow writing first";
             return Err(Error::new(ErrorKind::ReadOnly, message).path(path));
+        }
+        if access == Access::Stage {
+            check_writable(&file, path)?;
         }
         let locked = match access {
             Access::Inspect => Ok(true),
@@ -199,6 +210,18 @@ impl HostFile {
     /// The system's error.
     pub(crate) fn content_mark(&self) -> io::Result<String> {
         Ok(platform::content_mark(&self.file.metadata()?))
+    }
+
+    /// A text that stays the same as long as nobody writes to the file; `None` where nobody can
+    /// tell: of a device, and where the system does not say since when it runs.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub(crate) fn use_mark(&self) -> io::Result<Option<String>> {
+        let Some(boot) = platform::boot_id().filter(|_| !self.is_device) else {
+            return Ok(None);
+        };
+        Ok(Some(format!("{}:{boot}", self.content_mark()?)))
     }
 
     /// Names that the file has.
@@ -333,6 +356,15 @@ impl FileAt for HostFile {
             false => self.file.extent_at(at),
         }
     }
+}
+
+fn check_writable(file: &File, path: &Path) -> Result<()> {
+    platform::check_writable(file).map_err(|source| {
+        let message = "cannot be written: no right to it, an attribute, or a read-only mount";
+        Error::new(ErrorKind::ReadOnly, message)
+            .path(path)
+            .caused_by(source)
+    })
 }
 
 fn in_use(path: &Path) -> Error {

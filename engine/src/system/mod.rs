@@ -29,7 +29,8 @@ pub(crate) fn sync_directory_of(path: &std::path::Path) -> std::io::Result<()> {
     platform::sync_directory_of(path)
 }
 
-/// Makes a directory, and what is missing above it, for its owner alone.
+/// Makes a directory, and what is missing above it, for its owner alone. All names that are new
+/// survive a power cut.
 ///
 /// # Errors
 /// The system's error.
@@ -37,10 +38,28 @@ pub(crate) fn create_private_directories(path: &std::path::Path) -> std::io::Res
     let mut builder = std::fs::DirBuilder::new();
     builder.recursive(true);
     platform::keep_directory_private(&mut builder);
-    builder.create(path)
+    let new = missing(path);
+    builder.create(path)?;
+    new.into_iter().try_for_each(sync_directory_of)
 }
 
-/// A file that these options make is for its owner alone.
+/// The directories that are to be made, the last one first.
+fn missing(path: &std::path::Path) -> Vec<&std::path::Path> {
+    let is_free =
+        |path: &&std::path::Path| !path.as_os_str().is_empty() && path.symlink_metadata().is_err();
+    path.ancestors().take_while(is_free).collect()
+}
+
+/// Whether the directory at `path` is one, belongs to this user, and is nobody else's business.
+///
+/// # Errors
+/// The system's error.
+pub(crate) fn is_private_directory(path: &std::path::Path) -> std::io::Result<bool> {
+    let metadata = path.symlink_metadata()?;
+    Ok(metadata.is_dir() && platform::is_private(&metadata))
+}
+
+/// A file that these options make is for its owner alone; a link is not followed.
 pub(crate) fn keep_private(options: &mut std::fs::OpenOptions) {
     platform::keep_private(options);
 }
@@ -64,4 +83,24 @@ pub(crate) fn may_be_running(pid: u32) -> bool {
 /// Asks the system to read from the medium again what it has of `file` in memory.
 pub(crate) fn forget_cache(file: &std::fs::File) {
     platform::drop_cache(file, 0, 0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Goal: each new directory's name is made durable. Method: which ones those are; then they are
+    // there, and none is new.
+    #[test]
+    fn all_new_directories_are_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b/c");
+        let all = [path.clone(), dir.path().join("a/b"), dir.path().join("a")];
+        assert_eq!(missing(&path), all);
+
+        create_private_directories(&path).unwrap();
+
+        assert!(missing(&path).is_empty());
+        assert!(is_private_directory(&path).unwrap());
+    }
 }

@@ -16,20 +16,11 @@ use super::{Access, MediumAccess};
 pub(super) fn open(path: &Path, access: Access, follows_links: bool) -> io::Result<File> {
     let writable = access == Access::Write;
     let is_device = || std::fs::metadata(path).is_ok_and(|metadata| is_block_device(&metadata));
-    if access == Access::Stage && is_device() {
-        // Claimed for a moment, to learn whether somebody else has: a claim that is kept would
-        // stand in the way of the writable descriptor that comes later.
-        drop(
-            OpenOptions::new()
-                .read(true)
-                .custom_flags(libc::O_EXCL)
-                .open(path)?,
-        );
-    }
     // Non-blocking: a FIFO must be refused, not waited on. It means nothing for files and devices.
     let mut flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-    if writable && is_device() {
-        // Claims the device for this open alone: a mounted one, or one under RAID or LVM, is busy.
+    if matches!(access, Access::Write | Access::Stage) && is_device() {
+        // Claims the device for as long as this is open: a mounted one, or one under RAID or LVM,
+        // is busy, and none can be mounted meanwhile.
         flags |= libc::O_EXCL;
     }
     if !follows_links {
@@ -43,27 +34,41 @@ pub(super) fn open(path: &Path, access: Access, follows_links: bool) -> io::Resu
 }
 
 /// Opens the file behind `file` once more, for writing: through the descriptor, since the name may
-/// lead elsewhere by now.
+/// lead elsewhere by now. A device stays claimed by `file`, which has to outlive the new one: two
+/// claims of one device would stand in each other's way.
 pub(super) fn reopen_for_writing(file: &File) -> io::Result<File> {
-    let is_device = is_block_device(&file.metadata()?);
     OpenOptions::new()
         .read(true)
         .write(true)
-        .custom_flags(if is_device { libc::O_EXCL } else { 0 })
         .open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
+/// Whether `file` could be opened for writing, without doing it: by rights, by the mount, and by
+/// attributes that forbid it even to root.
+pub(super) fn check_writable(file: &File) -> io::Result<()> {
+    use rustix::fs::{Access, AtFlags, CWD, IFlags, accessat, ioctl_getflags};
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    accessat(CWD, path, Access::WRITE_OK, AtFlags::EACCESS)?;
+    // Not every file system has such attributes.
+    match ioctl_getflags(file) {
+        Ok(flags) if flags.intersects(IFlags::IMMUTABLE | IFlags::APPEND) => {
+            Err(io::ErrorKind::PermissionDenied.into())
+        }
+        _ => Ok(()),
+    }
+}
+
 pub(super) fn keep_private(options: &mut OpenOptions) {
-    options.mode(0o600);
+    options.mode(0o600).custom_flags(libc::O_NOFOLLOW);
+}
+
+/// This user's, and nobody else may look into it or change it.
+pub(super) fn is_private(metadata: &Metadata) -> bool {
+    metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & 0o077 == 0
 }
 
 pub(super) fn keep_directory_private(builder: &mut DirBuilder) {
     builder.mode(0o700);
-}
-
-pub(super) fn boot_id() -> Option<String> {
-    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-    Some(id.trim().to_owned())
 }
 
 pub(super) fn may_be_running(pid: u32) -> bool {
@@ -121,6 +126,13 @@ pub(super) fn content_mark(metadata: &Metadata) -> String {
         lasting_id(metadata),
         metadata.len()
     )
+}
+
+/// Tells this start of the system from others: a power cut can set the time of a file's last change
+/// back, which was in memory only, and keep the change.
+pub(super) fn boot_id() -> Option<String> {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(id.trim().to_owned())
 }
 
 /// Names that the file has.

@@ -212,6 +212,10 @@ impl Target for Faulty {
         MediumAccess::Cache
     }
 
+    fn mark(&self) -> Result<Option<String>> {
+        Ok(None)
+    }
+
     fn close(&self) -> Result<()> {
         Ok(())
     }
@@ -275,6 +279,10 @@ impl Target for Endless {
 
     fn medium(&self) -> MediumAccess {
         MediumAccess::Cache
+    }
+
+    fn mark(&self) -> Result<Option<String>> {
+        Ok(None)
     }
 
     fn close(&self) -> Result<()> {

@@ -149,6 +149,14 @@ impl Target for FileDisk {
         MediumAccess::Medium
     }
 
+    fn mark(&self) -> Result<Option<String>> {
+        Ok(match self {
+            // As of a device.
+            Self::Raw(_) => None,
+            Self::Vhdx(_) => Some(self.len().to_string()),
+        })
+    }
+
     fn close(&self) -> Result<()> {
         match self {
             // As the real one; what was written by then is durable already.
@@ -194,6 +202,10 @@ impl TargetAccess for Access {
 
     fn room(&self) -> Result<Option<u64>> {
         Ok(None)
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        Ok(())
     }
 
     fn open_for_writing(&self) -> Result<Arc<dyn Target>> {

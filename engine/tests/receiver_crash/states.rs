@@ -48,11 +48,23 @@ pub(crate) fn each(
     ops: &[Op],
     effort: Effort,
     seed: u64,
+    look: impl FnMut(State) -> bool,
+) -> usize {
+    each_from(0, base, ops, effort, seed, look)
+}
+
+/// The same of a power cut after so many changes.
+pub(crate) fn each_from(
+    from: usize,
+    base: &Host,
+    ops: &[Op],
+    effort: Effort,
+    seed: u64,
     mut look: impl FnMut(State) -> bool,
 ) -> usize {
     let mut seen = HashSet::new();
     let mut rng = StdRng::seed_from_u64(seed);
-    for made in 0..=ops.len() {
+    for made in from..=ops.len() {
         if made < ops.len() && !ops[made].is_sync() {
             continue;
         }

@@ -170,6 +170,8 @@ struct Inner {
     /// Calls until one panics; none left once it has.
     panics_in: Option<usize>,
     has_panicked: bool,
+    /// Of this file the medium has another byte than memory, which is seen when it is opened.
+    rots: Option<(&'static str, u64)>,
 }
 
 impl Inner {
@@ -276,6 +278,23 @@ impl World {
         }
     }
 
+    /// The same, where the medium of a file has another byte than memory.
+    pub(crate) fn rotting(host: &Host, name: &'static str, at: u64) -> Self {
+        let world = Self::like(host);
+        world.inner().rots = Some((name, at));
+        world
+    }
+
+    fn rot(&self, name: &str, file: usize) {
+        let Some((_, at)) = self.inner().rots.filter(|(of, _)| *of == name) else {
+            return;
+        };
+        let (memory, mut byte) = (self.memory(file), [0]);
+        memory.read_at(at, &mut byte).unwrap();
+        memory.write_at(at, &[byte[0] ^ 1]).unwrap();
+        self.inner().rots = None;
+    }
+
     /// Whether a change has failed; nothing fails any more.
     pub(crate) fn mend(&self) -> bool {
         let mut inner = self.inner();
@@ -288,6 +307,11 @@ impl World {
         let inner = self.inner();
         let durable = inner.durable.as_ref().expect("a failing world");
         [inner.now.copied(), durable.copied()]
+    }
+
+    /// What a reader sees now.
+    pub(crate) fn now(&self) -> Host {
+        self.inner().now.copied()
     }
 
     /// What is there, without a record of what becomes of it.
@@ -431,7 +455,8 @@ impl FileAt for WorldFile {
 
 impl Folder for World {
     fn open(&self, name: &str) -> io::Result<Option<Arc<dyn FileAt>>> {
-        let found = self.inner().now.names.get(name).copied();
+        let found = self.number_of(name);
+        found.into_iter().for_each(|file| self.rot(name, file));
         Ok(found.map(|file| -> Arc<dyn FileAt> { self.file(file) }))
     }
 

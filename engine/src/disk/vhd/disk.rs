@@ -175,6 +175,11 @@ impl Target for VhdDisk {
         self.file.medium_access()
     }
 
+    fn mark(&self) -> Result<Option<String>> {
+        let mark = self.file.use_mark();
+        mark.map_err(|e| Error::io(e, "stat").path(self.file.path()))
+    }
+
     fn close(&self) -> Result<()> {
         self.named(self.image.close())
     }

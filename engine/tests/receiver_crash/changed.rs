@@ -1,0 +1,105 @@
+//! Somebody else writes to the target between two runs, and nothing but its bytes tells: as on a
+//! device, which has no time of change.
+
+use failback_engine::ErrorKind;
+use failback_engine::state::{Barriers, Journal, Word};
+use failback_engine::sync::Task;
+use failback_engine::transport::Apply;
+use failback_vhdx::FileAt;
+
+use crate::scenario::{BLOCK, Disk, at_word, content, finish, record_sync, roll_back, sync};
+use crate::world::World;
+
+/// A host whose journal says `word`, and of whose target one byte is another one.
+fn changed(disk: &Disk, apply: Apply, word: Word, at: usize) -> World {
+    let whole = record_sync(disk, Barriers::new(), Task::Delta, apply);
+    let world = World::like(&at_word(&whole.base, &whole.ops, word));
+    let mut byte = [0];
+    let target = world.target().unwrap();
+    target.read_at(at as u64, &mut byte).unwrap();
+    target.write_at(at as u64, &[byte[0] ^ 1]).unwrap();
+    world
+}
+
+fn word(world: &World) -> Option<Word> {
+    let journal = Journal::open(world, Barriers::new()).unwrap();
+    journal.map(|journal| journal.word())
+}
+
+/// What was staged for another disk ends, and the next sync begins anew.
+pub(crate) fn check_resume(disk: &Disk) {
+    // Of a staged block, outside what is staged of it.
+    for at in [6 * BLOCK, 6 * BLOCK + 60_500] {
+        let world = changed(disk, Apply::Stage, Word::Staged, at);
+        let again = || sync(&world, disk, Barriers::new(), Task::Delta, Apply::Stage);
+
+        let refused = again().unwrap_err();
+
+        assert_eq!(refused.kind(), ErrorKind::Refused, "{}", refused.chain());
+        assert_eq!(word(&world), Some(Word::Aborted));
+        again().unwrap();
+        assert_eq!(content(&world, disk.format).unwrap(), disk.new);
+    }
+}
+
+/// Old bytes do not go over a disk that somebody else wrote to.
+pub(crate) fn check_roll_back(disk: &Disk) {
+    // Not staged; of a staged block outside what is staged of it.
+    for at in [4 * BLOCK, 6 * BLOCK] {
+        let world = changed(disk, Apply::StageKeepUndo, Word::NewVerified, at);
+        let before = content(&world, disk.format).unwrap();
+
+        let refused = roll_back(&world, disk.format).unwrap_err();
+
+        assert_eq!(refused.kind(), ErrorKind::Refused, "{}", refused.chain());
+        assert_eq!(word(&world), Some(Word::NewVerified));
+        assert_eq!(content(&world, disk.format).unwrap(), before);
+    }
+    // Where the old bytes go.
+    let world = changed(disk, Apply::StageKeepUndo, Word::NewVerified, BLOCK + 9);
+    roll_back(&world, disk.format).unwrap();
+    assert_eq!(content(&world, disk.format).unwrap(), disk.old);
+}
+
+/// A byte of one half of a record has rotted after COMMIT: the other half is a way out.
+pub(crate) fn check_rotted_half(disk: &Disk) {
+    let whole = record_sync(disk, Barriers::new(), Task::Delta, Apply::Stage);
+    let base = at_word(&whole.base, &whole.ops, Word::Committing);
+    // Block 1 changes whole.
+    let rotted = |half: &[u8]| {
+        let world = World::like(&base);
+        let stage = world.file(world.number_of("stage").unwrap());
+        let mut bytes = vec![0; usize::try_from(stage.len().unwrap()).unwrap()];
+        stage.read_at(0, &mut bytes).unwrap();
+        let half = &half[BLOCK..][..BLOCK];
+        let mut pages = (0..bytes.len()).step_by(4096);
+        let at = pages.find(|at| bytes[*at..].starts_with(half)).unwrap();
+        stage.write_at(at as u64, &[bytes[at] ^ 1]).unwrap();
+        world
+    };
+
+    let (without_old, without_new) = (rotted(&disk.old), rotted(&disk.new));
+    finish(&without_old, disk.format).unwrap();
+    roll_back(&without_new, disk.format).unwrap();
+
+    assert_eq!(content(&without_old, disk.format).unwrap(), disk.new);
+    assert_eq!(content(&without_new, disk.format).unwrap(), disk.old);
+    let damaged = [
+        roll_back(&rotted(&disk.old), disk.format),
+        finish(&rotted(&disk.new), disk.format),
+    ];
+    for error in damaged {
+        assert_eq!(error.unwrap_err().kind(), ErrorKind::Damaged);
+    }
+}
+
+/// What memory has of the stage is not what the medium has.
+pub(crate) fn check_rotted_medium(disk: &Disk) {
+    let world = World::rotting(&disk.host, "stage", 5000);
+
+    let found = sync(&world, disk, Barriers::new(), Task::Delta, Apply::Stage).unwrap_err();
+
+    assert_eq!(found.kind(), ErrorKind::Damaged, "{}", found.chain());
+    assert_eq!(word(&world), Some(Word::Staging));
+    assert_eq!(content(&world, disk.format).unwrap(), disk.old);
+}
