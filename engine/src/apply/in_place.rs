@@ -5,8 +5,8 @@
 //! found to be what was sent.
 
 use std::ops::Range;
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use failback_transport::{Digest, VerifiedFrom, VerifyLevel};
 
@@ -14,6 +14,7 @@ use crate::abort::Abort;
 use crate::disk::{ExtentKind, Target};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Hasher, is_zero};
+use crate::schedule::{Mutex, scope};
 use crate::sync::{Session, SessionProgress};
 use crate::system::MediumAccess;
 use crate::units::{BlockIndex, ByteOffset, Geometry, range_len};
@@ -155,7 +156,7 @@ impl<'a> InPlace<'a> {
             .fetch_add(total, Ordering::Relaxed);
         let next = AtomicUsize::new(0);
         let failed = Abort::new();
-        std::thread::scope(|scope| {
+        scope(|scope| {
             for _ in 0..PROOF_THREADS.min(unproven.len()) {
                 scope.spawn(|| {
                     failed.guard(|| {

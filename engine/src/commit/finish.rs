@@ -1,12 +1,13 @@
 //! What is done once everything is staged, and nothing but this host is needed.
 
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::abort::Abort;
 use crate::disk::{DiskInfo, ExtentKind, Source, Target, TargetAccess};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Digest, Hasher, is_zero};
+use crate::schedule::{Mutex, MutexGuard, scope};
 use crate::stage::{Record, StageLog};
 use crate::state::{Barrier, Barriers, Entry, Folder, Journal, STAGE_NAME, Sealed, Word};
 use crate::sync::Session;
@@ -302,7 +303,7 @@ impl Finisher<'_> {
         };
         match PROOF_THREADS.min(blocks.len() / PROOF_BLOCKS) {
             0 | 1 => drop(failed.guard(work)),
-            threads => std::thread::scope(|scope| {
+            threads => scope(|scope| {
                 for _ in 0..threads {
                     scope.spawn(|| failed.guard(work));
                 }

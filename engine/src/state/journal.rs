@@ -21,6 +21,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use super::barrier::{Barrier, Barriers};
 use super::folder::Folder;
 use crate::error::{Error, ErrorKind, Result};
+use crate::schedule::random_id;
 
 /// First bytes of every entry; the last one is the version.
 const MAGIC: [u8; 8] = *b"FBJRNL\0\x01";
@@ -220,7 +221,7 @@ impl Journal {
         let mut journal = Self {
             file: folder.create(NEW_NAME).map_err(failed)?,
             barriers,
-            job: Uuid::new_v4(),
+            job: random_id(),
             entries: Vec::new(),
             end: 0,
             has_broken_end: false,
