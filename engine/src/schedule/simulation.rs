@@ -287,6 +287,7 @@ impl Member {
     /// Waits; whether the time was over before anybody woke it.
     pub(super) fn block(&self, on: Option<Resource>, limit: Option<Duration>) -> bool {
         let mut state = self.state();
+        let limit = limit.filter(|limit| *limit != Duration::MAX);
         let until = limit.and_then(|limit| state.now.checked_add(limit));
         state.threads[self.number].waits = Some((on, until));
         self.hand_on(state, true);
