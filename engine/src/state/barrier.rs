@@ -13,6 +13,10 @@ pub enum Barrier {
     /// The first record of a journal, before the journal gets its name. Without it a power cut
     /// leaves a journal that says nothing.
     Begun,
+    /// What an earlier process left of journal and names, before anything is done about it. Without
+    /// it a word that was seen, or all of them, can be gone after a power cut: the process was
+    /// killed before they were durable.
+    Found,
     /// The names of journal and stage, before a window counts as durable. Without it a power cut
     /// after COMMIT leaves a mixed target that nobody knows of.
     Names,
@@ -45,8 +49,9 @@ pub enum Barrier {
 
 impl Barrier {
     /// Every barrier.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Begun,
+        Self::Found,
         Self::Names,
         Self::Window,
         Self::Stage,

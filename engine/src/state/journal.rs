@@ -246,6 +246,10 @@ impl Journal {
         let Some(file) = file else {
             return Ok(None);
         };
+        // Whoever wrote it may have been killed before it was durable, the name or the last word.
+        barriers
+            .pass(Barrier::Found, || file.sync().and_then(|()| folder.sync()))
+            .map_err(|e| Error::io(e, "make the journal durable that was found"))?;
         let Found {
             job,
             entries,

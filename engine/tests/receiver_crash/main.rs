@@ -26,10 +26,11 @@ use failback_engine::state::{Barrier, Barriers, Word};
 use failback_engine::sync::Task;
 use failback_engine::transport::Apply;
 
+use disk::Format;
 use promises::check;
 use scenario::{
-    Disk, Record, WINDOW, after, at_word, content, finish, raw_disk, record_end, record_resumed,
-    record_sync, sync, vhdx_disk,
+    Disk, Record, WINDOW, after, at_word, content, finish, raw_disk, record_after_kill, record_end,
+    record_resumed, record_sync, sync, vhdx_disk,
 };
 use states::{Effort, State, each};
 use world::World;
@@ -128,12 +129,17 @@ fn ends(disk: &Disk, barriers: Barriers) -> Vec<Record> {
 }
 
 fn syncs(disk: &Disk, barriers: Barriers) -> Vec<Record> {
-    vec![
+    let mut records = vec![
         record_sync(disk, barriers, Task::Delta, Apply::Stage),
         record_sync(disk, barriers, Task::Delta, Apply::StageKeepUndo),
         record_sync(disk, barriers, Task::Full, Apply::Stage),
         record_resumed(disk, barriers),
-    ]
+    ];
+    // Says nothing about formats.
+    if disk.format == Format::Raw {
+        records.push(record_after_kill(disk, barriers));
+    }
+    records
 }
 
 /// What each test looks at in CI, at least; together at least 10^5 distinct states.

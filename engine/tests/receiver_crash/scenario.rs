@@ -260,6 +260,20 @@ pub(crate) fn record_resumed(disk: &Disk, barriers: Barriers) -> Record {
     }
 }
 
+/// Records a sync whose process is killed when its journal has just got its name, and the next one,
+/// which goes on: nothing was made durable in between.
+pub(crate) fn record_after_kill(disk: &Disk, barriers: Barriers) -> Record {
+    let first = record_sync(disk, Barriers::new(), Task::Delta, Apply::Stage);
+    let named = |op: &Op| matches!(op, Op::Rename { to, .. } if to == "journal");
+    let killed = first.ops.iter().position(named).expect("a journal") + 1;
+    let mut ops = first.ops[..killed].to_vec();
+    let world = World::on(&after(&first.base, &ops));
+    let barriers = barriers.with_window(WINDOW);
+    sync(&world, disk, barriers, Task::Delta, Apply::Stage).unwrap();
+    ops.extend(world.ops());
+    Record { ops, ..first }
+}
+
 /// Records what `work` does to a host with a journal.
 pub(crate) fn record_end(
     disk: &Disk,
