@@ -131,6 +131,8 @@ impl<'a> InPlace<'a> {
         // target does, too.
         let blocks = self.target.zero_undefined()?;
         tracing::debug!(blocks, "undefined blocks of the target made zero");
+        // Before the proof: nothing is written behind it.
+        self.target.close()?;
         self.prove()
     }
 

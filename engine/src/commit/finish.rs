@@ -136,6 +136,8 @@ impl Finisher<'_> {
     /// From `new_unverified`.
     pub(crate) fn prove(&self, target: &dyn Target, job: &Job) -> Result<Outcome> {
         let level = self.session.options.verify;
+        // Before the proof: nothing is written behind it.
+        target.close()?;
         let verified = match level {
             VerifyLevel::Off => 0,
             VerifyLevel::Changed => self.read_back(target, &job.stage, Direction::New)?,
@@ -144,7 +146,6 @@ impl Finisher<'_> {
                 self.check_root(target, sealed.as_deref())?
             }
         };
-        target.close()?;
         job.journal()
             .append(Entry::of(Word::NewVerified), Barrier::Verified)?;
         if !job.journal().begun().keeps_undo {
@@ -171,13 +172,13 @@ impl Finisher<'_> {
         }
         let written = self.write_all(target, &job.stage, Direction::Old)?;
         self.barriers.pass(Barrier::Restored, || target.flush())?;
+        target.close()?;
         let verified = self.read_back(target, &job.stage, Direction::Old)?;
         let hasher = &self.session.hasher;
         if !is_old_as_staged(&job.stage, target, hasher, self.session.geometry)? {
             let message = "the old disk was written back, yet its blocks do not have their hashes";
             return Err(Error::new(ErrorKind::VerifyFailed, message));
         }
-        target.close()?;
         self.end(job, Word::OldRestored, Barrier::OldRestored)?;
         Ok(Outcome {
             written,

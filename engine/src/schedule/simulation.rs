@@ -24,6 +24,8 @@ const TIME_MAX: Duration = Duration::from_secs(6 * 3600);
 const STEPS_MAX: u64 = 5_000_000;
 /// Once in so many steps the clock goes on although somebody could run: a slow thread.
 const SLOW_ONE_IN: u64 = 400;
+/// By no more than this, or a peer is given up that only had no turn.
+const SLOW_MAX: Duration = Duration::from_millis(500);
 
 /// Runs `body`, and all threads that it begins, as `seed` decides.
 ///
@@ -189,13 +191,16 @@ impl State {
         loop {
             let can_run = |thread: &Thread| thread.waits.is_none() && !thread.is_done;
             let count = self.threads.iter().filter(|t| can_run(t)).count();
-            if count == 0 || self.dice.one_in(SLOW_ONE_IN) {
-                let is_moved = self.advance();
-                match (is_moved, count) {
-                    (true, _) => continue,
-                    (false, 0) => return None,
-                    (false, _) => {}
-                }
+            let limit = match count {
+                0 => Duration::MAX,
+                _ if self.dice.one_in(SLOW_ONE_IN) => SLOW_MAX,
+                _ => Duration::ZERO,
+            };
+            if !limit.is_zero() && self.advance(limit) {
+                continue;
+            }
+            if count == 0 {
+                return None;
             }
             let runnable = self.threads.iter().enumerate().filter(|(_, t)| can_run(t));
             if self.is_uniform {
@@ -211,11 +216,12 @@ impl State {
         }
     }
 
-    /// Sets the clock to the first moment that somebody waits for.
-    fn advance(&mut self) -> bool {
+    /// Sets the clock to the first moment that somebody waits for, if it is no further off.
+    fn advance(&mut self, limit: Duration) -> bool {
         let times = self.threads.iter().filter(|t| !t.is_done);
         let first = times.filter_map(|t| t.waits.and_then(|(_, until)| until));
-        let Some(first) = first.min() else {
+        let near = |first: &Duration| first.saturating_sub(self.now) <= limit;
+        let Some(first) = first.min().filter(near) else {
             return false;
         };
         self.now = self.now.max(first);

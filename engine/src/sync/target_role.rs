@@ -514,7 +514,6 @@ impl<'a> Role<'a> {
             result.root = Some(root);
             result.equal = result.root == end.root;
         }
-        target.close()?;
         if result.equal {
             finish()?;
         }
