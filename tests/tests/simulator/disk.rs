@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use failback_engine::commit::Reopen;
 use failback_engine::disk::{DiskInfo, Extent, ExtentKind, Source, Target, TargetAccess};
+use failback_engine::hash::is_zero;
 use failback_engine::schedule::pause;
 use failback_engine::state::Begun;
 use failback_engine::system::MediumAccess;
@@ -12,6 +13,8 @@ use failback_engine::units::ByteOffset;
 use failback_engine::{Error, ErrorKind, Result};
 use failback_vhdx::{FileAt, Image, Place, Run};
 
+use crate::content::BLOCK;
+use crate::fault::{PLANTED, is_due};
 use crate::world::{Host, HostFile};
 
 /// What lies on the file.
@@ -35,8 +38,8 @@ fn io(error: std::io::Error) -> Error {
     Error::io(error, "simulated disk")
 }
 
-fn damaged(error: failback_vhdx::Error) -> Error {
-    let cause = std::error::Error::source(&error);
+fn damaged(error: &failback_vhdx::Error) -> Error {
+    let cause = std::error::Error::source(error);
     let cause = cause.and_then(|cause| cause.downcast_ref::<std::io::Error>());
     let kind = match (error.kind(), cause.map(std::io::Error::kind)) {
         (failback_vhdx::ErrorKind::Io, Some(std::io::ErrorKind::StorageFull)) => ErrorKind::NoSpace,
@@ -71,7 +74,9 @@ impl FileDisk {
         let file = host.target();
         let image = match format {
             Format::Raw => None,
-            Format::Vhdx => Some(Box::new(paused(|| open(file.clone())).map_err(damaged)?)),
+            Format::Vhdx => Some(Box::new(
+                paused(|| open(file.clone())).map_err(|e| damaged(&e))?,
+            )),
         };
         Ok(Self {
             file,
@@ -102,13 +107,13 @@ impl FileDisk {
         // As the engine's own: the image says where, the file is read there.
         let mut runs = Vec::new();
         let resolved = image.resolve(at..at + buf.len() as u64, &mut runs);
-        resolved.map_err(damaged)?;
+        resolved.map_err(|e| damaged(&e))?;
         for Run { disk, place } in runs {
             let position = |offset: u64| usize::try_from(offset - at).expect("inside the buffer");
             let piece = &mut buf[position(disk.start)..position(disk.end)];
             match place {
                 Place::File { at } => self.file.read_at(at, piece).map_err(io)?,
-                Place::Replayed => image.read_at(disk.start, piece).map_err(damaged)?,
+                Place::Replayed => image.read_at(disk.start, piece).map_err(|e| damaged(&e))?,
                 Place::Zero | Place::Parent => piece.fill(0),
             }
         }
@@ -131,7 +136,7 @@ impl Source for FileDisk {
     fn read(&self, at: ByteOffset, buf: &mut [u8]) -> Result<()> {
         paused(|| match &self.image {
             None => self.file.read_at(at.0, buf).map_err(io),
-            Some(image) => image.read_at(at.0, buf).map_err(damaged),
+            Some(image) => image.read_at(at.0, buf).map_err(|e| damaged(&e)),
         })
     }
 
@@ -139,7 +144,7 @@ impl Source for FileDisk {
         let (kind, end) = paused(|| match &self.image {
             None => Ok((ExtentKind::Data, self.len()?)),
             Some(image) => {
-                let found = image.extent_at(at.0).map_err(damaged)?;
+                let found = image.extent_at(at.0).map_err(|e| damaged(&e))?;
                 let kind = match found.kind {
                     failback_vhdx::ExtentKind::Data => ExtentKind::Data,
                     _ => ExtentKind::Zero,
@@ -160,7 +165,7 @@ impl Target for FileDisk {
         }
         paused(|| match &self.image {
             None => self.file.write_at(at.0, data).map_err(io),
-            Some(image) => image.write_at(at.0, data).map_err(damaged),
+            Some(image) => image.write_at(at.0, data).map_err(|e| damaged(&e)),
         })
     }
 
@@ -168,21 +173,21 @@ impl Target for FileDisk {
         let range = range.start.0..range.end.0;
         paused(|| match &self.image {
             None => self.file.zero(range).map_err(io),
-            Some(image) => image.zero(range).map_err(damaged),
+            Some(image) => image.zero(range).map_err(|e| damaged(&e)),
         })
     }
 
     fn zero_undefined(&self) -> Result<u64> {
         paused(|| match &self.image {
             None => Ok(0),
-            Some(image) => image.zero_undefined().map_err(damaged),
+            Some(image) => image.zero_undefined().map_err(|e| damaged(&e)),
         })
     }
 
     fn flush(&self) -> Result<()> {
         paused(|| match &self.image {
             None => self.file.sync().map_err(io),
-            Some(image) => image.flush().map_err(damaged),
+            Some(image) => image.flush().map_err(|e| damaged(&e)),
         })
     }
 
@@ -208,7 +213,11 @@ impl Target for FileDisk {
         paused(|| match &self.image {
             // What was written is durable by then.
             None => Ok(()),
-            Some(image) => image.close().map_err(damaged),
+            // As the engine's own.
+            Some(image) => image
+                .close()
+                .and_then(|()| image.prove_structure(self.file.clone()))
+                .map_err(|e| damaged(&e)),
         })
     }
 }
@@ -289,6 +298,7 @@ struct SourceState {
     /// What it becomes after so many reads.
     becomes: Option<(u64, Arc<Vec<u8>>)>,
     fails_in: Option<u64>,
+    panics_in: Option<u64>,
 }
 
 impl SourceDisk {
@@ -301,7 +311,16 @@ impl SourceDisk {
             bytes,
             becomes,
             fails_in,
+            panics_in: None,
         });
+        Self { state }
+    }
+
+    /// The same, that panics at its read with this number.
+    pub(crate) fn panicking_in(self, panics_in: Option<u64>) -> Self {
+        let state = self.state.into_inner();
+        let state = state.unwrap_or_else(PoisonError::into_inner);
+        let state = Mutex::new(SourceState { panics_in, ..state });
         Self { state }
     }
 
@@ -319,6 +338,7 @@ impl SourceState {
             Some((left, _)) => *left -= 1,
             None => {}
         }
+        assert!(!is_due(&mut self.panics_in), "{PLANTED}");
         match &mut self.fails_in {
             Some(0) => return Err(Error::new(ErrorKind::Io, "simulated source: bad sector")),
             Some(left) => *left -= 1,
@@ -354,22 +374,19 @@ impl Source for SourceDisk {
         let bytes = self.bytes();
         let position = usize::try_from(at.0).expect("a small disk");
         // Some zeros are known to be, others have to be read; nothing lies.
-        let zeros = bytes[position..].iter().take_while(|byte| **byte == 0);
-        let zeros = zeros.count() as u64;
-        let kind = match zeros >= KNOWN_ZEROS_MIN {
-            true => ExtentKind::Zero,
-            false => ExtentKind::Data,
+        let mut blocks = bytes[position..]
+            .chunks(BLOCK)
+            .map(|block| (block.len(), is_zero(block)));
+        let zeros = blocks.by_ref().take_while(|(_, is_zero)| *is_zero);
+        let zeros = zeros.map(|(len, _)| len).sum::<usize>();
+        let (kind, len) = match zeros >= KNOWN_ZEROS_MIN {
+            true => (ExtentKind::Zero, zeros),
+            false => (ExtentKind::Data, BLOCK.min(bytes.len() - position)),
         };
-        let len = match kind {
-            ExtentKind::Zero => zeros,
-            _ => (bytes.len() - position).min(1 << 16) as u64,
-        };
-        Ok(Extent {
-            kind,
-            end: ByteOffset(at.0 + len),
-        })
+        let end = ByteOffset(at.0 + len as u64);
+        Ok(Extent { kind, end })
     }
 }
 
 /// Runs of zeros of so many bytes are known to the source without being read.
-const KNOWN_ZEROS_MIN: u64 = 192 << 10;
+const KNOWN_ZEROS_MIN: usize = 3 * BLOCK;

@@ -37,9 +37,12 @@ pub(crate) struct HostFaults {
     pub(crate) read_fails_in: Option<u64>,
     /// Writes to the target until one is a lie.
     pub(crate) lies_in: Option<(u64, Lie)>,
-    /// Whether one was.
-    pub(crate) has_lied: bool,
-    is_full: bool,
+    /// Calls until one panics.
+    pub(crate) panics_in: Option<u64>,
+    /// The one that was.
+    pub(crate) lied: Option<Lie>,
+    /// There is no room any more.
+    pub(crate) is_full: bool,
 }
 
 impl HostFaults {
@@ -77,12 +80,13 @@ impl HostFaults {
             return None;
         }
         self.lies_in = None;
-        self.has_lied = true;
+        self.lied = Some(lie);
         Some(lie)
     }
 }
 
-fn is_due(left: &mut Option<u64>) -> bool {
+/// Counts down; whether it is the one.
+pub(crate) fn is_due(left: &mut Option<u64>) -> bool {
     match left {
         None => false,
         Some(0) => {
@@ -95,6 +99,9 @@ fn is_due(left: &mut Option<u64>) -> bool {
         }
     }
 }
+
+/// What a planted panic says.
+pub(crate) const PLANTED: &str = "planted panic";
 
 /// What a link does to what is sent, once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,6 +144,8 @@ pub(crate) struct Faults {
     pub(crate) link: Option<(usize, u64, LinkFault)>,
     /// The source's disk changes after so many reads of it.
     pub(crate) source_changes_in: Option<u64>,
+    /// A read of the source panics.
+    pub(crate) source_panics_in: Option<u64>,
     /// A read of the source fails.
     pub(crate) source_fails_in: Option<u64>,
     /// Somebody cancels the source's side (0) or the target's (1) then.

@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use failback_engine::hash::HashKind;
+use failback_engine::hash::{HashKind, is_zero};
 use failback_engine::schedule::{Dice, note};
 use failback_engine::state::{Barriers, Word};
 use failback_engine::sync::Task;
@@ -19,9 +19,9 @@ use failback_vhdx::{CreateOptions, FileAt, Image, Kind};
 
 use crate::content::{BLOCK, Content, Goal, changed, noise, root_of};
 use crate::disk::{FileDisk, Format, SourceDisk};
-use crate::fault::Faults;
+use crate::fault::{Faults, Lie};
 use crate::oracle::{Attempt, Belief, Broken, Found};
-use crate::session::{Manner, Place, WINDOW};
+use crate::session::{Ended, Manner, Place, WINDOW};
 use crate::world::Host;
 
 /// Blocks of the VHDX.
@@ -75,6 +75,32 @@ pub(crate) fn live(seed: u64, planted: Planted) -> Result<Tally, Broken> {
     Ok(history.tally)
 }
 
+/// Lives through one sync in which `faults`, a panic, meet one of the sides. Whether it came to
+/// that.
+///
+/// # Errors
+/// The promise that was broken.
+pub(crate) fn live_with_panic(seed: u64, faults: &Faults) -> Result<bool, Broken> {
+    let mut history = History::new(seed, Planted::Nothing);
+    history.may_panic = true;
+    history.may_lie = false;
+    let ended = history.sync_with(faults, false)?;
+    let ended = ended.expect("nothing is half done");
+    let error_of = |result: EngineResult<_>| result.err().map(|error| error.kind());
+    let (source, target) = (error_of(ended.source), error_of(ended.target));
+    let wanted = match faults.source_panics_in {
+        Some(_) => source,
+        None => target,
+    };
+    match (wanted, source, target) {
+        (Some(ErrorKind::Internal), ..) => {}
+        (_, None, None) => return Ok(false),
+        other => return Err(format!("a panic ended a sync as {other:?}")),
+    }
+    history.end_well()?;
+    Ok(true)
+}
+
 struct History {
     place: Place,
     dice: Dice,
@@ -83,6 +109,8 @@ struct History {
     /// Whether media may lie in this history; what is mixed then need not be marked.
     may_lie: bool,
     has_lied: bool,
+    may_panic: bool,
+    has_misdirected: bool,
     hash: HashKind,
     tally: Tally,
 }
@@ -111,6 +139,8 @@ impl History {
             source,
             may_lie: may_lie || planted == Planted::GullibleReadBack,
             has_lied: false,
+            may_panic: false,
+            has_misdirected: false,
             hash: [HashKind::Blake3, HashKind::Xxh3][dice.index(2)],
             tally: Tally::default(),
             dice,
@@ -152,19 +182,26 @@ impl History {
 
     /// The process and its host after a step: dead or alive, with or without power.
     fn restart(&mut self) {
-        let (is_alive, has_lied) = self.place.host.mend();
-        self.has_lied |= has_lied;
+        let (is_alive, lied) = self.place.host.mend();
+        self.has_lied |= lied.is_some();
+        self.has_misdirected |= lied == Some(Lie::Misdirected);
         let lost_power = self.dice.one_in(if is_alive { 4 } else { 2 });
         self.place.host.restart(lost_power);
         self.tally.deaths += u64::from(!is_alive);
         self.tally.power_cuts += u64::from(lost_power);
-        self.tally.lies += u64::from(has_lied);
+        self.tally.lies += u64::from(lied.is_some());
         note("restart", (u64::from(is_alive), u64::from(lost_power)));
     }
 
     fn sync(&mut self) -> Result<(), Broken> {
         let faults = Faults::any(&mut self.dice, self.may_lie);
         let early = self.dice.one_in(4);
+        self.sync_with(&faults, early).map(drop)
+    }
+
+    /// A sync in which that goes wrong, `early`: while an earlier one is brought to its end. How
+    /// each side ended, if it came to a session.
+    fn sync_with(&mut self, faults: &Faults, early: bool) -> Result<Option<Ended>, Broken> {
         if early {
             self.place.host.arm(faults.host.clone(), None);
         }
@@ -173,11 +210,11 @@ impl History {
             self.restart();
             let found = self.judge(None)?;
             if is_prepared.is_err() || found.is_none() {
-                return Ok(());
+                return Ok(None);
             }
         }
         let Some(found) = self.judge(None)? else {
-            return Ok(());
+            return Ok(None);
         };
         let manner = self.manner();
         let becomes = changed(&mut self.dice, &self.source);
@@ -187,15 +224,16 @@ impl History {
             None => Goal(vec![self.source.clone()]),
         };
         if found.word.is_none_or(Word::is_final) || found.is_in_place {
-            self.belief.settle(&found.seen);
+            self.belief.settle(&found.seen, found.is_mixed);
         }
         let attempt = Attempt {
             before: found.seen.clone(),
             goal,
         };
         let source = SourceDisk::new(self.source.clone(), mutation, faults.source_fails_in);
+        let source = source.panicking_in(faults.source_panics_in);
         let dice = self.dice.fork();
-        let ended = self.place.session(&source, &manner, &faults, dice);
+        let ended = self.place.session(&source, &manner, faults, dice);
         self.source = source.bytes();
         self.tally.sessions += 1;
         self.restart();
@@ -205,7 +243,7 @@ impl History {
         for result in [&ended.source, &ended.target] {
             self.check_verdict(result, &manner, &attempt, found.as_ref())?;
         }
-        Ok(())
+        Ok(Some(ended))
     }
 
     /// "ok" is said of equal disks alone, and is still true after a power cut.
@@ -218,20 +256,19 @@ impl History {
     ) -> Result<(), Broken> {
         let (end, result) = match result {
             Ok(ended) => ended,
-            Err(error) if error.kind() == ErrorKind::Internal => {
+            Err(error) if error.kind() == ErrorKind::Internal && !self.may_panic => {
                 return Err(format!("a panic: {}", error.chain()));
             }
             Err(_) => return Ok(()),
         };
         if !result.equal {
             return match attempt.goal.0.len() {
-                1 => Err("roots differ, and nobody changed the source".into()),
+                1 if !self.has_lied => Err("roots differ, and nobody changed the source".into()),
                 _ => Ok(()),
             };
         }
         self.tally.ended_well += 1;
-        // What nobody read back is said to be unverified.
-        if self.has_lied && manner.verify == VerifyLevel::Off {
+        if self.has_lied && !self.is_found(manner.verify) {
             return Ok(());
         }
         let seen = match found {
@@ -263,6 +300,16 @@ impl History {
         }
     }
 
+    /// Whether a medium that lies is found out: not where nothing is read back; and where only what
+    /// was written is, not by a header or log entry that hits a block which nobody wrote.
+    fn is_found(&self, verify: VerifyLevel) -> bool {
+        match verify {
+            VerifyLevel::Full => true,
+            VerifyLevel::Changed => !(self.has_misdirected && self.place.format == Format::Vhdx),
+            VerifyLevel::Off => false,
+        }
+    }
+
     fn end(&mut self, way: Way) -> Result<(), Broken> {
         let Ok(Some(journal)) = self.place.journal() else {
             return Ok(());
@@ -286,10 +333,9 @@ impl History {
         let new = changed(&mut self.dice, &found.seen);
         let written = write_target(&self.place, &found.seen, &new);
         written.map_err(|e| format!("a writer of the target: {}", e.chain()))?;
-        self.belief.is_stale = matches!(found.word, Some(Word::Staging | Word::Staged));
-        match self.belief.is_stale {
-            true => self.belief.old = new,
-            false => self.belief.settle(&new),
+        match found.word {
+            Some(Word::Staging | Word::Staged) => self.belief.change(new),
+            _ => self.belief.settle(&new, false),
         }
         self.judge(None).map(drop)
     }
@@ -320,7 +366,7 @@ impl History {
         let found = self.judge(None)?.expect("nothing lies");
         let due = self.due_to_be_resumed(&found);
         if found.word.is_none_or(Word::is_final) || found.is_in_place {
-            self.belief.settle(&found.seen);
+            self.belief.settle(&found.seen, found.is_mixed);
         }
         let task = if due.is_some() {
             Task::Delta
@@ -350,7 +396,7 @@ impl History {
             match result {
                 Ok((_, result)) if result.equal => {}
                 Ok(_) => return Err("the last sync did not end equal".into()),
-                Err(e) => return Err(format!("the last sync failed: {}", e.chain())),
+                Err(_) => return Err(format!("the last sync failed: {ended:?}")),
             }
             self.check_verdict(result, &manner, &attempt, found.as_ref())?;
         }
@@ -360,6 +406,7 @@ impl History {
 
     fn start_over(&mut self) {
         self.has_lied = false;
+        self.has_misdirected = false;
         self.place.host.clear_state();
         let target = self.place.host.target();
         target.set_len(0).expect("nothing fails");
@@ -380,6 +427,7 @@ impl History {
             Word::Committing | Word::NewUnverified | Word::RollingBack => Way::Recover,
             Word::Staged if !self.belief.is_stale && self.dice.one_in(2) => Way::Recover,
             Word::NewVerified if by_undo => Way::RollBack,
+            Word::NewVerified if found.has_broken_end => Way::Recover,
             Word::NewVerified => Way::Accept,
             _ => return Ok(()),
         };
@@ -479,7 +527,7 @@ fn make_target(host: &Host, format: Format, content: &Content) {
             };
             let image = Image::create(file.clone(), &options).expect("nothing fails");
             for (at, block) in (0..).step_by(BLOCK).zip(content.chunks(BLOCK)) {
-                if block.iter().any(|byte| *byte != 0) {
+                if !is_zero(block) {
                     image.write_at(at, block).expect("nothing fails");
                 }
             }

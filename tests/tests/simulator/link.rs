@@ -136,7 +136,7 @@ impl State {
                 bytes.into()
             }
             Some(LinkFault::Duplicate) => {
-                self.deliver(to, part.clone());
+                self.deliver(to, &part);
                 part
             }
             Some(LinkFault::Drop) => return,
@@ -149,13 +149,13 @@ impl State {
                 part
             }
         };
-        self.deliver(to, part);
+        self.deliver(to, &part);
         if let Some(held) = self.pipes[to].held.take() {
-            self.deliver(to, held);
+            self.deliver(to, &held);
         }
     }
 
-    fn deliver(&mut self, to: usize, part: Bytes) {
+    fn deliver(&mut self, to: usize, part: &Bytes) {
         let pipe = &mut self.pipes[to];
         if pipe.is_silent || part.is_empty() {
             return;

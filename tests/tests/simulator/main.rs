@@ -20,7 +20,10 @@ mod fault;
 mod history;
 mod link;
 mod oracle;
+mod panics;
+mod planted;
 mod runner;
+mod scheduler;
 mod session;
 mod world;
 
@@ -69,6 +72,11 @@ fn a_hundred_thousand_seeds() {
 #[test]
 fn simulated_seed() {
     let seed = number("FAILBACK_SEED").unwrap_or(1);
+    if std::env::var_os("FAILBACK_TRACE").is_some() {
+        let (ended, trace) = runner::run(seed, Planted::Nothing);
+        trace.events.iter().for_each(|event| println!("{event:?}"));
+        println!("{ended:?}");
+    }
     let (tally, trace) = run_twice(seed, Planted::Nothing).unwrap();
     println!(
         "{} events, {} steps in {:?}: {tally:?}",

@@ -21,6 +21,8 @@ pub(crate) struct Belief {
     pub(crate) old: Content,
     /// What it may hold once the journal says "new".
     news: Vec<Goal>,
+    /// While it is marked as mixed: of what. What was written and not flushed may go again.
+    mixed_of: Vec<Content>,
     /// Somebody else changed it since it was staged for: nothing may be applied to it.
     pub(crate) is_stale: bool,
 }
@@ -39,6 +41,7 @@ pub(crate) struct Found {
     pub(crate) is_in_place: bool,
     pub(crate) has_undo: bool,
     pub(crate) is_mixed: bool,
+    pub(crate) has_broken_end: bool,
     pub(crate) seen: Content,
 }
 
@@ -48,12 +51,27 @@ impl Belief {
             job: None,
             old: content,
             news: Vec::new(),
+            mixed_of: Vec::new(),
             is_stale: false,
         }
     }
 
+    /// Somebody else has changed it since it was staged for: what was staged must not be applied.
+    pub(crate) fn change(&mut self, content: Content) {
+        self.old = content;
+        self.news.clear();
+        self.is_stale = true;
+    }
+
     /// What is there now is all that is known: nothing is under way.
-    pub(crate) fn settle(&mut self, content: &Content) {
+    pub(crate) fn settle(&mut self, content: &Content, is_mixed: bool) {
+        match is_mixed {
+            true => {
+                let news = self.news.iter().flat_map(|goal| goal.0.iter().cloned());
+                self.mixed_of.extend(news.chain([self.old.clone()]));
+            }
+            false => self.mixed_of.clear(),
+        }
         self.old = content.clone();
         self.news = vec![Goal(vec![content.clone()])];
         self.is_stale = false;
@@ -74,6 +92,7 @@ impl Belief {
         let word = journal.as_ref().map(Journal::word);
         let is_mixed = journal.as_ref().is_some_and(Journal::is_mixed);
         match word {
+            _ if is_mixed => self.is_between(&seen)?,
             None | Some(Word::Staging | Word::Staged | Word::Aborted | Word::OldRestored) => {
                 self.is_old(&seen, word)?;
             }
@@ -87,6 +106,7 @@ impl Belief {
             is_in_place: journal.as_ref().is_some_and(|j| j.begun().in_place),
             has_undo: journal.as_ref().is_some_and(|j| j.begun().has_undo),
             is_mixed,
+            has_broken_end: journal.as_ref().is_some_and(Journal::has_broken_end),
             seen,
         })
     }
@@ -117,9 +137,6 @@ impl Belief {
     }
 
     fn is_new(&mut self, seen: &Content, word: Option<Word>) -> Result<(), Broken> {
-        if self.is_stale {
-            return Err(format!("{word:?} of a target that another had changed"));
-        }
         if !self.news.iter().any(|goal| goal.admits(seen)) {
             let differs = self.news.iter().map(|g| first_difference(seen, &g.0[0]));
             let differs = differs.collect::<Vec<_>>();
@@ -133,7 +150,8 @@ impl Belief {
 
     fn is_between(&self, seen: &Content) -> Result<(), Broken> {
         let news = self.news.iter().flat_map(|goal| goal.0.iter().cloned());
-        let all: Vec<Content> = news.chain([self.old.clone()]).collect();
+        let before = self.mixed_of.iter().chain([&self.old]).cloned();
+        let all: Vec<Content> = news.chain(before).collect();
         match is_made_of(seen, &all, SECTOR) {
             true => Ok(()),
             false => Err("the target holds what neither the old nor the new disk has".into()),

@@ -6,12 +6,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use failback_engine::schedule::{Trace, simulate};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::history::{Planted, Tally, live};
-
-thread_local! {
-    static SEED: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
-}
 
 /// How to see it again.
 pub(crate) fn reproduction(seed: u64) -> String {
@@ -19,7 +16,7 @@ pub(crate) fn reproduction(seed: u64) -> String {
 }
 
 /// The threads of a simulation wait for each other for good: so would this process.
-fn hang(state: &str) -> ! {
+pub(crate) fn hang(state: &str) -> ! {
     // The thread that notices it is any of the simulation's: the others tell which seeds run.
     let running = RUNNING
         .lock()
@@ -58,6 +55,24 @@ pub(crate) fn run(seed: u64, planted: Planted) -> (Result<Tally, String>, Trace)
     }
 }
 
+/// Keeps this thread, and those it begins, on one of the cores it may use: the threads of a
+/// simulation never run at the same time, and hand their turn on in half the time there.
+pub(crate) fn stay_on_one_core(number: usize) {
+    let Ok(allowed) = sched_getaffinity(None) else {
+        return;
+    };
+    let cores: Vec<usize> = (0..CpuSet::MAX_CPU)
+        .filter(|core| allowed.is_set(*core))
+        .collect();
+    let Some(core) = cores.get(number % cores.len().max(1)) else {
+        return;
+    };
+    let mut one = CpuSet::new();
+    one.set(*core);
+    // It is only faster; nobody misses it.
+    let _ = sched_setaffinity(None, &one);
+}
+
 /// Two runs of a seed, which have to be the same.
 pub(crate) fn run_twice(seed: u64, planted: Planted) -> Result<(Tally, Trace), String> {
     let (first, trace) = run(seed, planted);
@@ -89,8 +104,10 @@ const TOLD_MAX: usize = 20;
 pub(crate) fn campaign(first: u64, count: u64, threads: usize) -> Campaign {
     let (next, campaign) = (AtomicU64::new(0), Mutex::new(Campaign::default()));
     std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
+        for worker in 0..threads {
+            let (next, campaign) = (&next, &campaign);
+            scope.spawn(move || {
+                stay_on_one_core(worker);
                 loop {
                     let number = next.fetch_add(1, Ordering::Relaxed);
                     if number >= count {

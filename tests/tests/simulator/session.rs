@@ -1,5 +1,6 @@
 //! One sync of both agents, as the engine's own operations run it.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use failback_engine::commit::{Staging, Unfinished};
@@ -172,7 +173,15 @@ impl Place {
             let near_session = session();
             let abort = &aborts[0];
             let sending = scope.spawn(move || run_source(&near_session, source, near, abort));
-            let target = self.play_target(manner, &session(), far, &aborts[1]);
+            let target = catch_unwind(AssertUnwindSafe(|| {
+                self.play_target(manner, &session(), far, &aborts[1])
+            }));
+            let target = target.unwrap_or_else(|_| {
+                Err(Error::new(
+                    ErrorKind::Internal,
+                    "the target's side panicked",
+                ))
+            });
             let source = sending.join().unwrap_or_else(|_| {
                 Err(Error::new(
                     ErrorKind::Internal,

@@ -17,7 +17,7 @@ use failback_engine::schedule::{Dice, note, pause};
 use failback_engine::state::Folder;
 use failback_vhdx::{FileAt, FileExtent, MemoryFile};
 
-use crate::fault::{Failure, HostFaults, Lie};
+use crate::fault::{Failure, HostFaults, Lie, PLANTED, is_due};
 use crate::link::Wire;
 
 /// Bytes that a medium writes whole.
@@ -211,12 +211,12 @@ impl Host {
         inner.wire = wire;
     }
 
-    /// Nothing goes wrong any more. Whether the process was alive, and whether the medium has lied.
-    pub(crate) fn mend(&self) -> (bool, bool) {
+    /// Nothing goes wrong any more. Whether the process was alive, and how the medium lied.
+    pub(crate) fn mend(&self) -> (bool, Option<Lie>) {
         let mut inner = self.inner();
         let faults = std::mem::take(&mut inner.faults);
         inner.wire = None;
-        (!inner.is_dead, faults.has_lied)
+        (!inner.is_dead, faults.lied)
     }
 
     /// A new process, after a power cut or only the end of the old one.
@@ -312,15 +312,12 @@ impl Host {
             return Err(dead());
         }
         let takes_room = matches!(change, Change::Write { .. } | Change::SetLen(_));
-        match inner.faults.failure_due(takes_room) {
-            Some(failure) => {
-                let kept = torn(&mut inner.dice);
-                if matches!(change, Change::Write { .. }) {
-                    inner.files[file].make(change, kept);
-                }
-                return Err(failure.error());
+        if let Some(failure) = inner.faults.failure_due(takes_room) {
+            let kept = torn(&mut inner.dice);
+            if matches!(change, Change::Write { .. }) {
+                inner.files[file].make(change, kept);
             }
-            None => {}
+            return Err(failure.error());
         }
         let is_write = matches!(change, Change::Write { .. });
         let (change, kept) = match inner.faults.lie_due(file, is_write) {
@@ -373,7 +370,11 @@ impl Host {
 }
 
 impl Inner {
-    fn check_alive(&self) -> io::Result<()> {
+    fn check_alive(&mut self) -> io::Result<()> {
+        if is_due(&mut self.faults.panics_in) {
+            note("panics", (0, 0));
+            panic!("{PLANTED}");
+        }
         match self.is_dead {
             false => Ok(()),
             true => Err(dead()),
@@ -450,7 +451,7 @@ impl HostFile {
 
 impl FileAt for HostFile {
     fn len(&self) -> io::Result<u64> {
-        let inner = self.host.inner();
+        let mut inner = self.host.inner();
         inner.check_alive()?;
         inner.files[self.file].now.len()
     }
@@ -522,9 +523,9 @@ impl Folder for Host {
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        match self.inner().names.contains_key(name) {
-            false => return Ok(()),
-            true => {}
+        let is_there = self.inner().names.contains_key(name);
+        if !is_there {
+            return Ok(());
         }
         self.change_name(NameChange::Remove(name.to_owned()))
     }
