@@ -228,8 +228,9 @@ impl Staging {
     fn why_not_resumed(&self, journal: &Journal) -> Result<Option<&'static str>> {
         let (was, is) = (journal.begun(), self.begun());
         let is_same_target = was.identity == is.identity && was.disk_len == is.disk_len;
-        let is_same_job = (was.block_size, &was.hash, was.has_undo, was.keeps_undo)
-            == (is.block_size, &is.hash, is.has_undo, is.keeps_undo);
+        let is_same_job = (was.block_size, &was.hash, &was.verify)
+            == (is.block_size, &is.hash, &is.verify)
+            && (was.has_undo, was.keeps_undo) == (is.has_undo, is.keeps_undo);
         Ok(match (is_same_target, is_same_job) {
             (false, _) => Some("target_changed"),
             (_, false) => Some("options_changed"),
