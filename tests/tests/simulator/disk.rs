@@ -211,8 +211,7 @@ impl Target for FileDisk {
 
     fn close(&self) -> Result<()> {
         paused(|| match &self.image {
-            // What was written is durable by then.
-            None => Ok(()),
+            None => self.file.sync().map_err(io),
             // As the engine's own.
             Some(image) => image
                 .close()

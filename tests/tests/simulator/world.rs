@@ -264,9 +264,11 @@ impl Host {
         self.inner().staged_ends.clone()
     }
 
-    /// What a failed flush left in memory is not to be believed.
+    /// What a failed flush left in memory is not to be believed; what was not flushed is now.
     pub(crate) fn forget_cache(&self) {
-        self.inner().files[TARGET].forget_cache();
+        let mut inner = self.inner();
+        inner.files[TARGET].flush();
+        inner.files[TARGET].forget_cache();
     }
 
     pub(crate) fn target(&self) -> Arc<HostFile> {
