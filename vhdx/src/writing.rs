@@ -108,8 +108,8 @@ impl Writing {
 }
 
 impl Image {
-    /// Returns when everything written so far survives a power cut, also what was written before the
-    /// image was opened. Changes nothing in an image that was not changed.
+    /// Returns when everything written so far survives a power cut, also what was written before
+    /// the image was opened. Changes nothing in an image that was not changed.
     ///
     /// # Errors
     /// [`Poisoned`](crate::ErrorKind::Poisoned), [`Io`](crate::ErrorKind::Io), which poisons.
