@@ -24,13 +24,13 @@ use failback_engine::CancelToken;
 use failback_engine::commit::Unfinished;
 use failback_engine::state::{Barrier, Barriers, Word};
 use failback_engine::sync::Task;
-use failback_engine::transport::Apply;
+use failback_engine::transport::{Apply, VerifyLevel};
 
 use disk::Format;
 use promises::check;
 use scenario::{
     Disk, Record, WINDOW, after, at_word, content, finish, raw_disk, record_after_kill, record_end,
-    record_resumed, record_sync, sync, vhdx_disk,
+    record_resumed, record_sync, resumed_with, sync, vhdx_disk,
 };
 use states::{Effort, State, each};
 use world::World;
@@ -235,6 +235,18 @@ fn each_failed_change_of_a_raw_disk_is_survived() {
 #[test]
 fn each_failed_change_of_a_vhdx_is_survived() {
     check_faults(&vhdx_disk());
+}
+
+// A recovery proves what the journal says was asked for: a stage of another level is made anew.
+#[test]
+fn another_verify_level_takes_no_stage_up() {
+    let disk = raw_disk();
+    let whole = record_sync(&disk, Barriers::new(), Task::Delta, Apply::Stage);
+    let staged = at_word(&whole.base, &whole.ops, Word::Staged);
+    let resumed = |verify| resumed_with(&World::like(&staged), &disk, verify).unwrap();
+    assert!(resumed(VerifyLevel::Changed) > 0);
+    assert_eq!(resumed(VerifyLevel::Full), 0);
+    assert_eq!(resumed(VerifyLevel::Off), 0);
 }
 
 // Goal: every barrier is needed. Method: leave out one after the other; a promise has to break.

@@ -156,6 +156,16 @@ pub(crate) fn staging(
     staging_as(world, disk, barriers, options(Task::Delta, Apply::Stage))
 }
 
+/// How many staged blocks a sync with that verify level goes on with.
+pub(crate) fn resumed_with(world: &World, disk: &Disk, verify: VerifyLevel) -> Result<u64> {
+    let options = SessionOptions {
+        verify,
+        ..options(Task::Delta, Apply::Stage)
+    };
+    let (staging, _) = staging_as(world, disk, Barriers::new(), options)?;
+    Ok(staging.resumed_blocks())
+}
+
 fn staging_as(
     world: &World,
     disk: &Disk,
