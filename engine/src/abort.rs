@@ -3,11 +3,12 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use failback_transport::link::LinkCloser;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::schedule::Mutex;
 
 /// Cancels a job from outside, from any thread, any number of times. Clones are the same token.
 #[derive(Clone, Debug, Default)]

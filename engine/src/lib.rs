@@ -28,6 +28,10 @@ pub mod map;
 pub mod operation;
 pub mod pipeline;
 pub mod report;
+#[cfg(feature = "simulate")]
+pub mod schedule;
+#[cfg(not(feature = "simulate"))]
+mod schedule;
 mod stage;
 pub mod state;
 pub mod sync;

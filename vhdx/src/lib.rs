@@ -50,6 +50,7 @@ mod merge;
 mod metadata;
 mod overlay;
 mod pages;
+mod proof;
 mod region;
 mod resolve;
 mod storage;

@@ -118,8 +118,8 @@ impl Image {
         self.writing.log_start.store(at, Ordering::Relaxed);
     }
 
-    /// Returns when everything written so far survives a power cut. Does nothing on an image that
-    /// was not changed.
+    /// Returns when everything written so far survives a power cut, also what was written before
+    /// the image was opened. Changes nothing in an image that was not changed.
     ///
     /// # Errors
     /// [`Poisoned`](crate::ErrorKind::Poisoned), [`Io`](crate::ErrorKind::Io), which poisons.
@@ -143,7 +143,7 @@ impl Image {
     }
 
     /// Flushes, gives back the space that was taken in advance, and marks the image as clean.
-    /// Does nothing on an image that was not changed. A change after it begins anew, with new
+    /// Changes nothing in an image that was not changed. A change after it begins anew, with new
     /// GUIDs.
     ///
     /// # Errors
@@ -255,6 +255,10 @@ impl Image {
     fn flush_pending(&self, session: &mut Session) -> Result<Vec<Range<u64>>> {
         self.storage.check_poison()?;
         let Some(log) = session.log.as_mut() else {
+            // An earlier process may have been killed before it flushed what is read here.
+            if self.is_writable {
+                self.storage.sync()?;
+            }
             return Ok(Vec::new());
         };
         // Taken before the pages, and both before the sync: what is released or changed after

@@ -208,6 +208,108 @@ fn after_one_failure_nothing_is_written_and_the_image_still_opens() {
     }
 }
 
+/// A file that loses one of its writes and says that it went well.
+#[derive(Debug)]
+struct Lossy {
+    file: MemoryFile,
+    writes_left: AtomicUsize,
+    is_lost: AtomicUsize,
+    syncs: AtomicUsize,
+}
+
+impl Lossy {
+    fn new(file: &MemoryFile, writes_left: usize) -> Arc<Self> {
+        Arc::new(Self {
+            file: MemoryFile::clone(file),
+            writes_left: AtomicUsize::new(writes_left),
+            is_lost: AtomicUsize::new(0),
+            syncs: AtomicUsize::new(0),
+        })
+    }
+}
+
+impl FileAt for Lossy {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.file.read_at(at, buf)
+    }
+
+    fn write_at(&self, at: u64, data: &[u8]) -> io::Result<()> {
+        match self.writes_left.fetch_sub(1, Ordering::SeqCst) {
+            0 => {
+                let is_told = at < 3 * MIB;
+                self.is_lost
+                    .store(1 + usize::from(is_told), Ordering::SeqCst);
+                Ok(())
+            }
+            _ => self.file.write_at(at, data),
+        }
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.syncs.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn zero(&self, range: Range<u64>) -> io::Result<()> {
+        self.file.zero(range)
+    }
+
+    fn allocate(&self, range: Range<u64>) -> io::Result<()> {
+        self.file.allocate(range)
+    }
+
+    fn extent_at(&self, at: u64) -> io::Result<FileExtent> {
+        self.file.extent_at(at)
+    }
+}
+
+// What is read may be in memory only: a process that wrote it was killed before it flushed.
+#[test]
+fn a_flush_reaches_the_file_of_an_image_that_was_not_changed() {
+    let (before, image) = small(8 * MIB, Kind::Dynamic);
+    image.close().unwrap();
+    let file = Lossy::new(&before, usize::MAX);
+    let image = Image::open_rw(file.clone()).unwrap();
+    image.flush().unwrap();
+    assert_eq!(file.syncs.load(Ordering::SeqCst), 1);
+    assert_eq!(file.file, *before);
+}
+
+// Goal: a write of header, log or BAT that was lost is noticed, or nobody misses it. Method: lose
+// each write in turn; what an image opened anew reads is what was written, or the proof fails.
+#[test]
+fn a_lost_write_of_a_structure_is_noticed() {
+    let (before, image) = small(8 * MIB, Kind::Dynamic);
+    image.write_at(0, &[1; 4096]).unwrap();
+    image.close().unwrap();
+    let mut noticed = 0;
+    for write in 0..100 {
+        let file = Lossy::new(&before, write);
+        let image = Image::open_rw(file.clone()).unwrap();
+        image.write_at(0, &[2; 4096]).unwrap();
+        image.write_at(5 * MIB, &[3; 4096]).unwrap();
+        image.close().unwrap();
+        let proven = image.prove_structure(file.clone());
+        noticed += usize::from(proven.is_err());
+        let is_structure = file.is_lost.load(Ordering::SeqCst) != 1;
+        let expected = read_all(&image);
+        let is_same = || Image::open(file.clone()).is_ok_and(|next| read_all(&next) == expected);
+        assert!(
+            proven.is_err() || !is_structure || is_same(),
+            "write {write}"
+        );
+    }
+    assert!(noticed > 0);
+}
+
 #[test]
 fn threads_that_meet_in_a_new_block_lose_nothing() {
     let (_, image) = small(64 * MIB, Kind::Dynamic);

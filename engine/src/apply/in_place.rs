@@ -5,8 +5,10 @@
 //! found to be what was sent.
 
 use std::ops::Range;
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+
+use std::time::Duration;
 
 use failback_transport::{Digest, VerifiedFrom, VerifyLevel};
 
@@ -14,6 +16,7 @@ use crate::abort::Abort;
 use crate::disk::{ExtentKind, Target};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Hasher, is_zero};
+use crate::schedule::{Condvar, Mutex, MutexGuard, scope};
 use crate::state::{Barrier, Barriers};
 use crate::sync::{InPlaceChanges, Session, SessionProgress};
 use crate::system::MediumAccess;
@@ -27,6 +30,8 @@ const UNPROVEN_MAX: usize = 128 << 10;
 const UNPROVEN_LEN_MAX: u64 = 64 << 20;
 /// Reading back is waiting for a device, one read at a time for each thread.
 const PROOF_THREADS: usize = 8;
+/// A flush that others wait for ends, or panics.
+const FLUSH_POLL: Duration = Duration::from_millis(100);
 /// Bytes of zeros that are read back as one.
 const ZERO_PIECE: usize = 1 << 20;
 
@@ -43,8 +48,9 @@ pub(crate) struct InPlace<'a> {
     barriers: Barriers,
     /// Bytes written since the last flush, where what a job wrote has to outlive it.
     unflushed: Option<AtomicU64>,
-    /// Held by the one thread that flushes.
-    flushing: Mutex<()>,
+    /// Whether a thread flushes now.
+    is_flushing: Mutex<bool>,
+    flushed: Condvar,
     unproven: Mutex<UnprovenList>,
     progress: &'a SessionProgress,
     written: AtomicU64,
@@ -81,7 +87,8 @@ impl<'a> InPlace<'a> {
             is_hashed: session.is_hashed(),
             barriers: changes.barriers,
             unflushed: changes.outlives_job.then(AtomicU64::default),
-            flushing: Mutex::default(),
+            is_flushing: Mutex::new(false),
+            flushed: Condvar::new(),
             unproven: Mutex::default(),
             progress: &session.progress,
             written: AtomicU64::new(0),
@@ -139,6 +146,8 @@ impl<'a> InPlace<'a> {
         // target does, too.
         let blocks = self.target.zero_undefined()?;
         tracing::debug!(blocks, "undefined blocks of the target made zero");
+        // Before the proof: nothing is written behind it.
+        self.target.close()?;
         self.prove()
     }
 
@@ -165,7 +174,7 @@ impl<'a> InPlace<'a> {
             .fetch_add(total, Ordering::Relaxed);
         let next = AtomicUsize::new(0);
         let failed = Abort::new();
-        std::thread::scope(|scope| {
+        scope(|scope| {
             for _ in 0..PROOF_THREADS.min(unproven.len()) {
                 scope.spawn(|| {
                     failed.guard(|| {
@@ -231,22 +240,36 @@ impl<'a> InPlace<'a> {
         let window = self.barriers.window_len();
         unflushed.fetch_add(written, Ordering::SeqCst);
         loop {
-            let flushing = match unflushed.load(Ordering::SeqCst) {
-                len if len >= 2 * window => self.flushing.lock().map_err(drop),
-                len if len >= window => self.flushing.try_lock().map_err(drop),
-                _ => return Ok(()),
-            };
-            // A flush that panicked has ended the job.
-            let Ok(_flushing) = flushing else {
+            let len = unflushed.load(Ordering::SeqCst);
+            if len < window {
                 return Ok(());
-            };
+            }
+            let mut is_flushing = self.is_flushing();
+            if *is_flushing {
+                if len < 2 * window {
+                    return Ok(());
+                }
+                let waited = self.flushed.wait_timeout(is_flushing, FLUSH_POLL);
+                drop(waited.unwrap_or_else(PoisonError::into_inner));
+                continue;
+            }
+            *is_flushing = true;
+            drop(is_flushing);
             let covered = unflushed.load(Ordering::SeqCst);
-            if covered >= window {
-                self.barriers
-                    .pass(Barrier::Window, || self.target.flush())?;
+            let flushed = self.barriers.pass(Barrier::Window, || self.target.flush());
+            if flushed.is_ok() {
                 unflushed.fetch_sub(covered, Ordering::SeqCst);
             }
+            *self.is_flushing() = false;
+            self.flushed.notify_all();
+            flushed?;
         }
+    }
+
+    fn is_flushing(&self) -> MutexGuard<'_, bool> {
+        self.is_flushing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn remember(&self, change: Unproven) -> Result<()> {

@@ -1,12 +1,13 @@
 //! What is done once everything is staged, and nothing but this host is needed.
 
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::abort::Abort;
 use crate::disk::{DiskInfo, Source, Target, TargetAccess};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Digest, Hasher, is_zero};
+use crate::schedule::{Mutex, MutexGuard, scope};
 use crate::stage::{Record, StageLog};
 use crate::state::{
     Barrier, Barriers, Entry, Folder, Journal, STAGE_NAME, Sealed, Word, lead_to, remove_needless,
@@ -149,6 +150,8 @@ impl Finisher<'_> {
     /// From `new_unverified`.
     pub(crate) fn prove(&self, target: &dyn Target, job: &Job) -> Result<Outcome> {
         let level = self.session.options.verify;
+        // Before the proof: nothing is written behind it.
+        target.close()?;
         let verified = match level {
             VerifyLevel::Off => 0,
             VerifyLevel::Changed => self.read_back(target, &job.stage, Direction::New)?,
@@ -157,7 +160,6 @@ impl Finisher<'_> {
                 self.check_root(target, sealed.as_deref())?
             }
         };
-        target.close()?;
         let keeps_undo = job.journal().begun().keeps_undo;
         let word = match level {
             // Nothing was read back: the word stays what it is.
@@ -196,13 +198,13 @@ impl Finisher<'_> {
         }
         let written = self.write_all(target, &job.stage, Direction::Old)?;
         self.barriers.pass(Barrier::Restored, || target.flush())?;
+        target.close()?;
         let verified = self.read_back(target, &job.stage, Direction::Old)?;
         let hasher = &self.session.hasher;
         if !is_old_as_staged(&job.stage, target, hasher, self.session.geometry)? {
             let message = "the old disk was written back, yet its blocks do not have their hashes";
             return Err(Error::new(ErrorKind::VerifyFailed, message));
         }
-        target.close()?;
         self.end(job, Word::OldRestored, Barrier::OldRestored)?;
         Ok(Outcome {
             written,
@@ -292,7 +294,7 @@ impl Finisher<'_> {
         };
         match PROOF_THREADS.min(count / PROOF_BLOCKS) {
             0 | 1 => drop(failed.guard(work)),
-            threads => std::thread::scope(|scope| {
+            threads => scope(|scope| {
                 for _ in 0..threads {
                     scope.spawn(|| failed.guard(work));
                 }

@@ -1,9 +1,10 @@
 //! How a job begins, and what it takes over from an earlier one.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 
 use crate::disk::TargetAccess;
 use crate::error::{Error, ErrorKind, Result};
+use crate::schedule::{Mutex, MutexGuard};
 use crate::state::{Barriers, Begun, Entry, Folder, Journal, Word};
 use crate::sync::Session;
 
@@ -146,6 +147,8 @@ impl Opening {
         let same = |begun: &Begun| {
             (
                 begun.container,
+                // What is proven at the end, also when only the journal is left to say.
+                begun.verify.clone(),
                 begun.has_undo,
                 begun.keeps_undo,
                 // A new file is compared anew, by whatever hash of whatever blocks.

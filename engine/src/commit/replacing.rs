@@ -1,7 +1,7 @@
 //! A target whose place a new file takes.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use super::exchange::Exchange;
 use super::finish::Finisher;
@@ -10,6 +10,7 @@ use crate::abort::Abort;
 use crate::disk::{DiskInfo, Extent, NewFile, Source, Target, TargetAccess};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Digest;
+use crate::schedule::{Mutex, MutexGuard};
 use crate::state::{
     Barrier, Barriers, Begun, Container, Entry, Folder, Journal, STAGE_NAME, Word, remove_needless,
 };

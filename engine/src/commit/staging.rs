@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use crate::abort::Abort;
 use crate::commit::finish::{Finisher, Job, Outcome, has_leaf};
@@ -10,6 +10,7 @@ use crate::commit::opening::{Opening, Resumed, waits_to_be_accepted};
 use crate::disk::{DiskInfo, Extent, ExtentKind, Source, TargetAccess};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Digest, is_zero};
+use crate::schedule::{Mutex, MutexGuard};
 use crate::stage::{IsOld, Old, Overlay, Record, StageLog, compact};
 use crate::state::{
     Barrier, Barriers, Begun, Entry, Folder, Journal, STAGE_NAME, STAGE_NEW_NAME, Word,

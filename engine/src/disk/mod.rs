@@ -151,9 +151,9 @@ pub trait Target: Source {
     fn mark(&self) -> Result<Option<String>>;
 
     /// Flushes and leaves the image in order (a VHDX: log empty, space trimmed). Nothing may be
-    /// written afterwards.
+    /// written afterwards; what is read back then is what the next reader gets.
     ///
     /// # Errors
-    /// As [`Target::write`].
+    /// As [`Target::write`]; `VerifyFailed` when the medium does not hold the image's structures.
     fn close(&self) -> Result<()>;
 }

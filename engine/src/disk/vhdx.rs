@@ -1,10 +1,11 @@
 //! A VHDX image as a disk.
 
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
 use failback_vhdx as format;
-use failback_vhdx::{FileAt, Image, LogState, Place, Run};
+use failback_vhdx::{FileAt, FileExtent, Image, LogState, Place, Run};
 
 use super::{DiskInfo, Extent, ExtentKind, Source, Target};
 use crate::error::{Error, ErrorKind, Result};
@@ -166,6 +167,44 @@ impl VhdxDisk {
     }
 }
 
+/// What the medium holds, and not a cache.
+#[derive(Debug)]
+struct PastCache(Arc<HostFile>);
+
+impl FileAt for PastCache {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.0.read_past_cache(at, buf)
+    }
+
+    fn write_at(&self, _at: u64, _data: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+
+    fn set_len(&self, _len: u64) -> io::Result<()> {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn zero(&self, _range: Range<u64>) -> io::Result<()> {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+
+    fn allocate(&self, _range: Range<u64>) -> io::Result<()> {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+
+    fn extent_at(&self, at: u64) -> io::Result<FileExtent> {
+        self.0.extent_at(at)
+    }
+}
+
 /// The nearest parent, standing on the others.
 pub(crate) fn open_images(files: &[Arc<HostFile>]) -> Result<Option<Arc<Image>>> {
     let mut below: Option<Arc<Image>> = None;
@@ -190,7 +229,7 @@ pub(crate) fn convert(error: &format::Error, file: &HostFile) -> Error {
         From::ReadOnly => ErrorKind::ReadOnly,
         _ => ErrorKind::Io,
     };
-    let source = std::error::Error::source(error).and_then(|s| s.downcast_ref::<std::io::Error>());
+    let source = std::error::Error::source(error).and_then(|s| s.downcast_ref::<io::Error>());
     let kind = match source.map(ErrorKind::of_io) {
         Some(better) if kind == ErrorKind::Io => better,
         _ => kind,
@@ -276,6 +315,17 @@ impl Target for VhdxDisk {
     }
 
     fn close(&self) -> Result<()> {
-        self.converted(self.image.close())
+        self.converted(self.image.close())?;
+        // Payload is read back where this image knows it to be: so must whoever opens it next.
+        let medium = Arc::new(PastCache(self.file.clone()));
+        self.image.prove_structure(medium).map_err(|error| {
+            let error = convert(&error, &self.file);
+            match error.kind() {
+                ErrorKind::Damaged => {
+                    Error::new(ErrorKind::VerifyFailed, error.message()).path(self.file.path())
+                }
+                _ => error,
+            }
+        })
     }
 }

@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
-use crossbeam::channel::bounded;
 use failback_transport::{Message, MessageReceiver, MessageSender, SourceEnd, TargetResult};
 
 use crate::abort::Abort;
 use crate::error::{Error, ErrorKind, Result, peer_error};
+use crate::schedule::channel::bounded;
 use crate::sync::{SessionLink, watch};
 
 /// Messages read from one side and not yet taken by the other.

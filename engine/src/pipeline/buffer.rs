@@ -1,9 +1,10 @@
 //! Recycled block buffers: the bound on memory, and no page faults after the first round.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use crate::error::Result;
+use crate::schedule::{Condvar, Mutex};
 
 /// A fixed number of buffers, lent one at a time. The one that came back last is lent first: it is
 /// still in the cache, and buffers that are never needed are never touched.

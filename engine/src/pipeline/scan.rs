@@ -12,17 +12,17 @@
 //! still in that core's cache. Handing it to another pool reads it from the shared cache again.
 
 use std::collections::BTreeMap;
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-
-use crossbeam::channel::{Receiver, Sender, bounded};
 
 use super::buffer::{BufferPool, PooledBuffer};
 use crate::abort::Abort;
 use crate::disk::{ExtentKind, Source};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Digest, Hasher, is_zero};
+use crate::schedule::channel::{Receiver, Sender, bounded};
+use crate::schedule::{Mutex, scope, sleep};
 use crate::units::{BlockIndex, ByteOffset, Geometry};
 
 /// A piece of the stream, in disk order.
@@ -115,7 +115,7 @@ impl Scanner<'_> {
         let stop = Abort::new();
         let (started, delivered) = (AtomicU64::new(0), AtomicU64::new(0));
         let (tx, rx) = bounded::<(u64, Scanned)>(self.threads);
-        std::thread::scope(|scope| {
+        scope(|scope| {
             for _ in 0..self.threads {
                 let tx = tx.clone();
                 let (walker, stop) = (&walker, &stop);
@@ -151,7 +151,7 @@ impl Scanner<'_> {
             // far the others run ahead of a slow read.
             while started.load(Ordering::Relaxed) > delivered.load(Ordering::Relaxed) + AHEAD_MAX {
                 check()?;
-                std::thread::sleep(AHEAD_POLL);
+                sleep(AHEAD_POLL);
             }
             started.fetch_add(1, Ordering::Relaxed);
             let next = walker
@@ -360,7 +360,7 @@ mod tests {
 
         fn read(&self, at: ByteOffset, buf: &mut [u8]) -> Result<()> {
             if at == ByteOffset(0) {
-                std::thread::sleep(Duration::from_millis(300));
+                sleep(Duration::from_millis(300));
                 return Err(Error::new(ErrorKind::Io, "bad sector").at(0));
             }
             self.0.read(at, buf)

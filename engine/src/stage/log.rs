@@ -1,7 +1,7 @@
 //! The stage itself: an append-only file of records.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use failback_vhdx::FileAt;
 use uuid::Uuid;
@@ -10,6 +10,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::index::Index;
 use super::record::{self, Bytes, HEADER_LEN, NewRecord, PAGE_LEN, Record};
 use crate::error::{Error, ErrorKind, Result};
+use crate::schedule::{Mutex, MutexGuard};
 use crate::state::{Barrier, Barriers};
 use crate::tree::Leaf;
 use crate::units::{BlockIndex, Geometry};

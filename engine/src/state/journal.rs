@@ -24,6 +24,7 @@ use super::barrier::{Barrier, Barriers};
 use super::container::Container;
 use super::folder::Folder;
 use crate::error::{Error, ErrorKind, Result};
+use crate::schedule::random_id;
 
 /// First bytes of every entry; the last one is the version.
 const MAGIC: [u8; 8] = *b"FBJRNL\0\x02";
@@ -261,7 +262,7 @@ impl Journal {
         let mut journal = Self {
             file: folder.create(NEW_NAME).map_err(failed)?,
             barriers,
-            job: Uuid::new_v4(),
+            job: random_id(),
             entries: Vec::new(),
             end: 0,
             has_broken_end: false,

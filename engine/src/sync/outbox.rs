@@ -6,13 +6,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use failback_transport::{Message, MessageSender};
 
 use crate::abort::Abort;
 use crate::error::{Error, ErrorKind, Result, peer_error};
+use crate::schedule::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use crate::schedule::now;
 
 /// A peer that hears nothing for a minute gives up; we speak up well before.
 pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -52,7 +53,7 @@ impl Outgoing {
     /// Sends until all outboxes are gone, or until the job is aborted: then tells the peer why, and
     /// ends.
     pub(crate) fn pump(self, link: &mut MessageSender, abort: &Abort) -> Result<()> {
-        let mut last_sent = Instant::now();
+        let mut last_sent = now();
         loop {
             if abort.is_set() {
                 return tell_why(link, abort);
@@ -60,13 +61,13 @@ impl Outgoing {
             match self.queue.recv_timeout(POLL) {
                 Ok(message) => {
                     send_all(link, message, &self.queue).map_err(peer_error)?;
-                    last_sent = Instant::now();
+                    last_sent = now();
                 }
-                Err(RecvTimeoutError::Timeout) if last_sent.elapsed() >= KEEP_ALIVE => {
+                Err(RecvTimeoutError::Timeout) if now() - last_sent >= KEEP_ALIVE => {
                     link.send(&Message::KeepAlive)
                         .and_then(|()| link.flush())
                         .map_err(peer_error)?;
-                    last_sent = Instant::now();
+                    last_sent = now();
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) if abort.is_set() => {

@@ -1,14 +1,15 @@
 //! What both roles do around their own work: a thread that sends, and an end to all waiting when
 //! the job is over.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crossbeam::channel::{Receiver, RecvTimeoutError};
 use failback_transport::{Message, MessageReceiver, MessageSender};
 
 use super::outbox::Outgoing;
 use crate::abort::Abort;
 use crate::error::{Error, Result, peer_error};
+use crate::schedule::channel::{Receiver, RecvTimeoutError};
+use crate::schedule::{now, sleep};
 
 /// How often somebody looks whether the job was aborted.
 const POLL: Duration = Duration::from_millis(100);
@@ -25,9 +26,9 @@ const GRACE_POLL: Duration = Duration::from_millis(10);
 pub(super) fn pump(outgoing: Outgoing, sender: &mut MessageSender, abort: &Abort) {
     if let Err(error) = outgoing.pump(sender, abort) {
         // The peer that stopped taking may have said why: the receiving thread will tell.
-        let deadline = Instant::now() + GRACE;
-        while !abort.is_set() && Instant::now() < deadline {
-            std::thread::sleep(GRACE_POLL);
+        let deadline = now() + GRACE;
+        while !abort.is_set() && now() < deadline {
+            sleep(GRACE_POLL);
         }
         abort.fail(error);
         abort.close_links();
@@ -58,8 +59,8 @@ pub(crate) fn watch(done: &Receiver<()>, abort: &Abort) {
             _ => return,
         }
         if abort.is_set() {
-            let deadline = deadline.get_or_insert_with(|| Instant::now() + FAREWELL);
-            if Instant::now() >= *deadline {
+            let deadline = deadline.get_or_insert_with(|| now() + FAREWELL);
+            if now() >= *deadline {
                 return abort.close_links();
             }
         }

@@ -3,13 +3,11 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use crossbeam::channel::bounded;
 use failback_transport::{Digest, Message, MessageReceiver, SourceEnd, TargetResult, Task};
-use rayon::ThreadPool;
 
 use super::outbox::Outbox;
 use super::pack::{Packed, pack_difference, pack_whole};
@@ -20,6 +18,8 @@ use crate::abort::Abort;
 use crate::disk::Source;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pipeline::{BufferPool, PooledBuffer, Scanned, Scanner};
+use crate::schedule::channel::bounded;
+use crate::schedule::{Condvar, Mutex, MutexGuard, Pool, scope, with_pool};
 use crate::tree::{Leaf, TreeBuilder};
 use crate::units::{BlockIndex, Geometry, range_len};
 
@@ -61,10 +61,9 @@ pub fn run_source(
         progress: session.progress.clone(),
     });
     let waiting = Waiting::default();
-    let threads = rayon::ThreadPoolBuilder::new().num_threads(session.threads);
-    let run = |pool: &ThreadPool| {
+    let run = |pool: &Pool| {
         let (done, is_done) = bounded::<()>(0);
-        std::thread::scope(|scope| {
+        scope(|scope| {
             scope.spawn(|| pump(outgoing, &mut sender, abort));
             scope.spawn(move || watch(&is_done, abort));
             let mut incoming = Incoming {
@@ -103,8 +102,7 @@ pub fn run_source(
             end.zip(result)
         })
     };
-    let outcome = threads
-        .build_scoped(rayon::ThreadBuilder::run, run)
+    let outcome = with_pool(session.threads, run)
         .map_err(|e| Error::new(ErrorKind::Io, "start threads").caused_by(e))?;
     abort.verdict()?;
     let (end, result) = outcome.expect("without a verdict both have ended well");
@@ -117,7 +115,7 @@ pub fn run_source(
 /// Differing blocks that wait for the target's sub-block sums.
 type Waiting = Mutex<HashMap<u64, (Digest, PooledBuffer)>>;
 
-fn locked(waiting: &Waiting) -> std::sync::MutexGuard<'_, HashMap<u64, (Digest, PooledBuffer)>> {
+fn locked(waiting: &Waiting) -> MutexGuard<'_, HashMap<u64, (Digest, PooledBuffer)>> {
     waiting.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -172,7 +170,7 @@ impl Outstanding {
 /// Packs blocks on the pool; a job computes and queues, it never waits.
 #[derive(Clone)]
 struct Jobs<'p> {
-    pool: &'p ThreadPool,
+    pool: &'p Pool,
     outbox: Outbox,
     packing: Arc<Packing>,
 }

@@ -3,10 +3,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
-use crossbeam::channel::{Receiver, Sender, bounded};
 use failback_transport as wire;
 use failback_transport::{
     BlockData, Message, MessageReceiver, SourceEnd, TargetResult, Task, VerifyLevel,
@@ -25,6 +24,8 @@ use crate::disk::{Source, Target};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Digest;
 use crate::pipeline::{BufferPool, PooledBuffer, Scanned, Scanner};
+use crate::schedule::channel::{Receiver, Sender, bounded};
+use crate::schedule::{Condvar, Mutex, MutexGuard, now, scope};
 use crate::state::Barriers;
 use crate::tree::{Leaf, TreeBuilder};
 use crate::units::BlockIndex;
@@ -134,7 +135,7 @@ pub fn run_target(
     let role = Role::new(session, disk, applier.as_ref(), outbox, abort);
     let (done, is_done) = bounded::<()>(0);
     let (work, work_queue) = bounded((WORK_BUDGET / session.options.block_size.len()).max(2));
-    let outcome = std::thread::scope(|scope| {
+    let outcome = scope(|scope| {
         scope.spawn(|| pump(outgoing, &mut sender, abort));
         scope.spawn(move || watch(&is_done, abort));
         if session.options.task != Task::Full {
@@ -497,7 +498,7 @@ impl<'a> Role<'a> {
         end: &SourceEnd,
         last_step: Option<InPlaceChanges<'_>>,
     ) -> Result<TargetResult> {
-        let started = Instant::now();
+        let started = now();
         let progress = &self.session.progress;
         let scan = &progress.scan;
         let known = self.session.is_hashed().then(|| self.ledger().root());
@@ -520,7 +521,7 @@ impl<'a> Role<'a> {
             scan.read_len.load(Ordering::Relaxed) + self.reread.load(Ordering::Relaxed);
         result.hashed_blocks = scan.hashed_blocks.load(Ordering::Relaxed);
         result.skipped_blocks = scan.skipped_blocks.load(Ordering::Relaxed);
-        result.verify_micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        result.verify_micros = u64::try_from((now() - started).as_micros()).unwrap_or(u64::MAX);
         Ok(result)
     }
 
@@ -541,7 +542,6 @@ impl<'a> Role<'a> {
             result.root = Some(root);
             result.equal = result.root == end.root;
         }
-        target.close()?;
         if result.equal {
             result.container = (changes.finish)(result.root)?;
         }

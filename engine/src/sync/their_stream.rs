@@ -4,13 +4,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
 use super::ledger::WINDOW;
 use super::outbox::InFlight;
 use crate::abort::Abort;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Digest;
+use crate::schedule::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use crate::tree::Leaf;
 
 const POLL: Duration = Duration::from_millis(100);

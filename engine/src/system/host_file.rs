@@ -302,8 +302,14 @@ impl HostFile {
         Ok(())
     }
 
-    /// Asks the system to read from the medium again what it has in memory.
+    /// Asks the system to read from the medium again what it has in memory. What an earlier process
+    /// wrote and did not flush goes to the medium first: it would be believed, and could be lost.
     pub(crate) fn forget_cache(&self) {
+        if let Err(error) = self.file.sync_all() {
+            // What it could not write is gone, and is seen to be.
+            let error = error.to_string();
+            tracing::warn!(error, "what was left unflushed is lost");
+        }
         platform::drop_cache(&self.file, 0, 0);
     }
 

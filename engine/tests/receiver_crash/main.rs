@@ -33,17 +33,18 @@ use failback_engine::CancelToken;
 use failback_engine::commit::Unfinished;
 use failback_engine::state::{Barrier, Barriers, Container, Word};
 use failback_engine::sync::Task;
-use failback_engine::transport::Apply;
+use failback_engine::transport::{Apply, VerifyLevel};
 
 use compaction::record_compacted;
 use cut_later::{Then, killed};
+use disk::Format;
 use elsewhere::{check_marker, records_elsewhere};
 use killed::records_killed;
 use promises::check;
 use replaced::{missing, record_replacing, record_replacing_resumed};
 use scenario::{
-    Disk, Record, WINDOW, after, at_word, content, finish, raw_disk, record_end, record_resumed,
-    record_sync, sync,
+    Disk, Record, WINDOW, after, at_word, content, finish, raw_disk, record_after_kill, record_end,
+    record_resumed, record_sync, resumed_with, sync,
 };
 use states::{Effort, State, each};
 use world::World;
@@ -177,12 +178,17 @@ fn ends(disk: &Disk, barriers: Barriers) -> Vec<Record> {
 }
 
 fn syncs(disk: &Disk, barriers: Barriers) -> Vec<Record> {
-    vec![
+    let mut records = vec![
         record_sync(disk, barriers, Task::Delta, Apply::Stage),
         record_sync(disk, barriers, Task::Delta, Apply::StageKeepUndo),
         record_sync(disk, barriers, Task::Full, Apply::Stage),
         record_resumed(disk, barriers),
-    ]
+    ];
+    // Says nothing about formats.
+    if disk.format == Format::Raw {
+        records.push(record_after_kill(disk, barriers));
+    }
+    records
 }
 
 /// Syncs and ends of targets whose place a new file takes.
@@ -439,6 +445,18 @@ fn each_failed_change_of_a_raw_disk_is_survived() {
 #[test]
 fn each_failed_change_of_a_vhdx_is_survived() {
     check_faults(&vhdx_disk());
+}
+
+// A recovery proves what the journal says was asked for: a stage of another level is made anew.
+#[test]
+fn another_verify_level_takes_no_stage_up() {
+    let disk = raw_disk();
+    let whole = record_sync(&disk, Barriers::new(), Task::Delta, Apply::Stage);
+    let staged = at_word(&whole.base, &whole.ops, Word::Staged);
+    let resumed = |verify| resumed_with(&World::like(&staged), &disk, verify).unwrap();
+    assert!(resumed(VerifyLevel::Changed) > 0);
+    assert_eq!(resumed(VerifyLevel::Full), 0);
+    assert_eq!(resumed(VerifyLevel::Off), 0);
 }
 
 // Goal: every barrier is needed. Method: leave out one after the other; a promise has to break.

@@ -141,6 +141,17 @@ pub(crate) fn staging(
     )
 }
 
+/// How many staged blocks a sync with that verify level goes on with.
+pub(crate) fn resumed_with(world: &World, disk: &Disk, verify: VerifyLevel) -> Result<u64> {
+    let options = SessionOptions {
+        verify,
+        ..options(Task::Delta, Apply::Stage)
+    };
+    let folder = Box::new(world.clone());
+    let (staging, _) = staging_as(world, disk, Barriers::new(), options, folder)?;
+    Ok(staging.resumed_blocks())
+}
+
 fn staging_as(
     world: &World,
     disk: &Disk,
@@ -288,6 +299,20 @@ pub(crate) fn record_resumed(disk: &Disk, barriers: Barriers) -> Record {
         base,
         ends: vec![Word::Done],
     }
+}
+
+/// Records a sync whose process is killed when its journal has just got its name, and the next one,
+/// which goes on: nothing was made durable in between.
+pub(crate) fn record_after_kill(disk: &Disk, barriers: Barriers) -> Record {
+    let first = record_sync(disk, Barriers::new(), Task::Delta, Apply::Stage);
+    let named = |op: &Op| matches!(op, Op::Rename { to, .. } if to == "journal");
+    let killed = first.ops.iter().position(named).expect("a journal") + 1;
+    let mut ops = first.ops[..killed].to_vec();
+    let world = World::on(&after(&first.base, &ops));
+    let barriers = barriers.with_window(WINDOW);
+    sync(&world, disk, barriers, Task::Delta, Apply::Stage).unwrap();
+    ops.extend(world.ops());
+    Record { ops, ..first }
 }
 
 /// Records what `work` does to a host with a journal.
