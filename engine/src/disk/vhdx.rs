@@ -2,10 +2,12 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use failback_vhdx as format;
 use failback_vhdx::{FileAt, Image, LogState, Place, Run};
 
+use super::on_medium;
 use super::{DiskInfo, Extent, ExtentKind, Source, Target};
 use crate::error::{Error, ErrorKind, Result};
 use crate::system::{HostFile, MediumAccess};
@@ -20,6 +22,8 @@ pub struct VhdxDisk {
     parents: Vec<Arc<HostFile>>,
     /// What was odd about other files that were looked at, one line each.
     notes: Vec<String>,
+    /// Something was written: what leads to it has to be looked at on the medium.
+    is_changed: AtomicBool,
 }
 
 impl VhdxDisk {
@@ -65,6 +69,7 @@ impl VhdxDisk {
             file,
             parents,
             notes: Vec::new(),
+            is_changed: AtomicBool::new(false),
         })
     }
 
@@ -79,6 +84,7 @@ impl VhdxDisk {
             file,
             parents: Vec::new(),
             notes: Vec::new(),
+            is_changed: AtomicBool::new(true),
         })
     }
 
@@ -99,6 +105,7 @@ impl VhdxDisk {
             file,
             parents,
             notes: Vec::new(),
+            is_changed: AtomicBool::new(true),
         })
     }
 
@@ -240,15 +247,19 @@ impl Source for VhdxDisk {
 
 impl Target for VhdxDisk {
     fn write(&self, at: ByteOffset, data: &[u8]) -> Result<()> {
+        self.is_changed.store(true, Ordering::Relaxed);
         self.converted(self.image.write_at(at.0, data))
     }
 
     fn zero(&self, range: Range<ByteOffset>) -> Result<()> {
+        self.is_changed.store(true, Ordering::Relaxed);
         self.converted(self.image.zero(range.start.0..range.end.0))
     }
 
     fn zero_undefined(&self) -> Result<u64> {
-        self.converted(self.image.zero_undefined())
+        let zeroed = self.converted(self.image.zero_undefined())?;
+        self.is_changed.fetch_or(zeroed > 0, Ordering::Relaxed);
+        Ok(zeroed)
     }
 
     fn flush(&self) -> Result<()> {
@@ -271,6 +282,10 @@ impl Target for VhdxDisk {
     }
 
     fn close(&self) -> Result<()> {
-        self.converted(self.image.close())
+        self.converted(self.image.close())?;
+        match self.is_changed.swap(false, Ordering::Relaxed) {
+            true => on_medium::check_vhdx(&self.image, &self.file),
+            false => Ok(()),
+        }
     }
 }

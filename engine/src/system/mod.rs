@@ -4,6 +4,7 @@
 mod host_file;
 mod own_file;
 mod replace;
+mod past_cache;
 #[cfg(unix)]
 mod unix;
 #[cfg(windows)]
@@ -20,6 +21,7 @@ pub(crate) use replace::{
     clone_bytes, exchange, give_name, is_mount_point, make_file, open_made_file, remove_file,
     try_clone, try_exchange,
 };
+pub(crate) use past_cache::PastCache;
 
 /// Flushes the directory that holds `path`, so that a new or renamed entry survives a power cut.
 ///
