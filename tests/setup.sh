@@ -19,8 +19,11 @@ mount           mount
 findmnt         util-linux
 mkfs.ext4       e2fsprogs
 mkfs.xfs        xfsprogs
+mkfs.btrfs      btrfs-progs
+fusermount3     fuse3
 qemu-img        qemu-utils
 qemu-io         qemu-utils
+qemu-storage-daemon qemu-utils
 7zz             7zip
 vhdiinfo        libvhdi-utils
 python3:pyvhdi  python3-libvhdi

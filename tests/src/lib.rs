@@ -12,6 +12,7 @@
 //!   agent     `failback serve` as a child     peer       what is no failback at all
 //!   scene     a target between old and new       state      its word, journal and root
 //!   kill      syncs that are killed, and when      trace      faults at system calls
+//!   liar      a medium that keeps other bytes than it was given
 //!   place     file systems that are full or read-only; locks held by others
 //!   report    every field that product reports promise
 //! ```
@@ -26,6 +27,8 @@ pub mod cli;
 pub mod disk;
 pub mod images;
 pub mod kill;
+#[cfg(target_os = "linux")]
+pub mod liar;
 pub mod peer;
 pub mod place;
 pub mod qemu;
