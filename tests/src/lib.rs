@@ -10,6 +10,7 @@
 //!   qemu      foreign writer and judge        sevenzip   second judge
 //!   cli       one run of the command: exit code, report, error line, peak memory
 //!   agent     `failback serve` as a child     peer       what is no failback at all
+//!   middleman cuts a connection, flips its bits
 //!   scene     a target between old and new       state      its word, journal and root
 //!   kill      syncs that are killed, and when      trace      faults at system calls
 //!   liar      a medium that keeps other bytes than it was given
@@ -29,6 +30,7 @@ pub mod images;
 pub mod kill;
 #[cfg(target_os = "linux")]
 pub mod liar;
+pub mod middleman;
 pub mod peer;
 pub mod place;
 pub mod qemu;
