@@ -15,6 +15,7 @@
 //!   kill      syncs that are killed, and when      trace      faults at system calls
 //!   liar      a medium that keeps other bytes than it was given
 //!   place     file systems that are full or read-only; locks held by others
+//!   power     power cuts under a real file system
 //!   report    every field that product reports promise
 //! ```
 //!
@@ -33,6 +34,7 @@ pub mod liar;
 pub mod middleman;
 pub mod peer;
 pub mod place;
+pub mod power;
 pub mod qemu;
 pub mod report;
 pub mod scene;

@@ -131,16 +131,7 @@ impl Scene {
     ///
     /// As said; `context` is how it came about.
     pub fn look(&self, context: &str) -> state::Look {
-        let look = state::look(&self.target);
-        let is_right = match (look.is_mixed, look.word.as_deref()) {
-            (true, _) => return look,
-            (_, None | Some("staging" | "staged" | "aborted" | "old_restored")) => &self.old_root,
-            (_, Some("new_unverified" | "new_verified" | "done")) => &self.new_root,
-            (_, Some(word)) => panic!("{word} without being mixed; {context}"),
-        };
-        let root = state::root_of(&self.target);
-        assert_eq!(root, *is_right, "{look:?}; {context}");
-        look
+        state::look_true(&self.target, &self.old_root, &self.new_root, context)
     }
 
     /// A file of the target's state, there or not.

@@ -271,16 +271,11 @@ impl Lane {
 
     /// The word, which must be true; a sync that said that all is well must have made it so.
     fn look(&self, run: &Run, harm: Harm) -> String {
-        let look = state::look(&self.target);
-        let root = state::root_of(&self.target);
-        let (is_old, is_new) = (root == self.old_root, root == self.new_root);
-        let is_right = match look.word.as_deref() {
-            None | Some("staging" | "staged" | "aborted") => is_old,
-            Some("new_unverified" | "new_verified" | "done") => is_new,
-            _ => look.is_mixed,
-        };
-        assert!(is_right, "{harm:?}: {look:?}, old {is_old}, new {is_new}");
-        assert!(run.code != Some(0) || is_new, "{harm:?}: ok, and not equal");
+        let context = format!("{harm:?}, exit {:?}", run.code);
+        let look = state::look_true(&self.target, &self.old_root, &self.new_root, &context);
+        if run.code == Some(0) {
+            self.assert_new(harm);
+        }
         look.name().to_owned()
     }
 

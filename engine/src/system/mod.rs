@@ -3,8 +3,8 @@
 
 mod host_file;
 mod own_file;
-mod replace;
 mod past_cache;
+mod replace;
 #[cfg(unix)]
 mod unix;
 #[cfg(windows)]
@@ -17,11 +17,11 @@ use windows as platform;
 
 pub use host_file::{Access, HostFile, MediumAccess};
 pub(crate) use own_file::map_own_file;
+pub(crate) use past_cache::PastCache;
 pub(crate) use replace::{
     clone_bytes, exchange, give_name, is_mount_point, make_file, open_made_file, remove_file,
     try_clone, try_exchange,
 };
-pub(crate) use past_cache::PastCache;
 
 /// Flushes the directory that holds `path`, so that a new or renamed entry survives a power cut.
 ///
