@@ -10,8 +10,8 @@
 //! qemu-storage-daemon exports the disk and writes the log, whose format is that of the kernel's
 //! dm-log-writes: a head of 512 bytes (magic, version, count of entries: u64; sector size: u32),
 //! then for each entry a sector (sector, count of sectors, flags, length: u64) and its data. What
-//! was written after the last flush before the cut is lost, torn at a sector, or there, as a seed
-//! says: a disk with a volatile cache owes no more.
+//! was written after the last flush before the cut is lost, torn at a sector (where it is longer
+//! than a physical one), or there, as a seed says: a disk with a volatile cache owes no more.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -24,7 +24,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use tempfile::TempDir;
 
-use crate::{cli, tools};
+use crate::{cli, place, tools};
 
 const MAGIC: u64 = 0x6a_736677_736872;
 const SECTOR: u64 = 512;
@@ -32,6 +32,9 @@ const FLUSH: u64 = 1;
 const FUA: u64 = 2;
 const DISCARD: u64 = 4;
 const MARK: u64 = 8;
+/// What a disk writes whole or not at all. File systems count on it for the one block that they do
+/// not keep twice, their superblock.
+const WHOLE: u64 = 4096;
 /// Of a hundred unflushed writes, so many are lost, and so many more are torn.
 const LOST_PERCENT: u32 = 40;
 const TORN_PERCENT: u32 = 20;
@@ -52,14 +55,9 @@ impl PowerCuts {
     ///
     /// When it cannot be made or mounted.
     pub fn new(kind: &str, mib: u64) -> Self {
-        // Disks are copied for each state: in memory that costs little.
-        let memory = Path::new("/dev/shm");
-        let dir = match memory.is_dir() {
-            true => TempDir::new_in(memory),
-            false => TempDir::new(),
-        };
         let mut made = Self {
-            dir: dir.expect("folder"),
+            // Disks are copied for each state.
+            dir: place::in_memory(),
             kind: kind.to_owned(),
             is_mounted: false,
             daemon: None,
@@ -282,7 +280,7 @@ impl WriteLog {
                     lost += 1;
                     0
                 }
-                LOST_PERCENT.. if fate < LOST_PERCENT + TORN_PERCENT && entry.len > SECTOR => {
+                LOST_PERCENT.. if fate < LOST_PERCENT + TORN_PERCENT && entry.len > WHOLE => {
                     torn += 1;
                     rng.random_range(1..entry.len / SECTOR) * SECTOR
                 }

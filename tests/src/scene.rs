@@ -14,6 +14,13 @@ use crate::cli::{self, Run};
 use crate::qemu::Format;
 use crate::{disk, qemu, state, tools};
 
+/// A log of changes beside the target.
+pub const LOG: &[&str] = &["--stage", "log"];
+/// A clone that takes the target's place (XFS, btrfs).
+pub const CLONE: &[&str] = &["--stage", "clone"];
+/// A new file that takes the target's place, for a full copy.
+pub const NEW_FILE: &[&str] = &["--stage", "file", "--strategy", "full"];
+
 /// Length of the disk.
 pub const DISK_LEN: u64 = 64 << 20;
 const MIB: u64 = 1 << 20;
@@ -32,6 +39,8 @@ pub struct Scene {
     pub format: Format,
     /// An image with what the target has at first.
     pub template: PathBuf,
+    /// Arguments that every sync gets: what the new disk is kept in until all of it is there.
+    pub way: &'static [&'static str],
     /// Root of what the target has at first.
     pub old_root: String,
     /// Root of the source.
@@ -74,10 +83,17 @@ impl Scene {
             target,
             format,
             template,
+            way: &[],
         };
         assert_ne!(scene.old_root, scene.new_root);
         scene.reset();
         scene
+    }
+
+    /// The same with arguments for every sync.
+    #[must_use]
+    pub fn in_this_way(self, way: &'static [&'static str]) -> Self {
+        Self { way, ..self }
     }
 
     /// The folder of all of it.
@@ -104,7 +120,8 @@ impl Scene {
 
     /// A sync of one process, with more arguments.
     pub fn sync_args(&self, more: &[&str]) -> Vec<String> {
-        args_of("sync", &[&self.source, &self.target], more)
+        let more = [self.way, more].concat();
+        args_of("sync", &[&self.source, &self.target], &more)
     }
 
     /// Runs it.

@@ -17,7 +17,7 @@ use failback_tests::cli::{self, Run};
 use failback_tests::kill::{Tally, count_from};
 use failback_tests::power::PowerCuts;
 use failback_tests::qemu::Format::{self, Dynamic, Raw};
-use failback_tests::scene::args_of;
+use failback_tests::scene::{CLONE, LOG, NEW_FILE, args_of};
 use failback_tests::{disk, qemu, skip_without, state};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -29,11 +29,6 @@ const DISK_LEN: u64 = 8 << 20;
 /// The target has nothing from here on, the source has data.
 const OLD_END: u64 = 5 << 20;
 const CHANGES: usize = 60;
-
-/// How a sync is made: what the new disk is kept in until all of it is there.
-const LOG: &[&str] = &["--stage", "log"];
-const CLONE: &[&str] = &["--stage", "clone"];
-const NEW_FILE: &[&str] = &["--stage", "file", "--strategy", "full"];
 
 #[test]
 fn power_cuts_on_xfs_with_a_raw_target() {

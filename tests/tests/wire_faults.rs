@@ -13,7 +13,7 @@
 
 use std::env;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ use failback_tests::middleman::{DIRECTIONS, Direction, Harm, Middleman};
 use failback_tests::qemu::Format::{self, Dynamic, Raw};
 use failback_tests::report::count;
 use failback_tests::scene::{Scene, args_of};
-use failback_tests::{disk, qemu, skip_without, state};
+use failback_tests::{disk, place, qemu, skip_without, state};
 use tempfile::TempDir;
 
 /// Bytes of each direction at which a small sync is harmed in CI.
@@ -202,13 +202,8 @@ struct Lane {
 
 impl Lane {
     fn new(format: Format) -> Self {
-        // In memory where that is to be had: nothing here is about flushes.
-        let memory = Path::new("/dev/shm");
-        let dir = match memory.is_dir() {
-            true => tempfile::tempdir_in(memory),
-            false => tempfile::tempdir(),
-        };
-        let dir = dir.expect("folder");
+        // Nothing here is about flushes.
+        let dir = place::in_memory();
         let path = |name: &str| dir.path().join(name);
         let (old, source, target) = (path("old.raw"), path("source.raw"), path("target"));
         let bytes: Vec<u8> = (0..BLOCKS * BLOCK).map(byte_of_old).collect();
