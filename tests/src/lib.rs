@@ -16,6 +16,7 @@
 //!   liar      a medium that keeps other bytes than it was given
 //!   place     file systems that are full or read-only; locks held by others
 //!   power     power cuts under a real file system
+//!   shim      system calls that do less than asked for
 //!   report    every field that product reports promise
 //! ```
 //!
@@ -40,6 +41,7 @@ pub mod report;
 pub mod scene;
 pub mod sevenzip;
 pub mod sha256;
+pub mod shim;
 pub mod source;
 pub mod state;
 pub mod tools;
