@@ -56,7 +56,8 @@ ssize_t pread64(int fd, void *buf, size_t len, off64_t at) {
     static ssize_t (*real)(int, void *, size_t, off64_t);
     if (!real) real = dlsym(RTLD_NEXT, "pread64");
     /* A direct read keeps its alignment: the kernel cuts those at sectors. */
-    if (is_direct(fd)) return real(fd, buf, len > 8192 ? (part(len, &reads) + 4095) & ~4095ul : len, at);
+    if (is_direct(fd))
+        return real(fd, buf, len > 8192 ? (part(len, &reads) + 4095) & ~4095ul : len, at);
     return real(fd, buf, part(len, &reads), at);
 }
 
