@@ -3,8 +3,8 @@
 //! SIGKILL at seeded times, most of them after COMMIT; the state word is held against the root of
 //! what the target holds.
 //!
-//! `FAILBACK_KILLS=N` kills N syncs in each setting. The long run kills N in all, ten thousand unless
-//! told otherwise, and counts those between COMMIT and done (docs/testing.md).
+//! `FAILBACK_KILLS=N` kills N syncs in each setting. The long run kills N in all, ten thousand
+//! unless told otherwise, and counts those between COMMIT and done (docs/testing.md).
 #![cfg(unix)]
 #![allow(
     clippy::print_stderr,

@@ -194,6 +194,7 @@ struct Disks {
     _dir: TempDir,
     source: PathBuf,
     target: PathBuf,
+    format: Format,
     way: &'static [&'static str],
     old_root: String,
     new_root: String,
@@ -220,6 +221,7 @@ impl Disks {
             new_root: state::root_of(&source),
             source,
             target,
+            format,
             way,
         }
     }
@@ -242,6 +244,10 @@ impl Disks {
         let again = self.sync();
         assert_eq!(again.code, Some(0), "{story}, {look:?}\n{}", again.stderr);
         assert_eq!(state::root_of(&self.target), self.new_root, "{story}");
+        // A third reader agrees (QEMU #727).
+        let same = qemu::compare((&self.target, self.format), (&self.source, Raw));
+        assert_eq!(same, Ok(()), "{story}");
+        qemu::assert_clean(&self.target, self.format);
         look.name().to_owned()
     }
 }
