@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::abort::Abort;
-use crate::disk::{DiskInfo, ExtentKind, Source, Target, TargetAccess};
+use crate::disk::{DiskInfo, Extent, ExtentKind, Source, Target, TargetAccess};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Digest, Hasher, is_zero};
 use crate::stage::{Record, StageLog};
@@ -230,11 +230,17 @@ impl Finisher<'_> {
         let mut needed = 0;
         // The image block that was counted last: several blocks of the map can lie in one.
         let mut counted_to = 0;
+        let mut known: Option<Extent> = None;
         for block in stage.blocks() {
             let range = self.session.geometry.range_of(block, 1);
             let mut at = range.start;
             while at < range.end {
-                let extent = access.source().extent_at(at)?;
+                // Blocks ascend, and a run is asked for once: some systems walk all of it.
+                let extent = match known {
+                    Some(known) if at < known.end => known,
+                    _ => access.source().extent_at(at)?,
+                };
+                known = Some(extent);
                 let end = extent.end.min(range.end);
                 if extent.kind != ExtentKind::Data {
                     let (from, to) = match unit {
