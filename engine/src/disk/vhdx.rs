@@ -282,6 +282,12 @@ impl Target for VhdxDisk {
     }
 
     fn close(&self) -> Result<()> {
+        // Content can be proven through a log that a crash left; other readers want it replayed.
+        let is_settled = self.image.log_state() == LogState::Empty;
+        if !is_settled && !self.is_changed.load(Ordering::Relaxed) {
+            self.converted(self.image.settle())?;
+            self.is_changed.store(true, Ordering::Relaxed);
+        }
         self.converted(self.image.close())?;
         match self.is_changed.swap(false, Ordering::Relaxed) {
             true => on_medium::check_vhdx(&self.image, &self.file),
