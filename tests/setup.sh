@@ -22,8 +22,10 @@ mkfs.xfs        xfsprogs
 mkfs.btrfs      btrfs-progs
 setfattr        attr
 setfacl         acl
+fusermount3     fuse3
 qemu-img        qemu-utils
 qemu-io         qemu-utils
+qemu-storage-daemon qemu-utils
 7zz             7zip
 vhdiinfo        libvhdi-utils
 python3:pyvhdi  python3-libvhdi

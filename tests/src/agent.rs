@@ -38,6 +38,15 @@ impl Agent {
     ///
     /// When it ends or says something else.
     pub fn start<G: fmt::Display>(via: Via, dir: &Path, grants: &[G]) -> Self {
+        Self::start_with(via, dir, grants, &[])
+    }
+
+    /// The same with more arguments.
+    ///
+    /// # Panics
+    ///
+    /// As [`Agent::start`].
+    pub fn start_with<G: fmt::Display>(via: Via, dir: &Path, grants: &[G], more: &[&str]) -> Self {
         let (listen, grant_sign) = match via {
             Via::Tcp => ("tcp://127.0.0.1:0".to_owned(), '/'),
             Via::Unix => (format!("unix://{}/agent.sock", dir.display()), '#'),
@@ -47,6 +56,7 @@ impl Agent {
         for grant in grants {
             command.arg("--grant").arg(grant.to_string());
         }
+        command.args(more);
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -32,6 +32,9 @@ pub struct Run {
     pub took: Duration,
     /// Most memory it held at once (VmHWM), in bytes.
     pub peak_bytes: u64,
+    /// Time that it had a processor, all threads together: others who use the machine too change
+    /// little of it.
+    pub cpu: Duration,
 }
 
 /// A run that is still going on.
@@ -186,9 +189,10 @@ impl Running {
     ///
     /// When it takes longer than [`RUN_MAX`]; it is killed then.
     pub fn wait(mut self) -> Run {
-        let mut peak_bytes = 0;
+        let (mut peak_bytes, mut cpu) = (0, Duration::ZERO);
         let status = loop {
             peak_bytes = peak_bytes.max(peak_of(self.child.id()));
+            cpu = cpu.max(cpu_of(self.child.id()));
             if let Some(status) = self.child.try_wait().expect("state of the child") {
                 break status;
             }
@@ -206,6 +210,7 @@ impl Running {
             stdout: self.stdout.join().expect("collected"),
             stderr: self.stderr.join().expect("collected"),
             peak_bytes,
+            cpu,
         }
     }
 }
@@ -265,6 +270,21 @@ fn collect(mut pipe: impl Read + Send + 'static) -> JoinHandle<String> {
         pipe.read_to_end(&mut bytes).expect("output of the child");
         String::from_utf8_lossy(&bytes).into_owned()
     })
+}
+
+/// User and system time, in the ticks of /proc: a hundredth of a second each; 0 when there is no
+/// process any more.
+fn cpu_of(pid: u32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name may hold spaces; what follows its bracket begins with the third field.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let ticks: u64 = fields
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .flat_map(str::parse::<u64>)
+        .sum();
+    Duration::from_millis(ticks * 10)
 }
 
 /// VmHWM in bytes, or 0 when the process has none any more.

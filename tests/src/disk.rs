@@ -103,6 +103,27 @@ pub fn apply(disk: &mut [u8], changes: &[Change]) {
     }
 }
 
+/// Where in an image's file its data begins, given that the disk's first block comes first:
+/// everything before is structure.
+///
+/// # Panics
+///
+/// When the disk's first page with content is not in the file.
+pub fn first_data(image: &[u8], disk: &[u8]) -> u64 {
+    let pages = disk.chunks(PAGE_LEN);
+    let mut pages = pages
+        .enumerate()
+        .skip_while(|(_, page)| page.iter().all(|byte| *byte == 0));
+    let (index, page) = pages.next().expect("a page with content");
+    let sectors = image
+        .chunks(512)
+        .enumerate()
+        .map(|(sector, _)| sector * 512);
+    let mut found = sectors.filter(|at| image[*at..].starts_with(page));
+    let at = found.next().expect("the page is in the image");
+    (at - index * PAGE_LEN) as u64
+}
+
 fn fill(buf: &mut [u8], rng: &mut StdRng) {
     match rng.random_range(0..8) {
         0 => buf.fill(0),

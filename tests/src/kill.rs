@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::env;
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -105,13 +105,9 @@ impl Sync {
         let run = match &agent {
             None => cli::start(scene.sync_args(&["--json"])),
             Some(agent) => {
-                let source = scene.source.to_str().expect("UTF-8").to_owned();
-                cli::start([
-                    "sync".to_owned(),
-                    source,
-                    agent.endpoint("disk"),
-                    "--json".into(),
-                ])
+                let target = PathBuf::from(agent.endpoint("disk"));
+                let more = [&["--json"], scene.way].concat();
+                cli::start(args_of("sync", &[&scene.source, &target], &more))
             }
         };
         Self { agent, run }
@@ -134,7 +130,7 @@ impl Sync {
     }
 }
 
-fn fresh(scene: &Scene) -> std::path::PathBuf {
+fn fresh(scene: &Scene) -> PathBuf {
     let dir = tempfile::tempdir_in(scene.dir()).expect("folder of a socket");
     dir.keep()
 }
@@ -242,6 +238,13 @@ impl Tally {
     /// One more.
     pub fn add(&mut self, word: &str) {
         *self.0.entry(word.to_owned()).or_default() += 1;
+    }
+
+    /// All of another one.
+    pub fn add_all(&mut self, other: &Self) {
+        for (word, count) in &other.0 {
+            *self.0.entry(word.clone()).or_default() += count;
+        }
     }
 
     /// How often one of these was found.

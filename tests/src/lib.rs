@@ -10,9 +10,13 @@
 //!   qemu      foreign writer and judge        sevenzip   second judge
 //!   cli       one run of the command: exit code, report, error line, peak memory
 //!   agent     `failback serve` as a child     peer       what is no failback at all
+//!   middleman cuts a connection, flips its bits
 //!   scene     a target between old and new       state      its word, journal and root
 //!   kill      syncs that are killed, and when      trace      faults at system calls
+//!   liar      a medium that keeps other bytes than it was given
 //!   place     file systems that are full or read-only; locks held by others
+//!   power     power cuts under a real file system
+//!   shim      system calls that do less than asked for
 //!   report    every field that product reports promise
 //! ```
 //!
@@ -26,13 +30,18 @@ pub mod cli;
 pub mod disk;
 pub mod images;
 pub mod kill;
+#[cfg(target_os = "linux")]
+pub mod liar;
+pub mod middleman;
 pub mod peer;
 pub mod place;
+pub mod power;
 pub mod qemu;
 pub mod report;
 pub mod scene;
 pub mod sevenzip;
 pub mod sha256;
+pub mod shim;
 pub mod source;
 pub mod state;
 pub mod tools;

@@ -50,7 +50,7 @@ impl Mount {
     ///
     /// When it cannot be made or mounted.
     pub fn in_file(kind: &str, mib: u64) -> Self {
-        let dir = TempDir::new().expect("folder");
+        let dir = in_memory();
         let (file, point) = (dir.path().join("fs"), dir.path().join("mounted"));
         fs::create_dir(&point).expect("mount point");
         let made = fs::File::create(&file).and_then(|file| file.set_len(mib << 20));
@@ -99,6 +99,21 @@ impl Drop for Mount {
         // Lazily: a process of a failed test may still be in it.
         tools::output("umount", ["-l", text(&self.point)]);
     }
+}
+
+/// A folder in memory where that is to be had, else on a disk: for what is flushed often, and
+/// copied, and lost without harm.
+///
+/// # Panics
+///
+/// When it cannot be made.
+pub fn in_memory() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    let dir = match memory.is_dir() {
+        true => TempDir::new_in(memory),
+        false => TempDir::new(),
+    };
+    dir.expect("folder")
 }
 
 /// Another process that holds a file; dropped, it is killed.

@@ -87,6 +87,16 @@ pub fn convert(raw: &Path, image: &Path, format: Format) {
 ///
 /// When the contents differ or cannot be read.
 pub fn assert_identical(a: (&Path, Format), b: (&Path, Format)) {
+    let said = compare(a, b);
+    assert!(said.is_ok(), "{said:?}");
+}
+
+/// Whether QEMU reads the same content from both; what it said, if not.
+///
+/// # Errors
+///
+/// As said.
+pub fn compare(a: (&Path, Format), b: (&Path, Format)) -> Result<(), String> {
     let args = [
         "compare",
         "-f",
@@ -96,8 +106,12 @@ pub fn assert_identical(a: (&Path, Format), b: (&Path, Format)) {
         &text(a.0),
         &text(b.0),
     ];
-    let said = tools::run("qemu-img", args);
-    assert!(said.contains("identical"), "{said}");
+    let done = tools::output("qemu-img", args);
+    let said = [&done.stdout, &done.stderr].map(|said| String::from_utf8_lossy(said));
+    match done.status.success() && said[0].contains("identical") {
+        true => Ok(()),
+        false => Err(said.concat()),
+    }
 }
 
 /// Fails unless QEMU finds the structure sound. A raw disk has none, a VHD is not checked by QEMU.

@@ -14,11 +14,18 @@ use crate::cli::{self, Run};
 use crate::qemu::Format;
 use crate::{disk, qemu, state, tools};
 
+/// A log of changes beside the target.
+pub const LOG: &[&str] = &["--stage", "log"];
+/// A clone that takes the target's place (XFS, btrfs).
+pub const CLONE: &[&str] = &["--stage", "clone"];
+/// A new file that takes the target's place, for a full copy.
+pub const NEW_FILE: &[&str] = &["--stage", "file", "--strategy", "full"];
+
 /// Length of the disk.
 pub const DISK_LEN: u64 = 64 << 20;
 const MIB: u64 = 1 << 20;
 /// What the names of new files begin with.
-const NEW_FILE: &str = ".failback-new.";
+const NEW_FILE_PREFIX: &str = ".failback-new.";
 /// What the target has at first: everything below, nothing from there on.
 const OLD_END: u64 = 28 * MIB;
 
@@ -34,6 +41,8 @@ pub struct Scene {
     pub format: Format,
     /// An image with what the target has at first.
     pub template: PathBuf,
+    /// Arguments that every sync gets: what the new disk is kept in until all of it is there.
+    pub way: &'static [&'static str],
     /// Root of what the target has at first.
     pub old_root: String,
     /// Root of the source.
@@ -76,10 +85,17 @@ impl Scene {
             target,
             format,
             template,
+            way: &[],
         };
         assert_ne!(scene.old_root, scene.new_root);
         scene.reset();
         scene
+    }
+
+    /// The same with arguments for every sync.
+    #[must_use]
+    pub fn in_this_way(self, way: &'static [&'static str]) -> Self {
+        Self { way, ..self }
     }
 
     /// The folder of all of it.
@@ -107,7 +123,8 @@ impl Scene {
 
     /// A sync of one process, with more arguments.
     pub fn sync_args(&self, more: &[&str]) -> Vec<String> {
-        args_of("sync", &[&self.source, &self.target], more)
+        let more = [self.way, more].concat();
+        args_of("sync", &[&self.source, &self.target], &more)
     }
 
     /// Runs it.
@@ -134,23 +151,7 @@ impl Scene {
     ///
     /// As said; `context` is how it came about.
     pub fn look(&self, context: &str) -> state::Look {
-        let look = state::look(&self.target);
-        let is_right = match (look.is_mixed, look.word.as_deref()) {
-            (true, _) => return look,
-            (_, None | Some("staging" | "staged" | "aborted" | "old_restored")) => &self.old_root,
-            (_, Some("new_unverified" | "new_verified" | "done")) => &self.new_root,
-            // A new file takes the target's name in one step.
-            (_, Some("committing" | "rolling_back")) => {
-                let root = state::root_of(&self.target);
-                let roots = [&self.old_root, &self.new_root];
-                assert!(roots.contains(&&root), "{look:?}; {context}");
-                return look;
-            }
-            (_, Some(word)) => panic!("{word} without being mixed; {context}"),
-        };
-        let root = state::root_of(&self.target);
-        assert_eq!(root, *is_right, "{look:?}; {context}");
-        look
+        state::look_true(&self.target, &self.old_root, &self.new_root, context)
     }
 
     /// The file that is to take the target's place, if it is there.
@@ -160,8 +161,9 @@ impl Scene {
     /// When the folder cannot be read.
     pub fn new_file(&self) -> PathBuf {
         let names = crate::place::names(self.dir());
-        let found = names.iter().find(|name| name.starts_with(NEW_FILE));
-        self.dir().join(found.map_or(NEW_FILE, String::as_str))
+        let found = names.iter().find(|name| name.starts_with(NEW_FILE_PREFIX));
+        self.dir()
+            .join(found.map_or(NEW_FILE_PREFIX, String::as_str))
     }
 
     /// A file of the target's state, there or not.

@@ -53,6 +53,29 @@ pub fn warnings(target: &Path) -> Vec<String> {
     texts.filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
+/// Asks for the state of a target and fails unless it is true, given the roots of the old disk and
+/// of the new one.
+///
+/// # Panics
+///
+/// As said; `context` is how it came about.
+pub fn look_true(target: &Path, old_root: &str, new_root: &str, context: &str) -> Look {
+    let look = look(target);
+    let may_be: &[&str] = match (look.is_mixed, look.word.as_deref()) {
+        (true, _) => return look,
+        (_, None | Some("staging" | "staged" | "aborted" | "old_restored")) => &[old_root],
+        (_, Some("new_unverified" | "new_verified" | "done")) => &[new_root],
+        // A new file that takes the target's name does so in one step.
+        (_, Some(_)) => &[old_root, new_root],
+    };
+    let root = root_of(target);
+    assert!(
+        may_be.contains(&root.as_str()),
+        "{look:?}, {root}; {context}"
+    );
+    look
+}
+
 /// Root of what an image holds.
 ///
 /// # Panics

@@ -3,16 +3,18 @@
 //! SIGKILL at seeded times, most of them after COMMIT; the state word is held against the root of
 //! what the target holds.
 //!
-//! `FAILBACK_KILLS=N` kills N syncs in each setting.
+//! `FAILBACK_KILLS=N` kills N syncs in each setting. The long run kills N in all, ten thousand
+//! unless told otherwise, and counts those between COMMIT and done (docs/testing.md).
 #![cfg(unix)]
 #![allow(
     clippy::print_stderr,
     reason = "the table of what was found is asked for"
 )]
 
-use failback_tests::kill::{self, Setting};
+use failback_tests::kill::{self, Setting, Tally};
+use failback_tests::place;
 use failback_tests::qemu::Format::{self, Dynamic, Raw};
-use failback_tests::scene::Scene;
+use failback_tests::scene::{LOG, Scene};
 use failback_tests::skip_without;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -70,6 +72,41 @@ fn killed_commands_in_any_order() {
 
     eprintln!("any order, seed 6:\n{}", tally.table());
     assert!(tally.total() >= count);
+}
+
+#[test]
+#[ignore = "takes an hour; see docs/testing.md"]
+fn ten_thousand_kills() {
+    skip_without!("qemu-img");
+    let count = kill::count_from("FAILBACK_KILLS", 10_000);
+    let formats = [Raw, Dynamic(1)];
+    let settings = [Setting::Local, Setting::TwoProcesses];
+    let memory = place::in_memory();
+    let mut all = Tally::default();
+
+    for (seed, (format, setting)) in (100..).zip(pairs(&formats, &settings)) {
+        // Nothing here is about flushes: in memory there is time for more of it.
+        let scene = Scene::new_in(memory.path(), format, seed).in_this_way(LOG);
+        let mut rng = StdRng::seed_from_u64(seed);
+        let tally = kill::kill_syncs(&scene, setting, count.div_ceil(4), &mut rng);
+        eprintln!("{format:?}, {setting:?}, seed {seed}:\n{}", tally.table());
+        all.add_all(&tally);
+    }
+
+    let (total, late) = (all.total(), all.of(AFTER_COMMIT));
+    eprintln!(
+        "{total} kills, {late} of them between COMMIT and done:\n{}",
+        all.table()
+    );
+    assert!(total >= count && late * 10 >= total * 3);
+}
+
+fn pairs(formats: &[Format], settings: &[Setting]) -> Vec<(Format, Setting)> {
+    let of = |format: &Format| settings.iter().map(|setting| (*format, *setting)).collect();
+    formats
+        .iter()
+        .flat_map(|format| -> Vec<_> { of(format) })
+        .collect()
 }
 
 fn assert_kills_are_harmless(format: Format, setting: Setting, seed: u64) {

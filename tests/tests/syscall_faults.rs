@@ -13,7 +13,7 @@ use failback_tests::cli::Run;
 use failback_tests::kill::{Tally, count_from};
 use failback_tests::place::Mount;
 use failback_tests::qemu::Format::{self, Dynamic, Raw};
-use failback_tests::scene::Scene;
+use failback_tests::scene::{CLONE, LOG, Scene};
 use failback_tests::skip_without;
 use failback_tests::trace::{self, CHANGING, Fault, Point};
 
@@ -39,7 +39,31 @@ fn killed_at_a_call_with_a_growing_vhdx() {
 fn killed_at_a_call_on_xfs() {
     skip_without!("qemu-img", "strace", "mkfs.xfs", "root");
     let mount = Mount::in_file("xfs", 400);
-    assert_kills_are_harmless(&Scene::new_in(mount.path(), Dynamic(1), 32));
+    assert_kills_are_harmless(&Scene::new_in(mount.path(), Dynamic(1), 32).in_this_way(LOG));
+}
+
+#[test]
+fn killed_at_a_call_on_btrfs() {
+    skip_without!("qemu-img", "strace", "mkfs.btrfs", "root");
+    let mount = Mount::in_file("btrfs", 600);
+    assert_kills_are_harmless(&Scene::new_in(mount.path(), Dynamic(1), 34).in_this_way(LOG));
+}
+
+#[test]
+fn killed_at_a_call_on_btrfs_with_a_clone() {
+    skip_without!("qemu-img", "strace", "mkfs.btrfs", "root");
+    let mount = Mount::in_file("btrfs", 600);
+    assert_kills_are_harmless(&Scene::new_in(mount.path(), Raw, 35).in_this_way(CLONE));
+}
+
+#[test]
+fn failed_calls_on_btrfs() {
+    skip_without!("qemu-img", "strace", "mkfs.btrfs", "root");
+    let mount = Mount::in_file("btrfs", 600);
+    let scene = Scene::new_in(mount.path(), Dynamic(1), 36).in_this_way(LOG);
+    assert_errors_are_harmless_in(&scene, &["pwrite64"], FULL);
+    assert_errors_are_harmless_in(&scene, &["pread64"], BROKEN);
+    assert_errors_are_harmless_in(&scene, &["fsync", "fdatasync"], BROKEN);
 }
 
 #[test]
@@ -80,13 +104,16 @@ fn assert_kills_are_harmless(scene: &Scene) {
 }
 
 fn assert_errors_are_harmless(format: Format, calls: &'static [&'static str], fault: Fault) {
-    let scene = Scene::new(format, 33);
-    let all = trace::points(&scene, calls);
+    assert_errors_are_harmless_in(&Scene::new(format, 33), calls, fault);
+}
+
+fn assert_errors_are_harmless_in(scene: &Scene, calls: &'static [&'static str], fault: Fault) {
+    let all = trace::points(scene, calls);
     let points = trace::spread(&all, count_from("FAILBACK_FAULTS", POINTS));
 
-    let tally = meet(&scene, &points, fault, assert_failed_or_done);
+    let tally = meet(scene, &points, fault, assert_failed_or_done);
 
-    report(format, &all, &tally);
+    report(scene.format, &all, &tally);
 }
 
 fn meet(scene: &Scene, points: &[Point], fault: Fault, judge: fn(&Run, &str)) -> Tally {

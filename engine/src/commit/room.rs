@@ -1,7 +1,7 @@
 //! Whether the target has room for what it becomes.
 
 use super::finish::Finisher;
-use crate::disk::{ExtentKind, Source, TargetAccess};
+use crate::disk::{Extent, ExtentKind, Source, TargetAccess};
 use crate::error::{Error, ErrorKind, Result};
 use crate::stage::StageLog;
 use crate::units::Geometry;
@@ -41,6 +41,8 @@ fn growth(disk: &dyn Source, stage: &StageLog, geometry: Geometry) -> Result<u64
     let mut needed = 0;
     // Up to where units were counted: several runs can lie in one.
     let mut counted_to = 0;
+    // Blocks ascend, and a run is asked for once: some systems walk all of it.
+    let mut known: Option<Extent> = None;
     for block in stage.blocks() {
         let Some(record) = stage.find(block)?.filter(|record| !record.new_is_zero) else {
             continue;
@@ -50,7 +52,11 @@ fn growth(disk: &dyn Source, stage: &StageLog, geometry: Geometry) -> Result<u64
             let mut at = start.advanced(run.start.into());
             let end = start.advanced(run.end.into());
             while at < end {
-                let extent = disk.extent_at(at)?;
+                let extent = match known {
+                    Some(known) if at < known.end => known,
+                    _ => disk.extent_at(at)?,
+                };
+                known = Some(extent);
                 let extent_end = extent.end.min(end);
                 if extent.kind != ExtentKind::Data {
                     let from = (at.0 / unit * unit).max(counted_to);

@@ -5,6 +5,7 @@ mod chain;
 mod create;
 mod memory;
 mod new_file;
+mod on_medium;
 mod open;
 mod probe;
 mod raw;

@@ -1,12 +1,13 @@
 //! A VHDX image as a disk.
 
-use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use failback_vhdx as format;
-use failback_vhdx::{FileAt, FileExtent, Image, LogState, Place, Run};
+use failback_vhdx::{FileAt, Image, LogState, Place, Run};
 
+use super::on_medium;
 use super::{DiskInfo, Extent, ExtentKind, Source, Target};
 use crate::error::{Error, ErrorKind, Result};
 use crate::system::{HostFile, MediumAccess};
@@ -21,6 +22,8 @@ pub struct VhdxDisk {
     parents: Vec<Arc<HostFile>>,
     /// What was odd about other files that were looked at, one line each.
     notes: Vec<String>,
+    /// Something was written: what leads to it has to be looked at on the medium.
+    is_changed: AtomicBool,
 }
 
 impl VhdxDisk {
@@ -66,6 +69,7 @@ impl VhdxDisk {
             file,
             parents,
             notes: Vec::new(),
+            is_changed: AtomicBool::new(false),
         })
     }
 
@@ -80,6 +84,7 @@ impl VhdxDisk {
             file,
             parents: Vec::new(),
             notes: Vec::new(),
+            is_changed: AtomicBool::new(true),
         })
     }
 
@@ -100,6 +105,7 @@ impl VhdxDisk {
             file,
             parents,
             notes: Vec::new(),
+            is_changed: AtomicBool::new(true),
         })
     }
 
@@ -167,44 +173,6 @@ impl VhdxDisk {
     }
 }
 
-/// What the medium holds, and not a cache.
-#[derive(Debug)]
-struct PastCache(Arc<HostFile>);
-
-impl FileAt for PastCache {
-    fn len(&self) -> io::Result<u64> {
-        self.0.len()
-    }
-
-    fn read_at(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.0.read_past_cache(at, buf)
-    }
-
-    fn write_at(&self, _at: u64, _data: &[u8]) -> io::Result<()> {
-        Err(io::ErrorKind::PermissionDenied.into())
-    }
-
-    fn set_len(&self, _len: u64) -> io::Result<()> {
-        Err(io::ErrorKind::PermissionDenied.into())
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn zero(&self, _range: Range<u64>) -> io::Result<()> {
-        Err(io::ErrorKind::PermissionDenied.into())
-    }
-
-    fn allocate(&self, _range: Range<u64>) -> io::Result<()> {
-        Err(io::ErrorKind::PermissionDenied.into())
-    }
-
-    fn extent_at(&self, at: u64) -> io::Result<FileExtent> {
-        self.0.extent_at(at)
-    }
-}
-
 /// The nearest parent, standing on the others.
 pub(crate) fn open_images(files: &[Arc<HostFile>]) -> Result<Option<Arc<Image>>> {
     let mut below: Option<Arc<Image>> = None;
@@ -229,7 +197,7 @@ pub(crate) fn convert(error: &format::Error, file: &HostFile) -> Error {
         From::ReadOnly => ErrorKind::ReadOnly,
         _ => ErrorKind::Io,
     };
-    let source = std::error::Error::source(error).and_then(|s| s.downcast_ref::<io::Error>());
+    let source = std::error::Error::source(error).and_then(|s| s.downcast_ref::<std::io::Error>());
     let kind = match source.map(ErrorKind::of_io) {
         Some(better) if kind == ErrorKind::Io => better,
         _ => kind,
@@ -279,15 +247,19 @@ impl Source for VhdxDisk {
 
 impl Target for VhdxDisk {
     fn write(&self, at: ByteOffset, data: &[u8]) -> Result<()> {
+        self.is_changed.store(true, Ordering::Relaxed);
         self.converted(self.image.write_at(at.0, data))
     }
 
     fn zero(&self, range: Range<ByteOffset>) -> Result<()> {
+        self.is_changed.store(true, Ordering::Relaxed);
         self.converted(self.image.zero(range.start.0..range.end.0))
     }
 
     fn zero_undefined(&self) -> Result<u64> {
-        self.converted(self.image.zero_undefined())
+        let zeroed = self.converted(self.image.zero_undefined())?;
+        self.is_changed.fetch_or(zeroed > 0, Ordering::Relaxed);
+        Ok(zeroed)
     }
 
     fn flush(&self) -> Result<()> {
@@ -315,17 +287,16 @@ impl Target for VhdxDisk {
     }
 
     fn close(&self) -> Result<()> {
+        // Content can be proven through a log that a crash left; other readers want it replayed.
+        let is_settled = self.image.log_state() == LogState::Empty;
+        if !is_settled && !self.is_changed.load(Ordering::Relaxed) {
+            self.converted(self.image.settle())?;
+            self.is_changed.store(true, Ordering::Relaxed);
+        }
         self.converted(self.image.close())?;
-        // Payload is read back where this image knows it to be: so must whoever opens it next.
-        let medium = Arc::new(PastCache(self.file.clone()));
-        self.image.prove_structure(medium).map_err(|error| {
-            let error = convert(&error, &self.file);
-            match error.kind() {
-                ErrorKind::Damaged => {
-                    Error::new(ErrorKind::VerifyFailed, error.message()).path(self.file.path())
-                }
-                _ => error,
-            }
-        })
+        match self.is_changed.swap(false, Ordering::Relaxed) {
+            true => on_medium::check_vhdx(&self.image, &self.file),
+            false => Ok(()),
+        }
     }
 }

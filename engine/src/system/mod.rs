@@ -3,6 +3,7 @@
 
 mod host_file;
 mod own_file;
+mod past_cache;
 mod replace;
 #[cfg(unix)]
 mod unix;
@@ -16,6 +17,7 @@ use windows as platform;
 
 pub use host_file::{Access, HostFile, MediumAccess};
 pub(crate) use own_file::map_own_file;
+pub(crate) use past_cache::PastCache;
 pub(crate) use replace::{
     clone_bytes, exchange, give_name, is_mount_point, make_file, open_made_file, remove_file,
     try_clone, try_exchange,

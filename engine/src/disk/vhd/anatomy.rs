@@ -295,6 +295,7 @@ impl Footers {
         let end = Footer::parse(&bytes, at, &mut at_end);
         if let Some(footer) = end.as_ref().filter(|footer| footer.kind == VhdKind::Fixed) {
             findings.append(&mut at_end);
+            find_other_kind(file, file_len, footer, findings)?;
             return Ok(Some(Self {
                 footer: footer.clone(),
                 footer_at: Some(at),
@@ -347,6 +348,26 @@ impl Footers {
             }
         }
     }
+}
+
+/// A fixed disk has no copy of its footer: what looks like one belongs to its guest. One with the
+/// same id does not: the image has a block table, and its footer at the end is wrong. Read as a
+/// fixed disk it would show its own structures.
+fn find_other_kind(
+    file: &dyn FileAt,
+    file_len: u64,
+    footer: &Footer,
+    findings: &mut Vec<Finding>,
+) -> Result<()> {
+    let start = first_bytes(file, file_len)?;
+    let copy = start.and_then(|bytes| Footer::parse(&bytes, 0, &mut Vec::new()));
+    let is_same_image = |copy: &Footer| copy.unique_id == footer.unique_id;
+    if copy.is_some_and(|copy| copy.kind != VhdKind::Fixed && is_same_image(&copy)) {
+        let detail = "says that there is a block table, the footer at the end that there is none";
+        let rule = "footer-kinds-differ";
+        findings.push(check::error("footer copy", 0, rule, detail));
+    }
+    Ok(())
 }
 
 fn as_warning_of_the_copy(finding: Finding) -> Finding {

@@ -2,13 +2,15 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::SECTOR_SIZE;
 use super::create::{CreateOptions, ParentNames};
 use super::image::{Place, Run, VhdImage};
+use crate::disk::on_medium::not_as_written;
 use crate::disk::{DiskInfo, Extent, Source, Target};
 use crate::error::{Error, ErrorKind, Result};
-use crate::system::{HostFile, MediumAccess};
+use crate::system::{HostFile, MediumAccess, PastCache};
 use crate::units::ByteOffset;
 
 /// A VHD image on a file of this host.
@@ -17,6 +19,8 @@ pub struct VhdDisk {
     image: VhdImage,
     file: Arc<HostFile>,
     identity: String,
+    /// Something was written: what leads to it has to be looked at on the medium.
+    is_changed: AtomicBool,
 }
 
 impl VhdDisk {
@@ -93,13 +97,46 @@ impl VhdDisk {
             identity: format!("vhd:{}:{state}", image.unique_id()),
             image,
             file,
+            is_changed: AtomicBool::new(false),
         })
+    }
+
+    /// As [`crate::disk::on_medium`] says: the image is opened once more, as its medium has it,
+    /// and has to lead to the same places.
+    fn check_medium(&self) -> Result<()> {
+        let failed = |e: Error| match e.kind() {
+            ErrorKind::Io => e.path(self.file.path()),
+            _ => not_as_written(&self.file, &e.to_string(), 0),
+        };
+        let past = PastCache::new(self.file.clone());
+        let theirs = VhdImage::inspect(Arc::new(past)).map_err(failed)?;
+        let ids = |image: &VhdImage| {
+            let sizes = (image.virtual_size(), image.block_size());
+            (image.unique_id(), image.parent_id(), image.kind(), sizes)
+        };
+        let is_odd = |odd: &String| !self.image.warnings().contains(odd);
+        if ids(&theirs) != ids(&self.image) || theirs.warnings().iter().any(is_odd) {
+            return Err(not_as_written(&self.file, "its footer or header is not", 0));
+        }
+        let mut at = 0;
+        while at < self.image.virtual_size() {
+            let len = CHECK_WINDOW.min(self.image.virtual_size() - at);
+            let ours = self.named(self.image.resolve(at, len))?;
+            if theirs.resolve(at, len).map_err(failed)? != ours {
+                return Err(not_as_written(&self.file, "its block table is not", at));
+            }
+            at += len;
+        }
+        Ok(())
     }
 
     fn named<T>(&self, result: Result<T>) -> Result<T> {
         result.map_err(|e| e.path(self.file.path()))
     }
 }
+
+/// Bytes of the disk that are looked at together: bounds the list of runs.
+const CHECK_WINDOW: u64 = 1 << 30;
 
 /// The nearest parent, standing on the others.
 fn open_images(files: &[Arc<HostFile>]) -> Result<Option<Arc<VhdImage>>> {
@@ -137,10 +174,12 @@ impl Source for VhdDisk {
 
 impl Target for VhdDisk {
     fn write(&self, at: ByteOffset, data: &[u8]) -> Result<()> {
+        self.is_changed.store(true, Ordering::Relaxed);
         self.named(self.image.write_at(at.0, data))
     }
 
     fn zero(&self, range: Range<ByteOffset>) -> Result<()> {
+        self.is_changed.store(true, Ordering::Relaxed);
         self.named(self.image.zero(range.start.0..range.end.0))
     }
 
@@ -181,6 +220,10 @@ impl Target for VhdDisk {
     }
 
     fn close(&self) -> Result<()> {
-        self.named(self.image.close())
+        self.named(self.image.close())?;
+        match self.is_changed.swap(false, Ordering::Relaxed) {
+            true => self.check_medium(),
+            false => Ok(()),
+        }
     }
 }
