@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use super::entry::Word;
 use super::folder::{Folder, HostFolder};
-use super::journal::{Journal, Word, peek};
+use super::journal::{Journal, peek};
 use super::marker::{self, Marker};
 use super::place::state_directory;
 use crate::error::{Error, ErrorKind, Result};
