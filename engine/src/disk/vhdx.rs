@@ -1,11 +1,13 @@
 //! A VHDX image as a disk.
 
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use failback_vhdx as format;
 use failback_vhdx::{FileAt, Image, LogState, Place, Run};
 
+use super::layers::ImageFile;
 use super::{DiskInfo, Extent, ExtentKind, Source, Target};
 use crate::error::{Error, ErrorKind, Result};
 use crate::system::{HostFile, MediumAccess};
@@ -15,9 +17,9 @@ use crate::units::ByteOffset;
 #[derive(Debug)]
 pub struct VhdxDisk {
     image: Image,
-    file: Arc<HostFile>,
+    file: Arc<dyn ImageFile>,
     /// The files of the parents, nearest first; locked for as long as this is open.
-    parents: Vec<Arc<HostFile>>,
+    parents: Vec<Arc<dyn ImageFile>>,
     /// What was odd about other files that were looked at, one line each.
     notes: Vec<String>,
 }
@@ -63,9 +65,24 @@ impl VhdxDisk {
         Ok(Self {
             image: image.map_err(|e| convert(&e, &file))?,
             file,
-            parents,
+            parents: of_host(parents),
             notes: Vec::new(),
         })
+    }
+
+    /// An image that is open, on these files: its own, then those of its parents, nearest first.
+    ///
+    /// # Panics
+    /// Without a file.
+    #[must_use]
+    pub(crate) fn of_image(image: Image, files: Vec<Arc<dyn ImageFile>>) -> Self {
+        let mut files = files.into_iter();
+        Self {
+            image,
+            file: files.next().expect("an image has a file"),
+            parents: files.collect(),
+            notes: Vec::new(),
+        }
     }
 
     /// Makes a new image in an empty file.
@@ -97,7 +114,7 @@ impl VhdxDisk {
         Ok(Self {
             image: image.map_err(|e| convert(&e, &file))?,
             file,
-            parents,
+            parents: of_host(parents),
             notes: Vec::new(),
         })
     }
@@ -139,7 +156,7 @@ impl VhdxDisk {
         let (buf, behind) = buf.split_at_mut(there);
         // A parent can be shorter than its child.
         behind.fill(0);
-        let failed = |e: format::Error| convert(&e, file);
+        let failed = |e: format::Error| convert_at(&e, file.path());
         let mut runs = Vec::new();
         image
             .resolve(at..at + buf.len() as u64, &mut runs)
@@ -162,8 +179,13 @@ impl VhdxDisk {
     }
 
     fn converted<T>(&self, result: format::Result<T>) -> Result<T> {
-        result.map_err(|e| convert(&e, &self.file))
+        result.map_err(|e| convert_at(&e, self.file.path()))
     }
+}
+
+fn of_host(files: Vec<Arc<HostFile>>) -> Vec<Arc<dyn ImageFile>> {
+    let files = files.into_iter();
+    files.map(|file| -> Arc<dyn ImageFile> { file }).collect()
 }
 
 /// The nearest parent, standing on the others.
@@ -181,6 +203,16 @@ pub(crate) fn open_images(files: &[Arc<HostFile>]) -> Result<Option<Arc<Image>>>
 
 /// The format's error as the engine's: the same text, with the file named.
 pub(crate) fn convert(error: &format::Error, file: &HostFile) -> Error {
+    convert_at(error, file.path())
+}
+
+/// The same, of the file at `path`.
+pub(crate) fn convert_at(error: &format::Error, path: &Path) -> Error {
+    convert_bare(error).path(path)
+}
+
+/// The same, of a file that the caller names or nobody knows.
+pub(crate) fn convert_bare(error: &format::Error) -> Error {
     use format::ErrorKind as From;
     let kind = match error.kind() {
         From::NotVhdx | From::Damaged | From::Truncated => ErrorKind::Damaged,
@@ -201,7 +233,7 @@ pub(crate) fn convert(error: &format::Error, file: &HostFile) -> Error {
     };
     // Paths of parents come from the image.
     let text = crate::error::one_line(&text);
-    Error::new(kind, text).path(file.path())
+    Error::new(kind, text)
 }
 
 impl Source for VhdxDisk {

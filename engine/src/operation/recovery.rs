@@ -10,10 +10,10 @@ use serde::Serialize;
 use crate::abort::CancelToken;
 use crate::commit::{Outcome, Reopen, Unfinished, is_placed};
 use crate::disk::{
-    HostNewFile, HostTarget, NewFile, OpenOptions, Target, TargetAccess, open_target,
+    HostNewFile, HostTarget, Layers, NewFile, OpenOptions, Target, TargetAccess, open_target,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::state::{Barriers, Begun, HostFolder, Journal, Word, state_directory};
+use crate::state::{Barriers, Begun, Container, HostFolder, Journal, Word, state_directory};
 use crate::system::{Access, HostFile};
 
 /// What `recover`, `rollback` and `commit` print. Fields keep their names.
@@ -88,6 +88,15 @@ pub(super) fn finish_unfinished(
     journal: Journal,
     target: &Path,
 ) -> Result<bool> {
+    let reopen = HostPath {
+        path: target,
+        directory: folder.path(),
+    };
+    let unfinished = Unfinished {
+        folder,
+        reopen: &reopen,
+        barriers: Barriers::new(),
+    };
     let is_half_done = match journal.word() {
         // Whatever it wrote, the new sync compares all of it.
         Word::Committing if journal.begun().in_place => false,
@@ -96,17 +105,15 @@ pub(super) fn finish_unfinished(
         Word::Committing | Word::NewUnverified | Word::RollingBack => true,
         // A COMMIT that has rotted since left the new file in place.
         Word::Staged if journal.begun().container.replaces() => {
-            let new_file = HostPath(target).new_file(journal.begun())?;
+            let new_file = reopen.new_file(journal.begun())?;
             is_placed(new_file.as_ref(), &journal)?
+        }
+        Word::Staged if journal.begun().container == Container::Child => {
+            unfinished.is_merging(&journal)?
         }
         _ => false,
     };
     if is_half_done {
-        let unfinished = Unfinished {
-            folder,
-            reopen: &HostPath(target),
-            barriers: Barriers::new(),
-        };
         let finished = unfinished.finish(journal, &CancelToken::new());
         finished.map_err(|e| e.path(target))?;
     }
@@ -144,7 +151,10 @@ fn with_job(
     report.before = Some(journal.word().name());
     let unfinished = Unfinished {
         folder: &folder,
-        reopen: &HostPath(target),
+        reopen: &HostPath {
+            path: target,
+            directory: &directory,
+        },
         barriers: Barriers::new(),
     };
     let (word, outcome) = work(&unfinished, journal).map_err(|e| e.path(target))?;
@@ -163,18 +173,22 @@ fn with_job(
 
 /// A target of this host, by its path.
 #[derive(Debug)]
-struct HostPath<'a>(&'a Path);
+struct HostPath<'a> {
+    path: &'a Path,
+    /// Where its state is.
+    directory: &'a Path,
+}
 
 impl HostPath<'_> {
     /// The file of that path, if it is the one of this id.
     fn check(&self, file_id: &str) -> Result<HostFile> {
-        let file = HostFile::open(self.0, Access::Inspect)?;
+        let file = HostFile::open(self.path, Access::Inspect)?;
         let id = file.file_id();
-        match id.map_err(|e| Error::io(e, "stat").path(self.0))? == file_id {
+        match id.map_err(|e| Error::io(e, "stat").path(self.path))? == file_id {
             true => Ok(file),
             false => {
                 let message = "is another file than the one that the state is about";
-                Err(Error::new(ErrorKind::Refused, message).path(self.0))
+                Err(Error::new(ErrorKind::Refused, message).path(self.path))
             }
         }
     }
@@ -183,17 +197,30 @@ impl HostPath<'_> {
 impl Reopen for HostPath<'_> {
     fn access(&self, begun: &Begun, file_id: &str) -> Result<Box<dyn TargetAccess>> {
         self.check(file_id)?;
-        Ok(Box::new(HostTarget::open(self.0, &options_of(begun)?)?))
+        Ok(Box::new(HostTarget::open(self.path, &options_of(begun)?)?))
     }
 
     fn target(&self, begun: &Begun) -> Result<Arc<dyn Target>> {
         // After a failed flush the cache can hold what the medium does not.
         self.check(&begun.file_id)?.forget_cache();
-        open_target(self.0, &options_of(begun)?)
+        open_target(self.path, &options_of(begun)?)
     }
 
     fn new_file(&self, begun: &Begun) -> Result<Box<dyn NewFile>> {
-        Ok(Box::new(HostNewFile::to_find(self.0, &options_of(begun)?)?))
+        let options = options_of(begun)?;
+        Ok(Box::new(HostNewFile::to_find(self.path, &options)?))
+    }
+
+    fn layers(&self, begun: &Begun) -> Result<(Box<dyn TargetAccess>, Box<dyn Layers>)> {
+        self.check(&begun.file_id)?.forget_cache();
+        let target = HostTarget::open(self.path, &options_of(begun)?)?;
+        match target.layers(self.directory) {
+            Some(layers) => Ok((Box::new(target), Box::new(layers))),
+            None => {
+                let message = "is no VHDX any more, yet a child of it waits to be merged";
+                Err(Error::new(ErrorKind::Damaged, message).path(self.path))
+            }
+        }
     }
 }
 

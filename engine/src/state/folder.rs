@@ -80,6 +80,13 @@ impl HostFolder {
     }
 }
 
+impl HostFolder {
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
 /// Opens a file that only its owner may read.
 fn private(path: &Path, how: impl FnOnce(&mut OpenOptions)) -> io::Result<File> {
     let mut options = OpenOptions::new();

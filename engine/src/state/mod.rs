@@ -9,7 +9,7 @@ mod place;
 pub use barrier::{Barrier, Barriers};
 pub use container::Container;
 pub use folder::{Folder, HostFolder};
-pub use journal::{Begun, Entry, FileMark, Journal, Made, Sealed, Word, peek};
+pub use journal::{Begun, Entry, FileMark, Journal, Layered, Made, Sealed, Word, peek};
 pub use place::state_directory;
 pub(crate) use place::{absolute, new_file_of};
 

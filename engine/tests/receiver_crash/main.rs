@@ -14,6 +14,7 @@
 
 mod beside;
 mod disk;
+mod layered;
 mod promises;
 mod replaced;
 mod scenario;
@@ -22,12 +23,14 @@ mod world;
 
 use std::collections::BTreeMap;
 
-use failback_engine::CancelToken;
 use failback_engine::commit::Unfinished;
 use failback_engine::state::{Barrier, Barriers, Container, Word};
 use failback_engine::sync::Task;
 use failback_engine::transport::Apply;
+use failback_engine::{CancelToken, Result};
 
+use disk::Format;
+use layered::{children, record_child, sync_child};
 use promises::check;
 use replaced::{missing, record_replacing, record_replacing_resumed};
 use scenario::{
@@ -48,6 +51,13 @@ const CI_OF_REPLACEMENTS: Effort = Effort {
     subsets: 300,
     torn: 300,
     all_max: 1024,
+};
+
+/// These take longer: three images each.
+const CI_OF_CHILDREN: Effort = Effort {
+    subsets: 8,
+    torn: 8,
+    all_max: 32,
 };
 
 const LONG: Effort = Effort {
@@ -232,12 +242,28 @@ fn replacements_of_a_vhdx_survive_power_cuts() {
 }
 
 #[test]
+fn children_of_a_vhdx_survive_power_cuts() {
+    let records = children(&vhdx_disk(), Barriers::new());
+    let mut total = 0;
+    for (record, number) in records.iter().zip(0..) {
+        // Recoveries of a sync that is cut, and of a roll-back; the others are much the same.
+        let words = check_all(record, CI_OF_CHILDREN, matches!(number, 0 | 3));
+        println!("{} changes: {words:?}", record.ops.len());
+        total += words.values().sum::<usize>();
+    }
+    assert!(total >= 3_500, "only {total} states");
+}
+
+#[test]
 #[ignore = "the long run: some minutes"]
 fn a_million_states() {
     let all = [raw_disk(), vhdx_disk()].map(|disk| {
         let mut records = syncs(&disk, Barriers::new());
         records.extend(ends(&disk, Barriers::new()));
         records.extend(replacements(&disk, Barriers::new()));
+        if disk.format == Format::Vhdx {
+            records.extend(children(&disk, Barriers::new()));
+        }
         records
     });
     let all: Vec<Record> = all.into_iter().flatten().collect();
@@ -248,13 +274,19 @@ fn a_million_states() {
 // the medium is well, the same sync ends equal. Method: fail each change of a sync in turn; look
 // at what is there, and at what a power cut would leave.
 fn check_faults(disk: &Disk) {
-    let barriers = Barriers::new();
-    let whole = record_sync(disk, barriers, Task::Delta, Apply::Stage);
+    let whole = record_sync(disk, Barriers::new(), Task::Delta, Apply::Stage);
+    check_faults_of(&whole, |world, disk, window| {
+        sync(world, disk, window, Task::Delta, Apply::Stage)
+    });
+}
+
+fn check_faults_of(whole: &Record, sync: impl Fn(&World, &Disk, Barriers) -> Result<()>) {
+    let (disk, barriers) = (&whole.disk, Barriers::new());
     let mut failed = 0;
     for number in 0..whole.ops.len() {
         let world = World::failing(&disk.host, number);
         let window = barriers.with_window(WINDOW);
-        let outcome = sync(&world, disk, window, Task::Delta, Apply::Stage);
+        let outcome = sync(&world, disk, window);
         let has_failed = world.mend();
         failed += usize::from(has_failed && outcome.is_err());
         for host in world.now_and_durable() {
@@ -263,13 +295,13 @@ fn check_faults(disk: &Disk) {
                 made: 0,
                 kept: vec![number],
             };
-            let word = check(&whole, &state);
+            let word = check(whole, &state);
             let word = word.unwrap_or_else(|broken| panic!("change {number} failed: {broken}"));
             let world = World::like(&state.host);
             if word.is_some_and(|word| !word.is_final()) {
                 finish(&world, disk.format).unwrap();
             }
-            sync(&world, disk, window, Task::Delta, Apply::Stage).unwrap();
+            sync(&world, disk, window).unwrap();
             assert_eq!(content(&world, disk.format).unwrap(), disk.new);
         }
     }
@@ -288,6 +320,14 @@ fn each_failed_change_of_a_vhdx_is_survived() {
     check_faults(&vhdx_disk());
 }
 
+#[test]
+fn each_failed_change_of_a_child_is_survived() {
+    let whole = record_child(&vhdx_disk(), Barriers::new(), Apply::Stage);
+    check_faults_of(&whole, |world, disk, window| {
+        sync_child(world, disk, window, Apply::Stage)
+    });
+}
+
 // Goal: every barrier is needed. Method: leave out one after the other; a promise has to break.
 #[test]
 fn each_barrier_left_out_is_found() {
@@ -300,6 +340,10 @@ fn each_barrier_left_out_is_found() {
                 .into_iter()
                 .chain(ends(disk, without))
                 .chain(replacements(disk, without));
+            records.into_iter().find_map(|record| find_broken(&record))
+        });
+        let found = found.or_else(|| {
+            let records = children(&vhdx, without);
             records.into_iter().find_map(|record| find_broken(&record))
         });
         println!("without {barrier:?}: {found:?}");
