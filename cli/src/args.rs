@@ -412,6 +412,7 @@ enum StageArg {
     Log,
     File,
     Clone,
+    Child,
 }
 
 /// How an existing target is changed.
@@ -424,7 +425,8 @@ pub(crate) struct ApplyArgs {
     apply: ApplyArg,
     /// What keeps the new disk until all of it is there: a log of changes beside the target; a new
     /// file that takes its place, for a full copy; a clone that shares the target's bytes and takes
-    /// its place (XFS, btrfs). Auto: file or clone where they can be had, else the log
+    /// its place (XFS, btrfs); a differencing child of a VHDX, which is merged into it. Auto: file
+    /// or clone where they can be had, else the log
     #[arg(long, value_enum, default_value_t = StageArg::Auto)]
     stage: StageArg,
     /// Keep what the target had until `failback commit TARGET` accepts the new disk, or `failback
@@ -447,6 +449,7 @@ impl ApplyArgs {
             StageArg::Log => Some(Container::Log),
             StageArg::File => Some(Container::File),
             StageArg::Clone => Some(Container::Clone),
+            StageArg::Child => Some(Container::Child),
         }
     }
 

@@ -14,6 +14,10 @@
 
 mod exchange;
 mod finish;
+mod holder;
+mod layer;
+mod merged;
+mod merging;
 mod opening;
 mod recovery;
 mod replacing;
@@ -27,4 +31,5 @@ pub use replacing::Replacing;
 pub use staging::Staging;
 
 pub(crate) use exchange::{drop_replaced, is_placed};
+pub(crate) use merging::drop_child;
 pub(crate) use opening::{NOTES, notes_of, waits_to_be_accepted};

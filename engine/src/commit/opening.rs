@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 use crate::disk::TargetAccess;
 use crate::error::{Error, ErrorKind, Result};
 use crate::schedule::{Mutex, MutexGuard};
-use crate::state::{Barriers, Begun, Entry, Folder, Journal, Word};
+use crate::state::{Barriers, Begun, Container, Entry, Folder, Journal, Word};
 use crate::sync::Session;
 
 /// What was found of an earlier run.
@@ -151,8 +151,8 @@ impl Opening {
                 begun.verify.clone(),
                 begun.has_undo,
                 begun.keeps_undo,
-                // A new file is compared anew, by whatever hash of whatever blocks.
-                (!begun.container.replaces()).then(|| (begun.block_size, begun.hash.clone())),
+                // A new file or child is compared anew, by whatever hash of whatever blocks.
+                (begun.container == Container::Log).then(|| (begun.block_size, begun.hash.clone())),
             )
         };
         match (is_same_target, same(was) == same(is)) {

@@ -8,12 +8,13 @@ use failback_transport::{Apply, Compress, Task, VerifyLevel};
 use super::exchange::{Exchange, is_placed};
 use super::finish::{Finisher, Job, Outcome, check_seal, is_old_as_staged};
 use crate::abort::{Abort, CancelToken};
-use crate::disk::{NewFile, Target, TargetAccess};
+use crate::disk::{Layers, NewFile, Target, TargetAccess};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::HashKind;
 use crate::stage::StageLog;
 use crate::state::{
-    Barrier, Barriers, Begun, Entry, FileMark, Folder, Journal, STAGE_NAME, Word, remove_needless,
+    Barrier, Barriers, Begun, Container, Entry, FileMark, Folder, Journal, STAGE_NAME, Word,
+    remove_needless,
 };
 use crate::sync::{Session, SessionOptions};
 use crate::units::BlockSize;
@@ -37,6 +38,13 @@ pub trait Reopen: Debug {
     /// # Errors
     /// `Io`.
     fn new_file(&self, begun: &Begun) -> Result<Box<dyn NewFile>>;
+
+    /// The target, if it is the file of the job, open for reading only and locked, and what stands
+    /// on it; what the system has of it in memory is not believed.
+    ///
+    /// # Errors
+    /// As [`Reopen::access`]; `Damaged` for a target that has no child.
+    fn layers(&self, begun: &Begun) -> Result<(Box<dyn TargetAccess>, Box<dyn Layers>)>;
 }
 
 /// A job whose process is gone.
@@ -60,6 +68,9 @@ impl Unfinished<'_> {
     pub fn finish(&self, journal: Journal, cancel: &CancelToken) -> Result<(Word, Outcome)> {
         if journal.begun().container.replaces() {
             return self.finish_replaced(journal, cancel);
+        }
+        if journal.begun().container == Container::Child {
+            return self.finish_merged(journal, cancel);
         }
         let word = journal.word();
         match word {
@@ -115,6 +126,9 @@ impl Unfinished<'_> {
                 Err(Error::new(ErrorKind::Refused, message))
             }
             _ if is_replaced => self.roll_back_replaced(journal, cancel),
+            _ if journal.begun().container == Container::Child => {
+                self.roll_back_merged(journal, cancel)
+            }
             Word::Staging | Word::Staged => {
                 self.refuse_lost_commit(&journal)?;
                 journal.append(Entry::of(Word::Aborted), Barrier::Aborted)?;
@@ -181,7 +195,7 @@ impl Unfinished<'_> {
             return Ok((Word::Done, Outcome::default()));
         }
         journal.append(Entry::of(Word::Done), Barrier::Done)?;
-        self.remove_stage()?;
+        remove_needless(self.folder)?;
         Ok((Word::Done, Outcome::default()))
     }
 
@@ -336,7 +350,7 @@ struct Held {
     _beside: Option<Arc<dyn Target>>,
 }
 
-fn session_of(begun: &Begun) -> Result<Session> {
+pub(super) fn session_of(begun: &Begun) -> Result<Session> {
     let damaged = || Error::new(ErrorKind::Damaged, "journal is damaged: unknown words");
     let options = SessionOptions {
         task: Task::Delta,

@@ -1,13 +1,14 @@
-//! A target whose place a new file takes.
+//! A target that becomes a disk which was made apart from it: a new file takes its place, or a
+//! child is merged into it.
 
 use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 
-use super::exchange::Exchange;
 use super::finish::Finisher;
+use super::holder::{Context, Holder};
 use super::opening::{Opening, Resumed, waits_to_be_accepted};
 use crate::abort::Abort;
-use crate::disk::{DiskInfo, Extent, NewFile, Source, Target, TargetAccess};
+use crate::disk::{DiskInfo, Extent, Layers, NewFile, Source, Target, TargetAccess};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Digest;
 use crate::schedule::{Mutex, MutexGuard};
@@ -18,16 +19,17 @@ use crate::sync::Session;
 use crate::system::MediumAccess;
 use crate::units::ByteOffset;
 
-/// The target of a session, which is left alone: what changes it goes to a new file. As a
-/// [`Source`] it is the target as it will be.
+/// The target of a session, which is left alone: what changes it goes to a new file or a child. As
+/// a [`Source`] it is the target as it will be.
 ///
-/// A clone is made with the first change, so that a sync that finds nothing to do leaves no trace;
-/// a file that begins empty is made at once, since where nothing is written it is not the target.
+/// A clone or a child is made with the first change, so that a sync that finds nothing to do leaves
+/// no trace; a file that begins empty is made at once, since where nothing is written it is not the
+/// target.
 #[derive(Debug)]
 pub struct Replacing {
     /// `None`: there is no target yet.
     old: Option<Box<dyn TargetAccess>>,
-    new_file: Box<dyn NewFile>,
+    holder: Holder,
     folder: Box<dyn Folder>,
     barriers: Barriers,
     session: Session,
@@ -71,11 +73,45 @@ impl Replacing {
         session: &Session,
         begun: Begun,
     ) -> Result<Self> {
+        Self::open_held(
+            old,
+            Holder::NewFile(new_file),
+            folder,
+            barriers,
+            session,
+            begun,
+        )
+    }
+
+    /// The same, where what changes `old` goes to a child, which is merged into it.
+    ///
+    /// # Errors
+    /// As [`Replacing::open`].
+    pub fn open_child(
+        old: Box<dyn TargetAccess>,
+        layers: Box<dyn Layers>,
+        folder: Box<dyn Folder>,
+        barriers: Barriers,
+        session: &Session,
+        begun: Begun,
+    ) -> Result<Self> {
+        let holder = Holder::Child(layers);
+        Self::open_held(Some(old), holder, folder, barriers, session, begun)
+    }
+
+    fn open_held(
+        old: Option<Box<dyn TargetAccess>>,
+        holder: Holder,
+        folder: Box<dyn Folder>,
+        barriers: Barriers,
+        session: &Session,
+        begun: Begun,
+    ) -> Result<Self> {
         let mark = session.options.source_mark;
         let mut replacing = Self {
             opening: Opening::new(old.as_deref(), session, begun, mark)?,
             old,
-            new_file,
+            holder,
             folder,
             barriers,
             session: session.clone(),
@@ -95,6 +131,11 @@ impl Replacing {
     pub fn is_empty(&self) -> bool {
         self.opening.begun().container == Container::File
             && !self.opening.resumed.reasons.contains(&"resumed")
+    }
+
+    /// Says why an earlier run was given up, if one was.
+    pub(crate) fn add_reason(&mut self, reason: Option<&'static str>) {
+        self.opening.resumed.reasons.extend(reason);
     }
 
     pub(crate) fn resumed(&self) -> &Resumed {
@@ -131,7 +172,7 @@ impl Replacing {
         let why_not = self.why_not_resumed(&journal);
         let disk = match why_not {
             Some(_) => None,
-            None => self.new_file.open().or_else(|error| {
+            None => self.holder.open().or_else(|error| {
                 // Cut off while it was made: it is made anew.
                 tracing::debug!(error = error.chain(), "what was left beside is no disk");
                 match error.kind() {
@@ -164,8 +205,7 @@ impl Replacing {
     }
 
     fn remove_leftovers(&self) -> Result<()> {
-        self.new_file.remove()?;
-        remove_needless(self.folder.as_ref())
+        self.holder.remove(self.folder.as_ref())
     }
 
     // A panic while it is held leaves no half job: it is set whole.
@@ -187,7 +227,7 @@ impl Replacing {
         // Of an earlier job, which no journal speaks of any more.
         let removed = self.folder.remove(STAGE_NAME);
         removed.map_err(|e| Error::io(e, "remove stage"))?;
-        let disk = self.new_file.make(self.opening.begun().container)?;
+        let disk = self.holder.make(self.opening.begun().container)?;
         let begun = Job::new(journal, disk);
         *job = Some(begun.clone());
         Ok(begun)
@@ -203,8 +243,9 @@ impl Replacing {
         let old = self.old.as_deref();
         match (self.running(), old) {
             (Some(job), _) => {
-                let exchange = self.exchange(abort);
-                exchange.commit(&mut job.journal(), old, new_root)?;
+                let context = self.context(abort);
+                self.holder
+                    .commit(&context, &mut job.journal(), old, new_root)?;
                 Ok(Some(self.opening.begun().container))
             }
             (None, Some(old)) => {
@@ -214,7 +255,12 @@ impl Replacing {
                     session: &self.session,
                     abort,
                 };
-                finisher.tidy(old, self.opening.left_mixed().as_mut())?;
+                let mut left_mixed = self.opening.left_mixed();
+                finisher.tidy(old, left_mixed.as_mut())?;
+                if left_mixed.is_some() {
+                    // What a job that was lost had here.
+                    remove_needless(self.folder.as_ref())?;
+                }
                 Ok(None)
             }
             (None, None) => unreachable!("a file that begins empty is made at once"),
@@ -228,15 +274,19 @@ impl Replacing {
     pub fn give_up(&self) -> Result<()> {
         match self.running() {
             None => Ok(()),
-            Some(job) => self.exchange(&Abort::new()).abandon(&mut job.journal()),
+            Some(job) => {
+                let abort = Abort::new();
+                let context = self.context(&abort);
+                self.holder.abandon(&context, &mut job.journal())
+            }
         }
     }
 
-    fn exchange<'a>(&'a self, abort: &'a Abort) -> Exchange<'a> {
-        Exchange {
+    fn context<'a>(&'a self, abort: &'a Abort) -> Context<'a> {
+        Context {
             folder: self.folder.as_ref(),
-            new_file: self.new_file.as_ref(),
             barriers: self.barriers,
+            session: &self.session,
             abort,
         }
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use failback_vhdx::Image;
 
 use super::chain::open_parents;
+use super::layers::HostLayers;
 use super::open::refuse_needless_parents;
 use super::probe::{Format, decide};
 use super::siblings::refuse_children;
@@ -104,6 +105,16 @@ impl HostTarget {
         };
         let len = self.disk.info().virtual_size;
         HostNewFile::of_existing(&self.path, &open, self.file.clone(), len)
+    }
+
+    /// Where a child of it can be kept, in `directory`; `None` for a disk that has none.
+    pub(crate) fn layers(&self, directory: &Path) -> Option<HostLayers> {
+        let open = OpenOptions {
+            format: Some(self.format),
+            ..self.options.clone()
+        };
+        let is_vhdx = self.format == Format::Vhdx;
+        is_vhdx.then(|| HostLayers::new(self.file.clone(), open, directory))
     }
 
     /// What it is.

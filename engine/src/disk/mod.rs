@@ -3,6 +3,7 @@
 mod access;
 mod chain;
 mod create;
+mod layers;
 mod memory;
 mod new_file;
 mod on_medium;
@@ -20,6 +21,7 @@ use serde::Serialize;
 
 pub use access::{HostTarget, TargetAccess};
 pub use create::{NewDisk, PendingDisk, create, create_child};
+pub use layers::{ImageFile, Layer, Layers};
 pub use memory::MemoryDisk;
 pub use new_file::{HostNewFile, NewFile, Standing};
 pub use open::{OpenOptions, open_source, open_target};
@@ -31,10 +33,14 @@ pub use vhdx::VhdxDisk;
 
 pub(crate) use chain::open_parents;
 pub(crate) use create::Recipe;
+pub(crate) use layers::{HostLayers, open_chain};
 pub(crate) use open::refuse_same_file;
 pub(crate) use probe::decide as decide_format;
 pub(crate) use siblings::{find_children, refuse_children};
-pub(crate) use vhdx::{convert as vhdx_error, open_images};
+pub(crate) use vhdx::{
+    convert as vhdx_error, convert_at as vhdx_error_at, convert_bare as vhdx_error_bare,
+    open_images,
+};
 
 use crate::error::Result;
 use crate::system::MediumAccess;

@@ -1,12 +1,14 @@
 //! A VHDX image as a disk.
 
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use failback_vhdx as format;
 use failback_vhdx::{FileAt, Image, LogState, Place, Run};
 
+use super::layers::ImageFile;
 use super::on_medium;
 use super::{DiskInfo, Extent, ExtentKind, Source, Target};
 use crate::error::{Error, ErrorKind, Result};
@@ -17,9 +19,9 @@ use crate::units::ByteOffset;
 #[derive(Debug)]
 pub struct VhdxDisk {
     image: Image,
-    file: Arc<HostFile>,
+    file: Arc<dyn ImageFile>,
     /// The files of the parents, nearest first; locked for as long as this is open.
-    parents: Vec<Arc<HostFile>>,
+    parents: Vec<Arc<dyn ImageFile>>,
     /// What was odd about other files that were looked at, one line each.
     notes: Vec<String>,
     /// Something was written: what leads to it has to be looked at on the medium.
@@ -67,10 +69,27 @@ impl VhdxDisk {
         Ok(Self {
             image: image.map_err(|e| convert(&e, &file))?,
             file,
-            parents,
+            parents: of_host(parents),
             notes: Vec::new(),
             is_changed: AtomicBool::new(false),
         })
+    }
+
+    /// An image that is open, on these files: its own, then those of its parents, nearest first.
+    /// `is_changed`: something was written to it already.
+    ///
+    /// # Panics
+    /// Without a file.
+    #[must_use]
+    pub(crate) fn of_image(image: Image, files: Vec<Arc<dyn ImageFile>>, is_changed: bool) -> Self {
+        let mut files = files.into_iter();
+        Self {
+            image,
+            file: files.next().expect("an image has a file"),
+            parents: files.collect(),
+            notes: Vec::new(),
+            is_changed: AtomicBool::new(is_changed),
+        }
     }
 
     /// Makes a new image in an empty file.
@@ -103,7 +122,7 @@ impl VhdxDisk {
         Ok(Self {
             image: image.map_err(|e| convert(&e, &file))?,
             file,
-            parents,
+            parents: of_host(parents),
             notes: Vec::new(),
             is_changed: AtomicBool::new(true),
         })
@@ -113,6 +132,14 @@ impl VhdxDisk {
     #[must_use]
     pub(crate) fn with_notes(self, notes: Vec<String>) -> Self {
         Self { notes, ..self }
+    }
+
+    /// Holds what leads to its bytes against its file as the medium has it.
+    ///
+    /// # Errors
+    /// `VerifyFailed`, `Io`.
+    pub(crate) fn prove_structure(&self) -> Result<()> {
+        on_medium::check_vhdx(&self.image, &self.file)
     }
 
     /// The image itself.
@@ -146,7 +173,7 @@ impl VhdxDisk {
         let (buf, behind) = buf.split_at_mut(there);
         // A parent can be shorter than its child.
         behind.fill(0);
-        let failed = |e: format::Error| convert(&e, file);
+        let failed = |e: format::Error| convert_at(&e, file.path());
         let mut runs = Vec::new();
         image
             .resolve(at..at + buf.len() as u64, &mut runs)
@@ -169,8 +196,13 @@ impl VhdxDisk {
     }
 
     fn converted<T>(&self, result: format::Result<T>) -> Result<T> {
-        result.map_err(|e| convert(&e, &self.file))
+        result.map_err(|e| convert_at(&e, self.file.path()))
     }
+}
+
+fn of_host(files: Vec<Arc<HostFile>>) -> Vec<Arc<dyn ImageFile>> {
+    let files = files.into_iter();
+    files.map(|file| -> Arc<dyn ImageFile> { file }).collect()
 }
 
 /// The nearest parent, standing on the others.
@@ -188,6 +220,16 @@ pub(crate) fn open_images(files: &[Arc<HostFile>]) -> Result<Option<Arc<Image>>>
 
 /// The format's error as the engine's: the same text, with the file named.
 pub(crate) fn convert(error: &format::Error, file: &HostFile) -> Error {
+    convert_at(error, file.path())
+}
+
+/// The same, of the file at `path`.
+pub(crate) fn convert_at(error: &format::Error, path: &Path) -> Error {
+    convert_bare(error).path(path)
+}
+
+/// The same, of a file that the caller names or nobody knows.
+pub(crate) fn convert_bare(error: &format::Error) -> Error {
     use format::ErrorKind as From;
     let kind = match error.kind() {
         From::NotVhdx | From::Damaged | From::Truncated => ErrorKind::Damaged,
@@ -208,7 +250,7 @@ pub(crate) fn convert(error: &format::Error, file: &HostFile) -> Error {
     };
     // Paths of parents come from the image.
     let text = crate::error::one_line(&text);
-    Error::new(kind, text).path(file.path())
+    Error::new(kind, text)
 }
 
 impl Source for VhdxDisk {
@@ -295,7 +337,7 @@ impl Target for VhdxDisk {
         }
         self.converted(self.image.close())?;
         match self.is_changed.swap(false, Ordering::Relaxed) {
-            true => on_medium::check_vhdx(&self.image, &self.file),
+            true => self.prove_structure(),
             false => Ok(()),
         }
     }

@@ -9,9 +9,12 @@ use failback_transport::{Apply, SourceEnd, TargetResult, Task};
 use super::recovery::{Found, finish_unfinished};
 use super::replacement::run_replacing;
 use crate::abort::{Abort, CancelToken};
-use crate::commit::{Replacing, Staging, drop_replaced, notes_of, waits_to_be_accepted};
+use crate::commit::{
+    Replacing, Staging, drop_child, drop_replaced, notes_of, waits_to_be_accepted,
+};
 use crate::disk::{
-    DiskInfo, HostNewFile, HostTarget, NewFile, OpenOptions, Target, TargetAccess, decide_format,
+    DiskInfo, HostLayers, HostNewFile, HostTarget, NewFile, OpenOptions, Target, TargetAccess,
+    decide_format,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::state::{
@@ -149,17 +152,26 @@ impl ExistingTarget {
         let container = self.choose(session, journal.as_ref())?;
         let begun = self.begun(session, container)?;
         let barriers = Barriers::new();
+        let given_up = match journal {
+            Some(journal) => self.drop_other(container, journal)?,
+            None => false,
+        };
+        if container == Container::Child {
+            let layers = Box::new(self.layers()?);
+            let (access, folder) = (Box::new(self.access), Box::new(self.folder));
+            let mut child =
+                Replacing::open_child(access, layers, folder, barriers, session, begun)?;
+            child.add_reason(given_up.then_some("options_changed"));
+            return Ok(Staged::Replaced(Box::new(child)));
+        }
         let (access, new_file) = (Box::new(self.access), Box::new(self.new_file));
         if container.replaces() {
             let folder = Box::new(self.folder);
-            return Replacing::open(Some(access), new_file, folder, barriers, session, begun)
-                .map(Box::new)
-                .map(Staged::Replaced);
+            let mut replacing =
+                Replacing::open(Some(access), new_file, folder, barriers, session, begun)?;
+            replacing.add_reason(given_up.then_some("options_changed"));
+            return Ok(Staged::Replaced(Box::new(replacing)));
         }
-        let given_up = match journal {
-            Some(journal) => drop_replaced(&self.folder, new_file.as_ref(), barriers, journal)?,
-            None => false,
-        };
         let mark = session.options.source_mark;
         let folder = Box::new(self.folder);
         let mut staging = Staging::open(access, folder, barriers, session, begun, mark)?;
@@ -169,10 +181,36 @@ impl ExistingTarget {
         Ok(Staged::Log(Box::new(staging)))
     }
 
+    /// Clears away what a job of another kind left. Whether it was given up for this one.
+    fn drop_other(&self, container: Container, journal: Journal) -> Result<bool> {
+        match (journal.begun().container, container) {
+            (Container::Child, Container::Child) => Ok(false),
+            // The journal is all that tells, until that of the next job takes its place.
+            (Container::Child, _) if self.is_lost => Ok(false),
+            (Container::Child, _) => drop_child(&self.folder, journal),
+            (was, is) if was.replaces() && !is.replaces() => {
+                drop_replaced(&self.folder, &self.new_file, Barriers::new(), journal)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Where a child of the target can be kept.
+    fn layers(&self) -> Result<HostLayers> {
+        self.access.layers(self.folder.path()).ok_or_else(|| {
+            let message = "only a VHDX can have a differencing child: take another --stage";
+            Error::new(ErrorKind::Refused, message).path(&self.path)
+        })
+    }
+
     /// What keeps the new disk: what was asked for, what an unfinished job has, or what can be had.
     fn choose(&self, session: &Session, journal: Option<&Journal>) -> Result<Container> {
         let options = &session.options;
-        let wanted = options.container.map(named).transpose()?;
+        let wanted = options.container.map(named);
+        if wanted == Some(Container::Child) {
+            // Never chosen, only asked for.
+            return self.layers().map(|_| Container::Child);
+        }
         let unfinished = journal
             .filter(|journal| matches!(journal.word(), Word::Staging | Word::Staged))
             .map(|journal| journal.begun().container);
@@ -230,7 +268,7 @@ impl ExistingTarget {
             if journal.waits_to_be_accepted() {
                 return Err(waits_to_be_accepted());
             }
-            drop_replaced(&self.folder, &self.new_file, Barriers::new(), journal)?;
+            self.drop_other(Container::Log, journal)?;
         }
         let first = Entry {
             begun: Some(self.begun(session, Container::Log)?),
@@ -294,15 +332,12 @@ fn text_of(path: &Path) -> Result<String> {
     })
 }
 
-fn named(container: wire::Container) -> Result<Container> {
+fn named(container: wire::Container) -> Container {
     match container {
-        wire::Container::Log => Ok(Container::Log),
-        wire::Container::File => Ok(Container::File),
-        wire::Container::Clone => Ok(Container::Clone),
-        wire::Container::Child => {
-            let message = "staging in a differencing child is not supported in this release";
-            Err(Error::new(ErrorKind::Unsupported, message))
-        }
+        wire::Container::Log => Container::Log,
+        wire::Container::File => Container::File,
+        wire::Container::Clone => Container::Clone,
+        wire::Container::Child => Container::Child,
     }
 }
 

@@ -10,13 +10,15 @@ use serde::Serialize;
 use crate::abort::CancelToken;
 use crate::commit::{Outcome, Reopen, Unfinished, is_placed};
 use crate::disk::{
-    HostNewFile, HostTarget, NewFile, OpenOptions, Target, TargetAccess, another_file,
+    HostNewFile, HostTarget, Layers, NewFile, OpenOptions, Target, TargetAccess, another_file,
     open_known_target,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::state::{
-    Barriers, Begun, HostFolder, Journal, Word, lock_state, peek, refuse_elsewhere, state_directory,
+    Barriers, Begun, Container, HostFolder, Journal, Word, lock_state, peek, refuse_elsewhere,
+    state_directory,
 };
+use crate::system::{Access, HostFile};
 
 /// What `recover`, `rollback` and `commit` print. Fields keep their names.
 #[derive(Clone, Debug, Serialize)]
@@ -102,6 +104,15 @@ pub(super) fn finish_unfinished(
     target: &Path,
     cancel: &CancelToken,
 ) -> Result<Found> {
+    let reopen = HostPath {
+        path: target,
+        directory: folder.path(),
+    };
+    let unfinished = Unfinished {
+        folder,
+        reopen: &reopen,
+        barriers: Barriers::new(),
+    };
     let is_half_done = match journal.word() {
         // Whatever it wrote, the new sync compares all of it.
         Word::Committing if journal.begun().in_place => false,
@@ -111,8 +122,11 @@ pub(super) fn finish_unfinished(
         Word::Committing | Word::NewUnverified | Word::RollingBack => true,
         // A COMMIT that has rotted since left the new file in place.
         Word::Staged if journal.begun().container.replaces() => {
-            let new_file = HostPath(target).new_file(journal.begun())?;
+            let new_file = reopen.new_file(journal.begun())?;
             is_placed(new_file.as_ref(), &journal)?
+        }
+        Word::Staged if journal.begun().container == Container::Child => {
+            unfinished.is_merging(&journal)?
         }
         _ => false,
     };
@@ -120,17 +134,12 @@ pub(super) fn finish_unfinished(
         return Ok(Found::Whole);
     }
     // Where a file takes the target's place there is none that is mixed.
-    let is_log = !journal.begun().container.replaces();
-    let unfinished = Unfinished {
-        folder,
-        reopen: &HostPath(target),
-        barriers: Barriers::new(),
-    };
+    let can_be_lost = !journal.begun().container.replaces();
     match unfinished.finish(journal, cancel) {
         Ok(_) => Ok(Found::Finished),
         // The stage is gone or damaged, the target another file or not what was written.
         Err(error)
-            if is_log
+            if can_be_lost
                 && matches!(
                     error.kind(),
                     ErrorKind::Damaged | ErrorKind::Refused | ErrorKind::VerifyFailed
@@ -193,7 +202,10 @@ fn with_job(
     report.before = Some(journal.word().name());
     let unfinished = Unfinished {
         folder: &folder,
-        reopen: &HostPath(target),
+        reopen: &HostPath {
+            path: target,
+            directory: folder.path(),
+        },
         barriers: Barriers::new(),
     };
     let (word, outcome) = work(&unfinished, journal).map_err(|e| e.path(target))?;
@@ -212,26 +224,51 @@ fn with_job(
 
 /// A target of this host, by its path.
 #[derive(Debug)]
-struct HostPath<'a>(&'a Path);
+struct HostPath<'a> {
+    path: &'a Path,
+    /// Where its state is.
+    directory: &'a Path,
+}
 
-impl Reopen for HostPath<'_> {
-    fn access(&self, begun: &Begun, file_id: &str) -> Result<Box<dyn TargetAccess>> {
-        let target = HostTarget::open(self.0, &options_of(begun)?)?;
+impl HostPath<'_> {
+    /// The target, if it is the file of this id, and as long as it was.
+    fn known(&self, begun: &Begun, file_id: &str) -> Result<HostTarget> {
+        let target = HostTarget::open(self.path, &options_of(begun)?)?;
         let is_same =
             target.file_id()? == file_id && target.source().info().virtual_size == begun.disk_len;
         match is_same {
-            true => Ok(Box::new(target)),
-            false => Err(another_file(self.0)),
+            true => Ok(target),
+            false => Err(another_file(self.path)),
         }
+    }
+}
+
+impl Reopen for HostPath<'_> {
+    fn access(&self, begun: &Begun, file_id: &str) -> Result<Box<dyn TargetAccess>> {
+        Ok(Box::new(self.known(begun, file_id)?))
     }
 
     fn target(&self, begun: &Begun) -> Result<Arc<dyn Target>> {
         let (id, len) = (&begun.file_id, begun.disk_len);
-        open_known_target(self.0, &options_of(begun)?, id, len)
+        open_known_target(self.path, &options_of(begun)?, id, len)
     }
 
     fn new_file(&self, begun: &Begun) -> Result<Box<dyn NewFile>> {
-        Ok(Box::new(HostNewFile::to_find(self.0, &options_of(begun)?)?))
+        let options = options_of(begun)?;
+        Ok(Box::new(HostNewFile::to_find(self.path, &options)?))
+    }
+
+    fn layers(&self, begun: &Begun) -> Result<(Box<dyn TargetAccess>, Box<dyn Layers>)> {
+        // After a failed flush the cache can hold what the medium does not.
+        HostFile::open(self.path, Access::Inspect)?.forget_cache();
+        let target = self.known(begun, &begun.file_id)?;
+        match target.layers(self.directory) {
+            Some(layers) => Ok((Box::new(target), Box::new(layers))),
+            None => {
+                let message = "is no VHDX any more, yet a child of it waits to be merged";
+                Err(Error::new(ErrorKind::Damaged, message).path(self.path))
+            }
+        }
     }
 }
 

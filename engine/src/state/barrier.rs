@@ -69,11 +69,17 @@ pub enum Barrier {
     Placed,
     /// The names swapped back, before the target counts as old.
     PlacedBack,
+    /// The image of what the target had, before SEAL. Without it SEAL promises an undo that is not
+    /// there.
+    Undo,
+    /// The names of the child and of that image, before SEAL. Without it SEAL speaks of files that
+    /// are not there.
+    LayerNames,
 }
 
 impl Barrier {
     /// Every barrier.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 26] = [
         Self::Begun,
         Self::Names,
         Self::Found,
@@ -98,6 +104,8 @@ impl Barrier {
         Self::NewName,
         Self::Placed,
         Self::PlacedBack,
+        Self::Undo,
+        Self::LayerNames,
     ];
 }
 

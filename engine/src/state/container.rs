@@ -14,6 +14,8 @@ pub enum Container {
     File,
     /// The same, begun as a clone of the target that shares its bytes.
     Clone,
+    /// A differencing child of the target, which is merged into it after COMMIT.
+    Child,
 }
 
 impl Container {
@@ -24,6 +26,7 @@ impl Container {
             Self::Log => "log",
             Self::File => "file",
             Self::Clone => "clone",
+            Self::Child => "child",
         }
     }
 
@@ -38,6 +41,7 @@ impl Container {
             Self::Log => wire::Container::Log,
             Self::File => wire::Container::File,
             Self::Clone => wire::Container::Clone,
+            Self::Child => wire::Container::Child,
         }
     }
 }

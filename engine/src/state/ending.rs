@@ -9,8 +9,13 @@ pub(crate) const STAGE_NAME: &str = "stage";
 /// Name of a stage that is written anew.
 pub(crate) const STAGE_NEW_NAME: &str = "stage.new";
 
-/// Removes the stage, one that was to take its place, and what leads to the state from another
-/// place, unless the target is still mixed.
+/// Name of the differencing child of a target that is to be merged into it.
+pub(crate) const CHILD_NAME: &str = "child.avhdx";
+/// Name of the image of what the target had at the child's places.
+pub(crate) const UNDO_NAME: &str = "undo.avhdx";
+
+/// Removes the stage, one that was to take its place, a child and its undo, and what leads to the
+/// state from another place, unless the target is still mixed.
 ///
 /// # Errors
 /// `Damaged`, `Io`.
@@ -18,5 +23,9 @@ pub(crate) fn remove_needless(folder: &dyn Folder) -> Result<()> {
     let failed = |e| Error::io(e, "remove stage");
     folder.remove(STAGE_NAME).map_err(failed)?;
     folder.remove(STAGE_NEW_NAME).map_err(failed)?;
+    for name in [CHILD_NAME, UNDO_NAME] {
+        let removed = folder.remove(name);
+        removed.map_err(|e| Error::io(e, "remove a differencing image"))?;
+    }
     marker::remove_if_over(folder)
 }

@@ -75,6 +75,9 @@ pub struct Entry {
     /// With `staged`, where a new file takes the target's place: the two files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub made: Option<Made>,
+    /// With `staged`, where a child is merged into the target: the three images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layered: Option<Layered>,
     /// With `new_unverified` and `new_verified`: a mark of the target as the job left it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub left: Option<String>,
@@ -90,6 +93,7 @@ impl Entry {
             source: None,
             sealed: None,
             made: None,
+            layered: None,
             left: None,
         }
     }
@@ -171,6 +175,25 @@ pub struct Made {
     pub new: FileMark,
     /// The old one; absent when there was no target.
     pub old: Option<FileMark>,
+}
+
+/// The child that is to be merged into the target, when all of it was there. VHDX images are known
+/// by their `DataWriteGuid`, which changes with their content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layered {
+    /// Root of the new disk in hexadecimal; absent where nothing is hashed.
+    pub new_root: Option<String>,
+    /// The target before it was written to.
+    pub old: String,
+    /// The child, and the target that it was merged into.
+    pub new: String,
+    /// The image of what the target had, and the target that it was merged into; absent without an
+    /// undo.
+    pub undo: Option<String>,
+    /// BLAKE3 of what the child holds: the places, and what is there then.
+    pub new_sum: String,
+    /// The same of what the target had at these places; absent without an undo.
+    pub old_sum: Option<String>,
 }
 
 /// What a file is known by, whatever its name.

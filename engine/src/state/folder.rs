@@ -105,6 +105,11 @@ impl HostFolder {
             ..folder
         })
     }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
 }
 
 /// Whoever can write there can say what becomes of the target.

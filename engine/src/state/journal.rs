@@ -20,7 +20,7 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::barrier::{Barrier, Barriers};
-use super::entry::{Begun, Entry, Made, Sealed, Word};
+use super::entry::{Begun, Entry, Layered, Made, Sealed, Word};
 use super::folder::Folder;
 use crate::error::{Error, ErrorKind, Result};
 use crate::schedule::random_id;
@@ -214,6 +214,15 @@ impl Journal {
         let found =
             newest_first.find(|entry| matches!(entry.word, Word::Staged | Word::Staging))?;
         found.made.as_ref()
+    }
+
+    /// The child, unless work on it went on after it was sealed.
+    #[must_use]
+    pub fn layered(&self) -> Option<&Layered> {
+        let mut newest_first = self.entries.iter().rev();
+        let found =
+            newest_first.find(|entry| matches!(entry.word, Word::Staged | Word::Staging))?;
+        found.layered.as_ref()
     }
 
     /// Whether the new disk is complete, and stays with its undo until somebody accepts it: proven,

@@ -4,7 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use failback_engine::commit::Reopen;
-use failback_engine::disk::{DiskInfo, Extent, ExtentKind, NewFile, Source, Target, TargetAccess};
+use failback_engine::disk::{
+    DiskInfo, Extent, ExtentKind, Layers, NewFile, Source, Target, TargetAccess,
+};
 use failback_engine::state::Begun;
 use failback_engine::system::MediumAccess;
 use failback_engine::units::ByteOffset;
@@ -12,6 +14,7 @@ use failback_engine::{Error, ErrorKind, Result};
 use failback_vhdx::{FileAt, Image};
 
 use crate::beside::Beside;
+use crate::layered::Stack;
 use crate::world::{World, WorldFile};
 use crate::wrapping::LOG_START;
 
@@ -241,5 +244,10 @@ impl Reopen for Again {
 
     fn new_file(&self, _begun: &Begun) -> Result<Box<dyn NewFile>> {
         Ok(Box::new(Beside::of(&self.world, self.format, 0)))
+    }
+
+    fn layers(&self, _begun: &Begun) -> Result<(Box<dyn TargetAccess>, Box<dyn Layers>)> {
+        let access = Access::of(&self.world, self.format)?;
+        Ok((Box::new(access), Box::new(Stack(self.world.clone()))))
     }
 }

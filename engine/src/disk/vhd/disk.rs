@@ -106,7 +106,7 @@ impl VhdDisk {
     fn check_medium(&self) -> Result<()> {
         let failed = |e: Error| match e.kind() {
             ErrorKind::Io => e.path(self.file.path()),
-            _ => not_as_written(&self.file, &e.to_string(), 0),
+            _ => not_as_written(self.file.path(), &e.to_string(), 0),
         };
         let past = PastCache::new(self.file.clone());
         let theirs = VhdImage::inspect(Arc::new(past)).map_err(failed)?;
@@ -116,14 +116,22 @@ impl VhdDisk {
         };
         let is_odd = |odd: &String| !self.image.warnings().contains(odd);
         if ids(&theirs) != ids(&self.image) || theirs.warnings().iter().any(is_odd) {
-            return Err(not_as_written(&self.file, "its footer or header is not", 0));
+            return Err(not_as_written(
+                self.file.path(),
+                "its footer or header is not",
+                0,
+            ));
         }
         let mut at = 0;
         while at < self.image.virtual_size() {
             let len = CHECK_WINDOW.min(self.image.virtual_size() - at);
             let ours = self.named(self.image.resolve(at, len))?;
             if theirs.resolve(at, len).map_err(failed)? != ours {
-                return Err(not_as_written(&self.file, "its block table is not", at));
+                return Err(not_as_written(
+                    self.file.path(),
+                    "its block table is not",
+                    at,
+                ));
             }
             at += len;
         }
