@@ -1,7 +1,7 @@
 //! One peer, from hello to goodbye.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{RecvTimeoutError, bounded};
 use failback_transport as wire;
@@ -141,9 +141,21 @@ fn open(grant: &Grant, request: &OpenRequest, cancel: &CancelToken) -> Result<Op
     }
     let state = grant.state.as_deref();
     let wanted = || wanted_disk(grant, request.create);
-    let target = HostedTarget::open(&grant.path, &grant.open, state, wanted, cancel)?;
-    Ok(OpenDisk::Write(Box::new(target)))
+    let until = Instant::now() + LET_GO_MAX;
+    loop {
+        match HostedTarget::open(&grant.path, &grant.open, state, wanted, cancel) {
+            Err(error) if error.kind() == ErrorKind::InUse && Instant::now() < until => {
+                std::thread::sleep(LET_GO_POLL);
+            }
+            opened => return Ok(OpenDisk::Write(Box::new(opened?))),
+        }
+    }
 }
+
+/// A session before this one has given its answer and may not have let go of the disk yet: who
+/// syncs twice in a row is not to be told that somebody has it.
+const LET_GO_MAX: Duration = Duration::from_secs(1);
+const LET_GO_POLL: Duration = Duration::from_millis(10);
 
 /// What a first sync makes, if the grant lets it.
 fn wanted_disk(grant: &Grant, create: Option<wire::NewDisk>) -> Result<NewDisk> {

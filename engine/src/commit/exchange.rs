@@ -131,18 +131,23 @@ impl Exchange<'_> {
     /// From any word after COMMIT: the old file gets its name back.
     pub(super) fn roll_back(&self, journal: &mut Journal) -> Result<()> {
         let made = made_of(journal)?;
-        if journal.word() != Word::RollingBack {
-            journal.append(Entry::of(Word::RollingBack), Barrier::RollingBack)?;
-        }
+        // Looked at before the word: a roll-back that cannot be done must not have begun.
         let standing = self.new_file.standing()?;
-        match placed(&standing, &made) {
+        let placed = placed(&standing, &made);
+        match placed {
             Placed::Old => {}
-            Placed::New if standing.beside == made.old => self.swap_to(Placed::Old, &made)?,
+            Placed::New if standing.beside == made.old => {}
             Placed::New => {
                 let message = "the old disk is not there any more, or was changed";
                 return Err(Error::new(ErrorKind::Refused, message));
             }
             Placed::Neither => return Err(taken()),
+        }
+        if journal.word() != Word::RollingBack {
+            journal.append(Entry::of(Word::RollingBack), Barrier::RollingBack)?;
+        }
+        if placed == Placed::New {
+            self.swap_to(Placed::Old, &made)?;
         }
         let new_file = self.new_file;
         self.barriers

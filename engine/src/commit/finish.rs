@@ -192,6 +192,7 @@ impl Finisher<'_> {
     /// Brings the old disk back, from any word after COMMIT.
     pub(crate) fn roll_back(&self, target: &dyn Target, job: &Job) -> Result<Outcome> {
         self.refuse_used(target, job)?;
+        self.check_old_bytes(&job.stage)?;
         if job.journal().word() != Word::RollingBack {
             job.journal()
                 .append(Entry::of(Word::RollingBack), Barrier::RollingBack)?;
@@ -212,6 +213,18 @@ impl Finisher<'_> {
             verified_from: VerifiedFrom::None,
             info: Some(target.info()),
         })
+    }
+
+    /// A roll-back that finds damage half way would leave neither disk: all that it needs is looked
+    /// at before.
+    fn check_old_bytes(&self, stage: &StageLog) -> Result<()> {
+        for block in stage.blocks() {
+            self.abort.check_cancelled()?;
+            if let Some(record) = stage.find(block)? {
+                content(stage, &record, Direction::Old)?;
+            }
+        }
+        Ok(())
     }
 
     /// Writes a last word, and removes what it makes needless.

@@ -100,6 +100,8 @@ impl Unfinished<'_> {
                 let access = self.untouched_target(&job, &session)?;
                 finisher.check_on_medium(&job.stage)?;
                 finisher.check_room(access.as_ref(), &job.stage)?;
+                // Nothing was written yet: damage found later would leave neither disk.
+                finisher.check_on_medium(&job.stage)?;
                 finisher.go_on(access.as_ref(), &job)
             }
             Word::Committing => finisher.apply(self.target(&job)?.as_ref(), &job),

@@ -21,12 +21,18 @@ pub(crate) fn lock_state(target: &Path, wanted: Option<&Path>) -> Result<HostFol
         state_directory(target, None)?,
         state_directory(target, wanted)?,
     );
-    let place = HostFolder::lock(&default)?;
     create_private_directories(&wanted)
         .map_err(|e| Error::io(e, "make state directory").path(&wanted))?;
-    let folder = match is_same(&default, &wanted) {
-        true => place,
-        false => HostFolder::lock_elsewhere(&wanted, place)?,
+    let folder = match (is_same(&default, &wanted), HostFolder::lock(&default)) {
+        (true, place) => place?,
+        (false, Ok(place)) => HostFolder::lock_elsewhere(&wanted, place)?,
+        // Where nothing can be made beside the target no marker can stand: whoever names another
+        // place is told so, and has asked for it.
+        (false, Err(error)) if is_denied(&error) => {
+            tracing::warn!(error = error.chain(), "no marker can be left at the target");
+            HostFolder::lock(&wanted)?
+        }
+        (false, Err(error)) => return Err(error),
     };
     refuse_elsewhere(target, &wanted)?;
     let place = folder.elsewhere();
@@ -117,6 +123,14 @@ fn has_begun_to_change(journal: &Journal, target: &Path) -> Result<bool> {
     let failed = |e| Error::io(e, "stat").path(target);
     let identity = HostFile::open(target, Access::Inspect)?.identity();
     Ok(journal.may_have_lost_commit(&identity.map_err(failed)?))
+}
+
+/// Whether nothing can be made there, now or later.
+fn is_denied(error: &Error) -> bool {
+    !matches!(
+        error.kind(),
+        ErrorKind::InUse | ErrorKind::Refused | ErrorKind::Damaged | ErrorKind::NoSpace
+    )
 }
 
 /// Whether two paths lead to the same directory.

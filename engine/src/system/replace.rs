@@ -50,8 +50,6 @@ pub(crate) fn open_made_file(place: &Path, shown: &Path) -> Result<Option<Arc<Ho
         Err(e) => return Err(Error::io(e, "open the new file beside").path(shown)),
     };
     let file = HostFile::adopt(file, place, shown)?;
-    // Only pages that were written out can be forgotten. What fails here failed before, too.
-    let _written = failback_vhdx::FileAt::sync(&file);
     file.forget_cache();
     Ok(Some(Arc::new(file)))
 }

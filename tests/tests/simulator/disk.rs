@@ -218,7 +218,8 @@ impl Target for FileDisk {
             None => self.file.sync().map_err(io),
             // As the engine's own.
             Some(image) => image
-                .close()
+                .settle()
+                .and_then(|()| image.close())
                 .and_then(|()| image.prove_structure(self.file.clone()))
                 .map_err(|e| damaged(&e)),
         })
