@@ -4,7 +4,9 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use failback_engine::commit::Reopen;
-use failback_engine::disk::{DiskInfo, Extent, ExtentKind, NewFile, Source, Target, TargetAccess};
+use failback_engine::disk::{
+    DiskInfo, Extent, ExtentKind, Layers, NewFile, Source, Target, TargetAccess,
+};
 use failback_engine::hash::is_zero;
 use failback_engine::schedule::pause;
 use failback_engine::state::Begun;
@@ -295,6 +297,11 @@ impl Reopen for Again {
 
     fn new_file(&self, _begun: &Begun) -> Result<Box<dyn NewFile>> {
         let message = "no job here replaces its target";
+        Err(Error::new(ErrorKind::Unsupported, message))
+    }
+
+    fn layers(&self, _begun: &Begun) -> Result<(Box<dyn TargetAccess>, Box<dyn Layers>)> {
+        let message = "no job here has a child of its target";
         Err(Error::new(ErrorKind::Unsupported, message))
     }
 }
