@@ -118,7 +118,7 @@ impl Finisher<'_> {
             let message = "the stage is gone; nothing was written to the target";
             return Err(Error::new(ErrorKind::Damaged, message));
         }
-        stage.check()
+        self.each_staged(stage, |block| stage.check_block(block))
     }
 
     /// From `staged`: the target is what it was when it was staged.
@@ -218,13 +218,12 @@ impl Finisher<'_> {
     /// A roll-back that finds damage half way would leave neither disk: all that it needs is looked
     /// at before.
     fn check_old_bytes(&self, stage: &StageLog) -> Result<()> {
-        for block in stage.blocks() {
-            self.abort.check_cancelled()?;
+        self.each_staged(stage, |block| {
             if let Some(record) = stage.find(block)? {
                 content(stage, &record, Direction::Old)?;
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Writes a last word, and removes what it makes needless.
@@ -288,20 +287,33 @@ impl Finisher<'_> {
 
     /// Reads every run back from the medium; the bytes read.
     fn read_back(&self, target: &dyn Target, stage: &StageLog, way: Direction) -> Result<u64> {
-        let count = usize::try_from(stage.count()).unwrap_or(usize::MAX);
-        let blocks = Mutex::new(stage.blocks());
-        let next = || blocks.lock().unwrap_or_else(PoisonError::into_inner).next();
         let progress = &self.session.progress;
         progress.enter_verify();
         let verified = AtomicU64::new(0);
+        self.each_staged(stage, |block| {
+            let len = self.read_back_block(target, stage, block, way)?;
+            verified.fetch_add(len, Ordering::Relaxed);
+            progress.verified.fetch_add(len, Ordering::Relaxed);
+            Ok(())
+        })?;
+        Ok(verified.into_inner())
+    }
+
+    /// Does something to each staged block, on several threads: most of it is waiting for a device.
+    fn each_staged(
+        &self,
+        stage: &StageLog,
+        work: impl Fn(BlockIndex) -> Result<()> + Sync,
+    ) -> Result<()> {
+        let count = usize::try_from(stage.count()).unwrap_or(usize::MAX);
+        let blocks = Mutex::new(stage.blocks());
+        let next = || blocks.lock().unwrap_or_else(PoisonError::into_inner).next();
         let failed = Abort::new();
         let work = || {
             while let Some(block) = next() {
                 failed.check()?;
                 self.abort.check_cancelled()?;
-                let len = self.read_back_block(target, stage, block, way)?;
-                verified.fetch_add(len, Ordering::Relaxed);
-                progress.verified.fetch_add(len, Ordering::Relaxed);
+                work(block)?;
             }
             Ok(())
         };
@@ -313,8 +325,7 @@ impl Finisher<'_> {
                 }
             }),
         }
-        failed.verdict()?;
-        Ok(verified.into_inner())
+        failed.verdict()
     }
 
     fn read_back_block(
