@@ -18,7 +18,7 @@ use std::fmt;
 
 pub use failback_transport::Digest;
 use serde::Serialize;
-use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128_with_seed};
+use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed, xxh3_128_with_seed};
 
 use crate::units::{Geometry, SUB_BLOCK_LEN};
 
@@ -113,6 +113,22 @@ impl Hasher {
         self.digest(&self.leaf, self.leaf_seed, block)
     }
 
+    /// Digest of a block that comes in pieces, the first `zeros` bytes of which are zeros.
+    #[must_use]
+    pub fn leaf_after_zeros(&self, zeros: usize) -> LeafHasher {
+        let mut leaf = match self.kind {
+            HashKind::Blake3 => LeafHasher::Blake3(Box::new(self.leaf.clone())),
+            HashKind::Xxh3 => LeafHasher::Xxh3(Box::new(Xxh3::with_seed(self.leaf_seed))),
+        };
+        let mut left = zeros;
+        while left > 0 {
+            let len = left.min(ZEROS.len());
+            leaf.update(&ZEROS[..len]);
+            left -= len;
+        }
+        leaf
+    }
+
     /// Digest of two neighbours.
     #[must_use]
     pub fn node(&self, left: &Digest, right: &Digest) -> Digest {
@@ -137,6 +153,45 @@ impl Hasher {
         match self.kind {
             HashKind::Blake3 => Digest::from(*keyed.clone().update(input).finalize().as_bytes()),
             HashKind::Xxh3 => Digest::from(xxh3_128_with_seed(input, seed).to_be_bytes()),
+        }
+    }
+}
+
+static ZEROS: [u8; SUB_BLOCK_LEN] = [0; SUB_BLOCK_LEN];
+
+/// The digest of a block in the making.
+#[derive(Clone)]
+pub enum LeafHasher {
+    /// BLAKE3.
+    Blake3(Box<blake3::Hasher>),
+    /// XXH3-128.
+    Xxh3(Box<Xxh3>),
+}
+
+impl fmt::Debug for LeafHasher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LeafHasher").finish_non_exhaustive()
+    }
+}
+
+impl LeafHasher {
+    /// Adds what comes next. Pieces of a power of two of at least 128 KiB cost no more than the
+    /// whole block at once.
+    pub fn update(&mut self, piece: &[u8]) {
+        match self {
+            Self::Blake3(hasher) => {
+                hasher.update(piece);
+            }
+            Self::Xxh3(hasher) => hasher.update(piece),
+        }
+    }
+
+    /// The same as [`Hasher::leaf`] of all pieces.
+    #[must_use]
+    pub fn finish(&self) -> Digest {
+        match self {
+            Self::Blake3(hasher) => Digest::from(*hasher.finalize().as_bytes()),
+            Self::Xxh3(hasher) => Digest::from(hasher.digest128().to_be_bytes()),
         }
     }
 }

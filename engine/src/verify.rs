@@ -6,7 +6,7 @@ use crate::abort::Abort;
 use crate::disk::Target;
 use crate::error::Result;
 use crate::hash::Digest;
-use crate::pipeline::{BufferPool, ScanCounts, Scanned, Scanner};
+use crate::pipeline::{BufferPool, Keep, ScanCounts, Scanned, Scanner};
 use crate::sync::Session;
 use crate::tree::{Leaf, TreeBuilder};
 
@@ -36,6 +36,7 @@ pub(crate) fn root_of_medium(
         disk: target,
         geometry: session.geometry,
         hasher: Some(&session.hasher),
+        keep: Keep::Always,
         pool: &BufferPool::new(session.threads * 2),
         threads: session.threads,
         reader: Some(&read),

@@ -312,14 +312,15 @@ fn a_failed_session_leaves_a_vhdx_with_an_empty_log() {
     let path = dir.path().join("target.vhdx");
     let new = NewDisk {
         format: Format::Vhdx,
-        len: 64 * BLOCK as u64,
+        len: 1024 * BLOCK as u64,
         sector_size: 512,
         block_size: Some(1 << 20),
         is_fixed: false,
     };
     create(&path, &new).unwrap();
     let target = open_target(&path, &OpenOptions::default()).unwrap();
-    let source = Faulty::new(disk(64), Fault::ReadError(40 * BLOCK as u64));
+    // So late that the target has begun long before.
+    let source = Faulty::new(disk(1024), Fault::ReadError(1000 * BLOCK as u64));
     assert!(
         run_session(&source, target.as_ref(), delta(), false)
             .target

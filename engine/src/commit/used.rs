@@ -18,7 +18,7 @@ use super::finish::{Direction, Finisher, Job, content, has_leaf};
 use crate::disk::{Source, Target};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Digest;
-use crate::pipeline::{BufferPool, ScanCounts, Scanned, Scanner};
+use crate::pipeline::{BufferPool, Keep, ScanCounts, Scanned, Scanner};
 use crate::stage::Record;
 use crate::state::Word;
 use crate::tree::{Leaf, TreeBuilder};
@@ -59,6 +59,7 @@ impl Finisher<'_> {
             disk: target as &dyn Source,
             geometry: session.geometry,
             hasher: Some(&session.hasher),
+            keep: Keep::Always,
             pool: &BufferPool::new(session.threads * 2),
             threads: session.threads,
             reader: None,
@@ -86,6 +87,7 @@ impl Finisher<'_> {
                     digest,
                     bytes,
                 } => {
+                    let bytes = bytes.expect("the scan keeps them");
                     let mut bytes = bytes.as_ref().to_vec();
                     let leaf = Leaf::Data(digest.expect("a scan hashes"));
                     fits &= self.push_staged(&mut tree, job, block, &mut bytes, leaf)?;

@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer};
 use crate::hash::{HashKind, Hasher};
 use crate::map::{MapFile, MapWriter};
-use crate::pipeline::{BufferPool, Scanned, Scanner};
+use crate::pipeline::{BufferPool, Keep, Scanned, Scanner};
 use crate::sync::{SessionProgress, scan_threads};
 use crate::tree::{Leaf, TreeBuilder};
 use crate::units::{BlockSize, Geometry};
@@ -103,6 +103,7 @@ pub fn map(
         disk: disk.as_ref(),
         geometry,
         hasher: Some(&hasher),
+        keep: Keep::Never,
         pool: &pool,
         threads,
         reader: None,

@@ -5,4 +5,4 @@ mod buffer;
 mod scan;
 
 pub use buffer::{BufferPool, PooledBuffer};
-pub use scan::{ReadAt, ScanCounts, Scanned, Scanner};
+pub use scan::{Keep, ReadAt, ScanCounts, Scanned, Scanner};

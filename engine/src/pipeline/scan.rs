@@ -3,8 +3,11 @@
 //! ```text
 //! walker (under a lock): next zero run, or next block          in order, numbered
 //!   worker 1..n: read, zero?, hash                             in parallel, one buffer each
-//!     reorder by number -> sink(Scanned)                       in order, on the calling thread
+//!     reorder by number -> sink(Scanned)                       in order, on one worker at a time
 //! ```
+//! The calling thread is one of the workers, and the sink runs on whichever has the next piece: a
+//! thread of its own for it would have to be woken for each block.
+//!
 //! A worker takes its buffer *before* it takes a number. So the lowest number under way always has
 //! a buffer, and a sink that keeps buffers slows the scan down but cannot lock it up.
 //!
@@ -13,7 +16,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::buffer::{BufferPool, PooledBuffer};
@@ -21,8 +24,7 @@ use crate::abort::Abort;
 use crate::disk::{ExtentKind, Source};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Digest, Hasher, is_zero};
-use crate::schedule::channel::{Receiver, Sender, bounded};
-use crate::schedule::{Mutex, scope, sleep};
+use crate::schedule::{Mutex, MutexGuard, scope, sleep};
 use crate::units::{BlockIndex, ByteOffset, Geometry};
 
 /// A piece of the stream, in disk order.
@@ -41,9 +43,34 @@ pub enum Scanned {
         block: BlockIndex,
         /// Its digest; `None` when hashing was not asked for.
         digest: Option<Digest>,
-        /// Its bytes.
-        bytes: PooledBuffer,
+        /// Its bytes, if they were to be kept.
+        bytes: Option<PooledBuffer>,
     },
+}
+
+/// Whether the bytes of a block are handed on.
+///
+/// Whoever needs only their hash should not ask for them: then all blocks go through one small
+/// buffer for each worker, which never leaves the cache of its core. The copy into it costs half of
+/// one into a buffer of a whole block.
+#[derive(Clone, Copy, Debug)]
+pub enum Keep<'a> {
+    /// Of every block.
+    Always,
+    /// Of none.
+    Never,
+    /// As long as this says so.
+    While(&'a AtomicBool),
+}
+
+impl Keep<'_> {
+    fn is_wanted(self) -> bool {
+        match self {
+            Self::Always => true,
+            Self::Never => false,
+            Self::While(flag) => flag.load(Ordering::Relaxed),
+        }
+    }
 }
 
 /// What a scan did. Counts only grow; read them at any time.
@@ -70,8 +97,10 @@ pub struct Scanner<'a> {
     pub geometry: Geometry,
     /// What to hash with; `None` reads only.
     pub hasher: Option<&'a Hasher>,
-    /// Where buffers come from. More than [`Scanner::threads`], or the sink's share starves the
-    /// workers.
+    /// What to do with the bytes; without a hasher they are always kept.
+    pub keep: Keep<'a>,
+    /// Where buffers of kept blocks come from. More than [`Scanner::threads`], or the sink's share
+    /// starves the workers.
     pub pool: &'a BufferPool,
     /// Worker threads.
     pub threads: usize,
@@ -98,62 +127,55 @@ enum Job {
 const ZERO_RUN_MAX: u64 = 1 << 24;
 /// Pieces that may be done before an earlier one; each is some dozens of bytes.
 const AHEAD_MAX: u64 = 4096;
+/// Bytes of a block that are read at once when they are not kept.
+const PIECE_LEN: usize = 128 << 10;
 /// Such a wait is rare and long: one read hangs.
 const AHEAD_POLL: Duration = Duration::from_millis(5);
 
 impl Scanner<'_> {
-    /// Runs to the end and hands everything to `sink`, in order, on this thread.
+    /// Runs to the end and hands everything to `sink`, in order, on one thread at a time.
     ///
     /// # Errors
     /// The disk's or the sink's first error; `Cancelled` after an abort.
-    pub fn run(&self, abort: &Abort, mut sink: impl FnMut(Scanned) -> Result<()>) -> Result<()> {
+    pub fn run(&self, abort: &Abort, sink: impl FnMut(Scanned) -> Result<()> + Send) -> Result<()> {
         let walker = Mutex::new(Walker {
             next: BlockIndex(0),
             number: 0,
             extent: None,
         });
         let stop = Abort::new();
-        let (started, delivered) = (AtomicU64::new(0), AtomicU64::new(0));
-        let (tx, rx) = bounded::<(u64, Scanned)>(self.threads);
+        let order = Order::new(sink);
         scope(|scope| {
-            for _ in 0..self.threads {
-                let tx = tx.clone();
-                let (walker, stop) = (&walker, &stop);
-                let ahead = (&started, &delivered);
-                scope.spawn(move || {
-                    stop.guard(|| self.work(walker, abort, stop, ahead, &tx));
-                });
+            let work = || {
+                stop.guard(|| self.work(&walker, abort, &stop, &order));
+            };
+            for _ in 1..self.threads {
+                scope.spawn(work);
             }
-            drop(tx);
-            stop.guard(|| deliver(&rx, abort, &stop, &delivered, &mut sink));
-            // Workers that wait for room in the channel must see that nobody takes from it any
-            // more.
-            drop(rx);
+            work();
         });
-        stop.verdict()
+        stop.verdict()?;
+        abort.check()
     }
 
-    fn work(
+    fn work<S: FnMut(Scanned) -> Result<()>>(
         &self,
         walker: &Mutex<Walker>,
         abort: &Abort,
         stop: &Abort,
-        ahead: (&AtomicU64, &AtomicU64),
-        tx: &Sender<(u64, Scanned)>,
+        order: &Order<S>,
     ) -> Result<()> {
-        let (started, delivered) = ahead;
         // Whichever ends first: the job, or this scan by another worker's error.
         let check = || stop.check().and_then(|()| abort.check());
+        let mut piece = Vec::new();
         loop {
             check()?;
-            let mut buffer = self.pool.take(self.geometry.block_size().len(), check)?;
-            // A block of zeros gives its buffer back at once, so the pool alone does not bound how
-            // far the others run ahead of a slow read.
-            while started.load(Ordering::Relaxed) > delivered.load(Ordering::Relaxed) + AHEAD_MAX {
-                check()?;
-                sleep(AHEAD_POLL);
-            }
-            started.fetch_add(1, Ordering::Relaxed);
+            let hasher = self.hasher.filter(|_| !self.keep.is_wanted());
+            let buffer = match hasher {
+                Some(_) => None,
+                None => Some(self.pool.take(self.geometry.block_size().len(), check)?),
+            };
+            order.wait_for_room(check)?;
             let next = walker
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
@@ -168,26 +190,19 @@ impl Scanner<'_> {
                         .fetch_add(count, Ordering::Relaxed);
                     Scanned::Zeros { first, count }
                 }
-                Job::Read { block } => {
-                    buffer.truncate(self.geometry.block_len(block));
-                    self.read(block, buffer)?
-                }
+                Job::Read { block } => match (buffer, hasher) {
+                    (None, Some(hasher)) => self.read_by_pieces(block, hasher, &mut piece)?,
+                    (None, None) => unreachable!("who hashes nothing takes a buffer"),
+                    (Some(buffer), _) => self.read(block, buffer)?,
+                },
             };
-            if tx.send((number, scanned)).is_err() {
-                return Ok(());
-            }
+            order.put(number, scanned, check)?;
         }
     }
 
     fn read(&self, block: BlockIndex, mut bytes: PooledBuffer) -> Result<Scanned> {
-        let at = self.geometry.start_of(block);
-        match self.reader {
-            Some(reader) => reader(at, bytes.bytes_mut())?,
-            None => self.disk.read(at, bytes.bytes_mut())?,
-        }
-        self.counts
-            .read_len
-            .fetch_add(bytes.as_ref().len() as u64, Ordering::Relaxed);
+        bytes.truncate(self.geometry.block_len(block));
+        self.read_at(self.geometry.start_of(block), bytes.bytes_mut())?;
         self.counts.hashed_blocks.fetch_add(1, Ordering::Relaxed);
         if is_zero(bytes.as_ref()) {
             return Ok(Scanned::Zeros {
@@ -199,8 +214,55 @@ impl Scanner<'_> {
         Ok(Scanned::Data {
             block,
             digest,
-            bytes,
+            bytes: Some(bytes),
         })
+    }
+
+    fn read_by_pieces(
+        &self,
+        block: BlockIndex,
+        hasher: &Hasher,
+        piece: &mut Vec<u8>,
+    ) -> Result<Scanned> {
+        let len = self.geometry.block_len(block);
+        let mut start = self.geometry.start_of(block);
+        let mut zeros = 0;
+        let mut leaf = None;
+        let mut left = len;
+        while left > 0 {
+            piece.resize(left.min(PIECE_LEN), 0);
+            self.read_at(start, piece)?;
+            start = start.advanced(piece.len() as u64);
+            left -= piece.len();
+            match &mut leaf {
+                None if is_zero(piece) => zeros += piece.len(),
+                None => leaf.insert(hasher.leaf_after_zeros(zeros)).update(piece),
+                Some(leaf) => leaf.update(piece),
+            }
+        }
+        self.counts.hashed_blocks.fetch_add(1, Ordering::Relaxed);
+        Ok(match leaf {
+            None => Scanned::Zeros {
+                first: block,
+                count: 1,
+            },
+            Some(leaf) => Scanned::Data {
+                block,
+                digest: Some(leaf.finish()),
+                bytes: None,
+            },
+        })
+    }
+
+    fn read_at(&self, at: ByteOffset, buf: &mut [u8]) -> Result<()> {
+        match self.reader {
+            Some(reader) => reader(at, buf)?,
+            None => self.disk.read(at, buf)?,
+        }
+        self.counts
+            .read_len
+            .fetch_add(buf.len() as u64, Ordering::Relaxed);
+        Ok(())
     }
 }
 
@@ -260,26 +322,84 @@ impl Walker {
 }
 
 /// Puts the results back into order.
-fn deliver(
-    rx: &Receiver<(u64, Scanned)>,
-    abort: &Abort,
-    stop: &Abort,
-    delivered: &AtomicU64,
-    sink: &mut impl FnMut(Scanned) -> Result<()>,
-) -> Result<()> {
-    let mut early = BTreeMap::new();
-    let mut next = 0;
-    for (number, scanned) in rx {
-        early.insert(number, scanned);
-        while let Some(scanned) = early.remove(&next) {
-            next += 1;
-            delivered.store(next, Ordering::Relaxed);
-            abort.check()?;
-            stop.check()?;
-            sink(scanned)?;
+struct Order<S> {
+    early: Mutex<Early>,
+    sink: Mutex<S>,
+    started: AtomicU64,
+    delivered: AtomicU64,
+}
+
+/// What is done before its turn.
+struct Early {
+    pieces: BTreeMap<u64, Scanned>,
+    next: u64,
+    /// A worker runs the sink; it takes along what comes meanwhile.
+    is_delivering: bool,
+}
+
+impl<S: FnMut(Scanned) -> Result<()>> Order<S> {
+    fn new(sink: S) -> Self {
+        Self {
+            early: Mutex::new(Early {
+                pieces: BTreeMap::new(),
+                next: 0,
+                is_delivering: false,
+            }),
+            sink: Mutex::new(sink),
+            started: AtomicU64::new(0),
+            delivered: AtomicU64::new(0),
         }
     }
-    abort.check()
+
+    /// A block of zeros gives its buffer back at once, so the pool alone does not bound how far the
+    /// others run ahead of a slow read.
+    fn wait_for_room(&self, check: impl Fn() -> Result<()>) -> Result<()> {
+        let (started, delivered) = (&self.started, &self.delivered);
+        while started.load(Ordering::Relaxed) > delivered.load(Ordering::Relaxed) + AHEAD_MAX {
+            check()?;
+            sleep(AHEAD_POLL);
+        }
+        started.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Adds a piece, and hands on what has its turn, unless somebody does so already. An error
+    /// leaves it so that nobody does any more.
+    fn put(&self, number: u64, scanned: Scanned, check: impl Fn() -> Result<()>) -> Result<()> {
+        {
+            let mut early = self.early();
+            early.pieces.insert(number, scanned);
+            if early.is_delivering {
+                return Ok(());
+            }
+            early.is_delivering = true;
+        }
+        let mut sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(scanned) = self.take_next() {
+            check()?;
+            sink(scanned)?;
+        }
+        Ok(())
+    }
+
+    /// The piece that has its turn; `None` ends the delivery.
+    fn take_next(&self) -> Option<Scanned> {
+        let mut early = self.early();
+        let next = early.next;
+        let scanned = early.pieces.remove(&next);
+        match scanned {
+            Some(_) => {
+                early.next += 1;
+                self.delivered.store(early.next, Ordering::Relaxed);
+            }
+            None => early.is_delivering = false,
+        }
+        scanned
+    }
+
+    fn early(&self) -> MutexGuard<'_, Early> {
+        self.early.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[cfg(test)]
@@ -290,7 +410,11 @@ mod tests {
     use crate::tree::{Leaf, TreeBuilder};
     use crate::units::BlockSize;
 
-    fn scan(disk: &MemoryDisk, threads: usize) -> (Vec<(u64, u64)>, Digest, ScanCounts) {
+    fn scan(
+        disk: &MemoryDisk,
+        threads: usize,
+        keep: Keep<'_>,
+    ) -> (Vec<(u64, u64)>, Digest, ScanCounts) {
         let len = disk.info().virtual_size;
         let geometry = Geometry::new(len, BlockSize::new(64 << 10).unwrap()).unwrap();
         let hasher = Hasher::new(HashKind::Blake3);
@@ -299,6 +423,7 @@ mod tests {
             disk,
             geometry,
             hasher: Some(&hasher),
+            keep,
             pool: &BufferPool::new(threads + 1),
             threads,
             reader: None,
@@ -337,16 +462,59 @@ mod tests {
     #[test]
     fn every_block_once_and_in_order() {
         let disk = MemoryDisk::new(striped());
-        let (order, root, counts) = scan(&disk, 4);
+        let (order, root, counts) = scan(&disk, 4, Keep::Always);
         let mut next = 0;
         for (first, count) in order {
             assert_eq!(first, next);
             next += count;
         }
         assert_eq!(next, 41);
-        assert_eq!(root, scan(&disk, 1).1);
+        assert_eq!(root, scan(&disk, 1, Keep::Always).1);
         assert_eq!(counts.hashed_blocks.into_inner(), 6);
         assert_eq!(counts.skipped_blocks.into_inner(), 35);
+    }
+
+    // Goal: a block has the same leaf whether its bytes are kept or not. Method: data in one piece
+    // of a block of many pieces, first, in the middle, last, and none.
+    #[test]
+    fn pieces_and_whole_blocks_agree() {
+        for kind in [HashKind::Blake3, HashKind::Xxh3] {
+            for at in [Some(0), Some(PIECE_LEN), Some(3 * PIECE_LEN + 9), None] {
+                let mut bytes = vec![0; 3 * PIECE_LEN + 10];
+                at.into_iter().for_each(|at| bytes[at] = 1);
+                let disk = MemoryDisk::new(bytes);
+                let len = disk.info().virtual_size;
+                let geometry = Geometry::new(len, BlockSize::DEFAULT).unwrap();
+                let hasher = Hasher::new(kind);
+                let root = |keep| {
+                    let mut tree = TreeBuilder::new(&hasher, geometry);
+                    let scanner = Scanner {
+                        disk: &disk,
+                        geometry,
+                        hasher: Some(&hasher),
+                        keep,
+                        pool: &BufferPool::new(2),
+                        threads: 1,
+                        reader: None,
+                        counts: &ScanCounts::default(),
+                    };
+                    let sink = |scanned| {
+                        match scanned {
+                            Scanned::Zeros { count, .. } => tree.push(Leaf::Zero, count),
+                            Scanned::Data { digest, bytes, .. } => {
+                                assert_eq!(bytes.is_some(), matches!(keep, Keep::Always));
+                                tree.push(Leaf::Data(digest.unwrap()), 1);
+                            }
+                        }
+                        Ok(())
+                    };
+                    scanner.run(&Abort::new(), sink).unwrap();
+                    tree.finish()
+                };
+
+                assert_eq!(root(Keep::Always), root(Keep::Never), "{at:?}");
+            }
+        }
     }
 
     /// Waits, then fails, at one block; everything else is fine.
@@ -382,6 +550,7 @@ mod tests {
             disk: &disk,
             geometry,
             hasher: None,
+            keep: Keep::Always,
             pool: &BufferPool::new(8),
             threads: 4,
             reader: None,
@@ -401,6 +570,7 @@ mod tests {
             disk: &disk,
             geometry,
             hasher: None,
+            keep: Keep::Always,
             pool: &BufferPool::new(5),
             threads: 4,
             reader: None,

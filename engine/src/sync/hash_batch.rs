@@ -10,7 +10,7 @@ use crate::units::Geometry;
 
 /// Hashes that travel as one message: enough to make the frame's head cheap, few enough not to keep
 /// the source waiting.
-const HASHES_PER_MESSAGE: usize = 64;
+const HASHES_PER_MESSAGE: usize = 32;
 
 /// Runs of zero blocks up to this long travel as hashes: their own message would cost more.
 const ZERO_RUN_MIN: u64 = 4;

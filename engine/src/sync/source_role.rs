@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -13,15 +13,15 @@ use super::outbox::Outbox;
 use super::pack::{Packed, pack_difference, pack_whole};
 use super::role::{drain, pump, receive, watch};
 use super::session::{Session, SessionLink, SessionOptions, SessionProgress};
-use super::their_stream::{TheirHashes, TheirStream, their_stream};
+use super::their_stream::{Reached, TheirHashes, TheirStream, their_stream};
 use crate::abort::Abort;
 use crate::disk::Source;
 use crate::error::{Error, ErrorKind, Result};
-use crate::pipeline::{BufferPool, PooledBuffer, Scanned, Scanner};
+use crate::pipeline::{BufferPool, Keep, PooledBuffer, Scanned, Scanner};
 use crate::schedule::channel::bounded;
 use crate::schedule::{Condvar, Mutex, MutexGuard, Pool, scope, with_pool};
 use crate::tree::{Leaf, TreeBuilder};
-use crate::units::{BlockIndex, Geometry, range_len};
+use crate::units::{BlockIndex, ByteOffset, Geometry, range_len};
 
 /// How often a wait looks whether the job was aborted.
 const POLL: Duration = Duration::from_millis(100);
@@ -53,6 +53,7 @@ pub fn run_source(
         .hasher
         .leaf(&vec![0; session.geometry.block_size().len()]);
     let (hashes, theirs) = their_stream(total, zero);
+    let reached = hashes.reached();
     let packing = Arc::new(Packing {
         options: session.options,
         abort: abort.clone(),
@@ -93,8 +94,10 @@ pub fn run_source(
                 outbox,
                 packing: packing.clone(),
             };
-            let end =
-                abort.guard(|| Comparison::new(session, &waiting, theirs, jobs).run(disk, abort));
+            let end = abort.guard(|| {
+                let comparison = Comparison::new(session, &waiting, theirs, jobs);
+                comparison.run(disk, &reached, abort)
+            });
             let result = result
                 .join()
                 .expect("the receiver turns its errors into values");
@@ -112,10 +115,19 @@ pub fn run_source(
     Ok((end, result))
 }
 
-/// Differing blocks that wait for the target's sub-block sums.
-type Waiting = Mutex<HashMap<u64, (Digest, PooledBuffer)>>;
+/// A differing block that waits for the target's sub-block sums.
+#[derive(Debug)]
+struct Announced {
+    digest: Digest,
+    bytes: PooledBuffer,
+    /// Else the buffer is still to be filled.
+    is_read: bool,
+}
 
-fn locked(waiting: &Waiting) -> MutexGuard<'_, HashMap<u64, (Digest, PooledBuffer)>> {
+/// By number.
+type Waiting = Mutex<HashMap<u64, Announced>>;
+
+fn locked(waiting: &Waiting) -> MutexGuard<'_, HashMap<u64, Announced>> {
     waiting.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -248,12 +260,22 @@ impl Incoming<'_> {
 
     fn answer(&self, block: u64, sums: Bytes) -> Result<()> {
         let waiting = locked(self.waiting).remove(&block);
-        let Some((digest, bytes)) = waiting else {
+        let Some(announced) = waiting else {
             return Err(Error::new(
                 ErrorKind::Protocol,
                 "peer: sub-block sums nobody asked for",
             ));
         };
+        let Announced {
+            digest,
+            mut bytes,
+            is_read,
+        } = announced;
+        if !is_read {
+            // Not hashed again: the target holds what it gets against the digest.
+            let start = self.geometry.start_of(BlockIndex(block));
+            self.disk.read(start, bytes.bytes_mut())?;
+        }
         self.jobs.spawn(move |options| {
             pack_difference(
                 block,
@@ -304,6 +326,27 @@ struct Comparison<'a> {
     told: u64,
     differing: u64,
     zeroed: u64,
+    recent: Recent,
+}
+
+/// Which of the last 64 blocks of data differed, one bit for each.
+///
+/// While few do, it is cheaper to read those again than to keep the bytes of all until they are
+/// compared.
+#[derive(Clone, Copy, Debug, Default)]
+struct Recent(u64);
+
+impl Recent {
+    /// A block that is read again costs a copy and a bit; keeping costs half a copy for each.
+    const MANY: u32 = 24;
+
+    fn push(&mut self, differs: bool) {
+        self.0 = self.0 << 1 | u64::from(differs);
+    }
+
+    fn many_differ(self) -> bool {
+        self.0.count_ones() > Self::MANY
+    }
 }
 
 impl<'a> Comparison<'a> {
@@ -325,23 +368,47 @@ impl<'a> Comparison<'a> {
             told: 0,
             differing: 0,
             zeroed: 0,
+            recent: Recent::default(),
         }
     }
 
-    fn run(mut self, disk: &dyn Source, abort: &Abort) -> Result<SourceEnd> {
+    fn run(mut self, disk: &dyn Source, reached: &Reached, abort: &Abort) -> Result<SourceEnd> {
         let session = self.session;
+        // Two pools: all of the first can be in blocks that wait for the one that needs a buffer of
+        // the second.
+        let reread_count = (session.buffer_count() / 4).max(2);
+        let rereads = BufferPool::new(reread_count);
+        let pool = BufferPool::new(session.buffer_count() - reread_count);
+        let many_differ = AtomicBool::new(false);
+        let lead = session.threads as u64;
+        let read = |at: ByteOffset, buf: &mut [u8]| {
+            if session.options.task != Task::Full {
+                let block = session.geometry.block_at(at).map_or(0, |block| block.0);
+                reached.wait((block + 1).saturating_sub(lead), abort)?;
+            }
+            disk.read(at, buf)
+        };
         let scanner = Scanner {
             disk,
             geometry: session.geometry,
             hasher: session.is_hashed().then_some(&session.hasher),
-            pool: &BufferPool::new(session.buffer_count()),
+            keep: match session.options.task {
+                Task::Delta => Keep::While(&many_differ),
+                Task::Compare | Task::Map => Keep::Never,
+                Task::Full => Keep::Always,
+            },
+            pool: &pool,
             threads: session.threads,
-            reader: None,
+            reader: Some(&read),
             counts: &session.progress.scan,
         };
         scanner.run(abort, |scanned| match session.options.task {
             Task::Full => self.send_unseen(scanned),
-            _ => self.compare(scanned, abort),
+            _ => {
+                self.compare(scanned, disk, &rereads, abort)?;
+                many_differ.store(self.recent.many_differ(), Ordering::Relaxed);
+                Ok(())
+            }
         })?;
         self.announce_zeros();
         self.tell_compared();
@@ -354,7 +421,13 @@ impl<'a> Comparison<'a> {
         Ok(end)
     }
 
-    fn compare(&mut self, scanned: Scanned, abort: &Abort) -> Result<()> {
+    fn compare(
+        &mut self,
+        scanned: Scanned,
+        disk: &dyn Source,
+        rereads: &BufferPool,
+        abort: &Abort,
+    ) -> Result<()> {
         match scanned {
             Scanned::Zeros { mut count, .. } => {
                 self.tree.push(Leaf::Zero, count);
@@ -375,8 +448,26 @@ impl<'a> Comparison<'a> {
                 let digest = digest.expect("a comparison hashes");
                 self.tree.push(Leaf::Data(digest), 1);
                 let (theirs, _) = self.theirs.next(1, abort)?;
-                if theirs != Leaf::Data(digest) {
-                    self.differs(block.0, digest, bytes, theirs);
+                let differs = theirs != Leaf::Data(digest);
+                self.recent.push(differs);
+                if differs {
+                    self.differing += 1;
+                }
+                if differs && self.session.options.task != Task::Compare {
+                    let is_read = bytes.is_some();
+                    let bytes = match bytes {
+                        Some(bytes) => bytes,
+                        None => {
+                            let len = self.session.geometry.block_len(block);
+                            rereads.take(len, || abort.check())?
+                        }
+                    };
+                    let announced = Announced {
+                        digest,
+                        bytes,
+                        is_read,
+                    };
+                    self.announce(block, announced, theirs, disk)?;
                 }
                 self.advance(1);
             }
@@ -384,23 +475,32 @@ impl<'a> Comparison<'a> {
         Ok(())
     }
 
-    fn differs(&mut self, block: u64, digest: Digest, bytes: PooledBuffer, theirs: Leaf) {
-        self.differing += 1;
-        if self.session.options.task == Task::Compare {
-            return;
+    fn announce(
+        &mut self,
+        block: BlockIndex,
+        mut announced: Announced,
+        theirs: Leaf,
+        disk: &dyn Source,
+    ) -> Result<()> {
+        if theirs == Leaf::Zero && !announced.is_read {
+            let start = self.session.geometry.start_of(block);
+            disk.read(start, announced.bytes.bytes_mut())?;
         }
+        let block = block.0;
         self.jobs.packing.outstanding.add();
         match theirs {
             Leaf::Zero => {
                 self.jobs.outbox.send(Message::Want { block });
+                let Announced { digest, bytes, .. } = announced;
                 self.jobs
                     .spawn(move |options| Ok(pack_whole(block, digest, bytes, options.compress)));
             }
             Leaf::Data(_) => {
-                locked(self.waiting).insert(block, (digest, bytes));
+                locked(self.waiting).insert(block, announced);
                 self.jobs.outbox.send(Message::Want { block });
             }
         }
+        Ok(())
     }
 
     /// A full copy: nothing is known about the target, and nothing is asked.
@@ -421,6 +521,7 @@ impl<'a> Comparison<'a> {
                 if let Some(digest) = digest {
                     self.tree.push(Leaf::Data(digest), 1);
                 }
+                let bytes = bytes.expect("a full copy keeps them");
                 // Nobody looks at it in a session without hashes; the message has a place for one
                 // all the same.
                 let digest = digest.unwrap_or_else(|| self.session.options.hash.zero_digest());

@@ -23,7 +23,7 @@ use crate::commit::Staging;
 use crate::disk::{Source, Target};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Digest;
-use crate::pipeline::{BufferPool, PooledBuffer, Scanned, Scanner};
+use crate::pipeline::{BufferPool, Keep, PooledBuffer, Scanned, Scanner};
 use crate::schedule::channel::{Receiver, Sender, bounded};
 use crate::schedule::{Condvar, Mutex, MutexGuard, now, scope};
 use crate::state::Barriers;
@@ -262,6 +262,7 @@ impl<'a> Role<'a> {
             disk: self.disk,
             geometry: session.geometry,
             hasher: Some(&session.hasher),
+            keep: Keep::Never,
             pool: &BufferPool::new(session.threads * 2),
             threads: session.threads,
             reader: None,

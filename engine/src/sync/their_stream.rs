@@ -1,6 +1,7 @@
 //! The target's hashes as the source sees them: a queue that the receiving thread fills and the
 //! comparison empties in order.
 
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,6 +12,7 @@ use crate::abort::Abort;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Digest;
 use crate::schedule::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use crate::schedule::{Condvar, Mutex};
 use crate::tree::Leaf;
 
 const POLL: Duration = Duration::from_millis(100);
@@ -28,9 +30,43 @@ enum Piece {
 pub(super) struct TheirHashes {
     queue: Sender<Piece>,
     in_flight: InFlight,
+    reached: Reached,
     next: u64,
     total: u64,
     digest_len: usize,
+}
+
+/// Up to which block the target's hashes are here.
+///
+/// A source that reads further ahead than that keeps one buffer for each block: these fall out of
+/// the processor's cache, which makes each read a third dearer, and nothing is won, since no block
+/// can be compared before its other hash has come.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Reached {
+    inner: Arc<(Mutex<u64>, Condvar)>,
+}
+
+impl Reached {
+    /// Waits until the hashes of all blocks before `block` are here, or no more come.
+    ///
+    /// # Errors
+    /// `Cancelled`.
+    pub(super) fn wait(&self, block: u64, abort: &Abort) -> Result<()> {
+        let (reached, moved) = &*self.inner;
+        let mut until = reached.lock().unwrap_or_else(PoisonError::into_inner);
+        while *until < block {
+            abort.check()?;
+            let waited = moved.wait_timeout(until, POLL);
+            until = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(())
+    }
+
+    fn set(&self, block: u64) {
+        let (reached, moved) = &*self.inner;
+        *reached.lock().unwrap_or_else(PoisonError::into_inner) = block;
+        moved.notify_all();
+    }
 }
 
 /// The emptying end, owned by the comparison.
@@ -52,6 +88,7 @@ pub(super) fn their_stream(total: u64, zero: Digest) -> (TheirHashes, TheirStrea
         TheirHashes {
             queue: tx,
             in_flight: in_flight.clone(),
+            reached: Reached::default(),
             next: 0,
             total,
             digest_len,
@@ -65,7 +102,19 @@ pub(super) fn their_stream(total: u64, zero: Digest) -> (TheirHashes, TheirStrea
     )
 }
 
+impl Drop for TheirHashes {
+    // The comparison finds out why nothing comes any more.
+    fn drop(&mut self) {
+        self.reached.set(u64::MAX);
+    }
+}
+
 impl TheirHashes {
+    /// For who wants to wait for them.
+    pub(super) fn reached(&self) -> Reached {
+        self.reached.clone()
+    }
+
     /// A run of zero blocks.
     ///
     /// # Errors
@@ -73,6 +122,7 @@ impl TheirHashes {
     pub(super) fn zeros(&mut self, first: u64, count: u64) -> Result<()> {
         self.advance(first, count, 1)?;
         drop(self.queue.send(Piece::Zeros(count)));
+        self.reached.set(self.next);
         Ok(())
     }
 
@@ -90,6 +140,7 @@ impl TheirHashes {
         let count = (hashes.len() / digest_len) as u64;
         self.advance(first, count, count)?;
         drop(self.queue.send(Piece::Hashes(hashes)));
+        self.reached.set(self.next);
         Ok(())
     }
 
