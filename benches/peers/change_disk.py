@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""change_disk.py IN OUT PERCENT [SEED]: OUT is IN with PERCENT of its 64 KiB blocks changed, holes kept.
+"""change_disk.py IN OUT PERCENT [SEED [LAYOUT]]: OUT is IN with PERCENT of its 64 KiB blocks changed, holes kept.
 
-Blocks are drawn evenly from those that hold data, and from holes when these do not suffice. A changed block differs in
-one run of 1, 2, 4, 8 or 16 pages of 4 KiB: half of them random, half text.
+Blocks are drawn evenly from those that hold data (LAYOUT scattered), or as runs of 64 blocks of them (clustered), and from
+holes when these do not suffice. A changed block differs in one run of 1, 2, 4, 8 or 16 pages of 4 KiB: half of them random,
+half text.
 """
 import os
 import random
@@ -28,6 +29,7 @@ def blocks_with_data(fd, size):
 def main():
     source, out, percent = sys.argv[1], sys.argv[2], float(sys.argv[3])
     seed = int(sys.argv[4]) if len(sys.argv) > 4 else 7
+    run = {"scattered": 1, "clustered": 64}[sys.argv[5] if len(sys.argv) > 5 else "scattered"]
     subprocess.check_call(["cp", "--sparse=always", source, out])
     size = os.path.getsize(source)
     count = size // BLOCK
@@ -35,7 +37,8 @@ def main():
     random_ = random.Random(f"{seed} {percent}")
     fd = os.open(out, os.O_RDWR)
     data = sorted(block for block in blocks_with_data(fd, size) if block < count)
-    changed = random_.sample(data, min(wanted, len(data)))
+    runs = [data[at:at + run] for at in range(0, len(data), run)]
+    changed = [block for blocks in random_.sample(runs, len(runs)) for block in blocks][:wanted]
     if len(changed) < wanted:
         holes = sorted(set(range(count)).difference(data))
         changed += random_.sample(holes, wanted - len(changed))

@@ -11,7 +11,7 @@ use failback_engine::disk::{
     Format, MemoryDisk, NewDisk, OpenOptions, PendingDisk, Source, open_source,
 };
 use failback_engine::hash::{Digest, HashKind, Hasher};
-use failback_engine::pipeline::{BufferPool, ScanCounts, Scanned, Scanner};
+use failback_engine::pipeline::{BufferPool, Keep, ScanCounts, Scanned, Scanner};
 use failback_engine::tree::{Leaf, TreeBuilder};
 use failback_engine::units::{BlockSize, ByteOffset, Geometry};
 
@@ -49,6 +49,7 @@ fn root_of(disk: &dyn Source, hasher: &Hasher) -> Digest {
         disk,
         geometry,
         hasher: Some(hasher),
+        keep: Keep::Never,
         pool: &BufferPool::new(threads * 2),
         threads,
         reader: None,
