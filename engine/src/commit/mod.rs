@@ -16,6 +16,7 @@ mod exchange;
 mod finish;
 mod holder;
 mod layer;
+mod marked;
 mod merged;
 mod merging;
 mod opening;
@@ -26,6 +27,7 @@ mod staging;
 mod used;
 
 pub use finish::Outcome;
+pub use marked::Marked;
 pub use recovery::{Reopen, Unfinished};
 pub use replacing::Replacing;
 pub use staging::Staging;

@@ -7,17 +7,16 @@ use failback_engine::sync::Task;
 use failback_engine::transport::Apply;
 use failback_vhdx::FileAt;
 
-use crate::scenario::{BLOCK, Disk, at_word, content, finish, record_sync, roll_back, sync};
+use crate::scenario::{
+    BLOCK, Disk, at_word, content, finish, record_sync, roll_back, staging, sync,
+};
 use crate::world::World;
 
 /// A host whose journal says `word`, and of whose target one byte is another one.
 fn changed(disk: &Disk, apply: Apply, word: Word, at: usize) -> World {
     let whole = record_sync(disk, Barriers::new(), Task::Delta, apply);
     let world = World::like(&at_word(&whole.base, &whole.ops, word));
-    let mut byte = [0];
-    let target = world.target().unwrap();
-    target.read_at(at as u64, &mut byte).unwrap();
-    target.write_at(at as u64, &[byte[0] ^ 1]).unwrap();
+    world.change_behind(at as u64);
     world
 }
 
@@ -40,6 +39,26 @@ pub(crate) fn check_resume(disk: &Disk) {
         again().unwrap();
         assert_eq!(content(&world, disk.format).unwrap(), disk.new);
     }
+}
+
+/// A target that was written to since it was staged for is left as it is, whatever its bytes are; a
+/// sync begins anew.
+pub(crate) fn check_touched(disk: &Disk) {
+    let whole = record_sync(disk, Barriers::new(), Task::Delta, Apply::Stage);
+    let world = World::like(&at_word(&whole.base, &whole.ops, Word::Staged));
+    let target = world.target().unwrap();
+    let mut byte = [0];
+    target.read_at(9, &mut byte).unwrap();
+    target.write_at(9, &byte).unwrap();
+
+    let refused = finish(&world, disk.format).unwrap_err();
+
+    assert_eq!(refused.kind(), ErrorKind::Refused, "{}", refused.chain());
+    assert_eq!(word(&world), Some(Word::Staged));
+    assert_eq!(content(&world, disk.format).unwrap(), disk.old);
+    let (staging, _) = staging(&world, disk, Barriers::new()).unwrap();
+    assert_eq!(staging.resumed_blocks(), 0);
+    assert_eq!(word(&world), Some(Word::Aborted));
 }
 
 /// Old bytes do not go over a disk that somebody else wrote to.
