@@ -20,6 +20,7 @@ mod marked;
 mod merged;
 mod merging;
 mod opening;
+mod places;
 mod recovery;
 mod replacing;
 mod room;

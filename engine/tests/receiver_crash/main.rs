@@ -383,6 +383,8 @@ fn a_target_that_changed_is_found_by_its_bytes() {
     changed::check_resume(&raw_disk());
     changed::check_touched(&raw_disk());
     changed::check_roll_back(&raw_disk());
+    changed::check_apply(&raw_disk());
+    changed::check_apply_without_undo(&raw_disk());
 }
 
 #[test]
