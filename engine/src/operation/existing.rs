@@ -146,7 +146,7 @@ impl ExistingTarget {
 
     fn prepare_staged(self, session: &Session) -> Result<Staged> {
         let journal = Journal::open(&self.folder, Barriers::new())?;
-        let container = self.choose(session, journal.as_ref())?;
+        let Choice { container, why_log } = self.choose(session, journal.as_ref())?;
         let begun = self.begun(session, container)?;
         let barriers = Barriers::new();
         let given_up = match journal {
@@ -175,6 +175,9 @@ impl ExistingTarget {
         if given_up {
             staging.add_reason("options_changed");
         }
+        if let Some(reason) = why_log {
+            staging.set_second_best(reason);
+        }
         Ok(Staged::Log(Box::new(staging)))
     }
 
@@ -201,12 +204,12 @@ impl ExistingTarget {
     }
 
     /// What keeps the new disk: what was asked for, what an unfinished job has, or what can be had.
-    fn choose(&self, session: &Session, journal: Option<&Journal>) -> Result<Container> {
+    fn choose(&self, session: &Session, journal: Option<&Journal>) -> Result<Choice> {
         let options = &session.options;
         let wanted = options.container.map(named);
         if wanted == Some(Container::Child) {
             // Never chosen, only asked for.
-            return self.layers().map(|_| Container::Child);
+            return self.layers().map(|_| Choice::of(Container::Child));
         }
         let unfinished = journal
             .filter(|journal| matches!(journal.word(), Word::Staging | Word::Staged))
@@ -219,23 +222,27 @@ impl ExistingTarget {
         if wanted.is_none_or(|wanted| Some(wanted) == unfinished)
             && let Some(container) = unfinished.filter(|c| *c == Container::Log || *c == best)
         {
-            return Ok(container);
+            return Ok(Choice::of(container));
         }
         let container = wanted.unwrap_or(best);
         if container == Container::Log {
-            return Ok(container);
+            return Ok(Choice::of(container));
         }
         if container == Container::File && best == Container::Clone {
             let message = "a new file is for a full copy: --strategy full";
             return Err(Error::new(ErrorKind::Usage, message).path(&self.path));
         }
         match (self.new_file.why_not(container)?, wanted) {
-            (None, _) => Ok(container),
+            (None, _) => Ok(Choice::of(container)),
             (Some(why), None) => {
-                tracing::debug!(why, "changes go to a log");
-                Ok(Container::Log)
+                tracing::debug!(why = why.words(), "changes go to a log");
+                Ok(Choice {
+                    container: Container::Log,
+                    why_log: Some(why.code()),
+                })
             }
             (Some(why), Some(_)) => {
+                let why = why.words();
                 let message = format!("cannot be replaced by a {}: {why}", container.name());
                 Err(Error::new(ErrorKind::Refused, message).path(&self.path))
             }
@@ -276,6 +283,22 @@ impl ExistingTarget {
             false => 0,
         };
         Ok((marked, notes))
+    }
+}
+
+/// What keeps the new disk.
+struct Choice {
+    container: Container,
+    /// Reason code, where it is a log because nothing better can be had.
+    why_log: Option<&'static str>,
+}
+
+impl Choice {
+    fn of(container: Container) -> Self {
+        Self {
+            container,
+            why_log: None,
+        }
     }
 }
 
