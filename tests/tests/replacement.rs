@@ -216,6 +216,36 @@ fn a_replaced_disk_comes_back_until_it_is_accepted() {
     }
 }
 
+// Goal: a roll-back that cannot bring the old disk back does not begin: the new one stays, with its
+// word, and can be accepted. Method: the kept old file is changed, or removed, by hand.
+#[test]
+fn an_old_file_that_was_changed_is_not_put_back() {
+    skip_without!("qemu-img", "mkfs.xfs");
+    let mount = Mount::in_file("xfs", 512);
+    let file = ["--keep-undo", "--stage", "file", "--strategy", "full"];
+    let clone = ["--keep-undo", "--stage", "clone"];
+    let change = |old: &Path| place::scribble(old, 40 * MIB, b"#");
+    let remove = |old: &Path| fs::remove_file(old).expect("old file");
+    let harms: [fn(&Path); 2] = [change, remove];
+    for (way, format) in [(&file[..], Raw), (&clone, Raw), (&clone, Dynamic(1))] {
+        for harm in harms {
+            let scene = Scene::new_in(mount.path(), format, 16);
+            let _ = scene.sync(way).exits(0);
+            harm(&scene.new_file());
+
+            let _ = scene.end_by("rollback").exits(3);
+
+            let look = scene.look("refused");
+            assert_eq!((look.name(), look.is_mixed), ("new_verified", false));
+            scene.assert_new("refused");
+            let _ = scene.end_by("rollback").exits(3);
+            let _ = scene.end_by("commit").exits(0);
+            scene.assert_new("accepted");
+            scene.assert_ends_equal("accepted");
+        }
+    }
+}
+
 #[test]
 fn a_replacement_that_is_in_use_is_not_rolled_back() {
     skip_without!("qemu-img", "qemu-io");
