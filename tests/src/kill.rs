@@ -25,6 +25,12 @@ const PAGES_AT_DONE: u64 = 6;
 const LOOK_EVERY: Duration = Duration::from_micros(200);
 /// Of a hundred kills, how many wait for COMMIT first.
 const AFTER_COMMIT_PERCENT: u32 = 75;
+/// So many kills may come too late, beyond as many as did not.
+const LATE_MAX: usize = 20;
+/// A kill that came too late shortens the next waits, one that did not lengthens them again: in the
+/// long run at most one of five comes too late.
+const PACE_DOWN: f64 = 0.7;
+const PACE_UP: f64 = 1.1;
 
 /// How a sync runs.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +64,29 @@ struct Moment {
     pages: u64,
     /// And so much time has passed then.
     delay: Duration,
+}
+
+/// How fast runs are, compared to the one that was measured: others use the machine, too, and a
+/// measure that was taken while they did would let most kills come too late.
+#[derive(Clone, Copy, Debug)]
+struct Pace(f64);
+
+impl Pace {
+    fn learn(&mut self, is_met: bool) {
+        self.0 = match is_met {
+            true => (self.0 * PACE_UP).min(1.0),
+            false => self.0 * PACE_DOWN,
+        };
+    }
+}
+
+impl Timeline {
+    fn at(self, pace: Pace) -> Self {
+        Self {
+            whole: self.whole.mul_f64(pace.0),
+            from_commit_to_done: self.from_commit_to_done.mul_f64(pace.0),
+        }
+    }
 }
 
 impl Moment {
@@ -113,8 +142,8 @@ impl Sync {
         Self { agent, run }
     }
 
-    /// Kills one side and waits until nobody has the target any more.
-    fn kill(mut self, scene: &Scene, victim: Victim) {
+    /// Kills one side and waits until nobody has the target any more. Whether the sync still ran.
+    fn kill(mut self, scene: &Scene, victim: Victim) -> bool {
         match (&mut self.agent, victim) {
             (Some(agent), Victim::Target) => agent.kill(),
             _ => self.run.kill(),
@@ -127,6 +156,8 @@ impl Sync {
             run.stderr
         );
         wait_until_free(&scene.target);
+        // Killed itself, or told that its peer was gone.
+        run.code != Some(0)
     }
 }
 
@@ -232,35 +263,62 @@ pub fn cut_when_sealed(scene: &Scene, more: &[&str]) {
 
 /// How often which word was found.
 #[derive(Clone, Debug, Default)]
-pub struct Tally(BTreeMap<String, usize>);
+pub struct Tally {
+    words: BTreeMap<String, usize>,
+    late: usize,
+}
 
 impl Tally {
     /// One more.
     pub fn add(&mut self, word: &str) {
-        *self.0.entry(word.to_owned()).or_default() += 1;
+        *self.words.entry(word.to_owned()).or_default() += 1;
+    }
+
+    /// One more kill, which counts only if it met a process that still ran.
+    ///
+    /// # Panics
+    ///
+    /// When most come too late: nothing is tested then.
+    pub fn add_kill(&mut self, is_met: bool, word: &str) {
+        match is_met {
+            true => self.add(word),
+            false => self.late += 1,
+        }
+        assert!(self.late <= LATE_MAX + self.total(), "{}", self.table());
     }
 
     /// All of another one.
     pub fn add_all(&mut self, other: &Self) {
-        for (word, count) in &other.0 {
-            *self.0.entry(word.clone()).or_default() += count;
+        for (word, count) in &other.words {
+            *self.words.entry(word.clone()).or_default() += count;
         }
+        self.late += other.late;
     }
 
     /// How often one of these was found.
     pub fn of(&self, words: &[&str]) -> usize {
-        words.iter().filter_map(|word| self.0.get(*word)).sum()
+        words.iter().filter_map(|word| self.words.get(*word)).sum()
     }
 
     /// How often anything was.
     pub fn total(&self) -> usize {
-        self.0.values().sum()
+        self.words.values().sum()
+    }
+
+    /// Kills that came when the process had ended.
+    pub fn late(&self) -> usize {
+        self.late
     }
 
     /// A line for each word.
     pub fn table(&self) -> String {
         let mut table = String::new();
-        for (word, count) in &self.0 {
+        let late = ("(too late)", &self.late);
+        let words = self
+            .words
+            .iter()
+            .map(|(word, count)| (word.as_str(), count));
+        for (word, count) in words.chain((self.late > 0).then_some(late)) {
             // Writing to a string cannot fail.
             let _ = writeln!(table, "  {word:<16} {count:>6}");
         }
@@ -268,8 +326,8 @@ impl Tally {
     }
 }
 
-/// Kills `count` syncs, looks at the target after each, and lets the sync end after every first
-/// or second kill.
+/// Kills `count` syncs that run, looks at the target after each, and lets the sync end after every
+/// first or second kill.
 ///
 /// # Panics
 ///
@@ -278,12 +336,13 @@ pub fn kill_syncs(scene: &Scene, setting: Setting, count: usize, rng: &mut StdRn
     // The first run warms the machine up: its times are those of no other.
     let _ = measure(scene, setting);
     let timeline = measure(scene, setting);
+    let mut pace = Pace(1.0);
     let mut tally = Tally::default();
     while tally.total() < count {
         scene.reset();
         let mut story = String::new();
         for kill in 0..rng.random_range(1..=2) {
-            let moment = Moment::draw(rng, timeline, kill == 0);
+            let moment = Moment::draw(rng, timeline.at(pace), kill == 0);
             // After COMMIT the source is not needed any more: that is of less interest.
             let victim = match rng.random_range(0..if moment.pages > 0 { 8 } else { 2 }) {
                 0 => Victim::Source,
@@ -292,17 +351,19 @@ pub fn kill_syncs(scene: &Scene, setting: Setting, count: usize, rng: &mut StdRn
             let _ = write!(story, "{setting:?}: killed {victim:?} at {moment:?}; ");
             let mut sync = Sync::start(scene, setting);
             moment.wait(&scene.target, &mut sync.run);
-            sync.kill(scene, victim);
+            let is_met = sync.kill(scene, victim);
             let look = scene.look(&story);
             let _ = write!(story, "was {}; ", look.name());
-            tally.add(look.name());
+            tally.add_kill(is_met, look.name());
+            pace.learn(is_met);
         }
         scene.assert_ends_equal(&story);
     }
     tally
 }
 
-/// Kills `count` roll-backs, looks at the target after each, and brings it back to the old disk.
+/// Kills `count` roll-backs that run, looks at the target after each, and brings it back to the old
+/// disk.
 ///
 /// # Panics
 ///
@@ -312,18 +373,20 @@ pub fn kill_roll_backs(scene: &Scene, count: usize, rng: &mut StdRng) -> Tally {
     scene.reset();
     let _ = keep();
     let whole = scene.end_by("rollback").exits(0).took;
+    let mut pace = Pace(1.0);
     let mut tally = Tally::default();
     while tally.total() < count {
         scene.reset();
         let _ = keep();
-        let delay = whole.mul_f64(rng.random_range(0.0..1.0));
+        let delay = whole.mul_f64(pace.0 * rng.random_range(0.0..1.0));
         let story = format!("rollback killed after {delay:?}");
         let mut run = cli::start(args_of("rollback", &[&scene.target], &[]));
         thread::sleep(delay);
         run.kill();
-        run.wait();
+        let is_met = run.wait().code.is_none();
         let look = scene.look(&story);
-        tally.add(look.name());
+        tally.add_kill(is_met, look.name());
+        pace.learn(is_met);
         let _ = scene.end_by("recover").exits(0);
         // It ends what was begun; what was not begun, or had ended, stays.
         let code = match scene.look(&story).name() {
@@ -359,13 +422,19 @@ const STEPS_OF_A_WALK: usize = 6;
 /// When a promise is broken.
 pub fn kill_walks(scene: &Scene, count: usize, rng: &mut StdRng) -> Tally {
     let timeline = measure(scene, Setting::Local);
+    let mut pace = Pace(1.0);
     let mut tally = Tally::default();
     while tally.total() < count {
         scene.reset();
         let mut story = String::new();
         for _ in 0..STEPS_OF_A_WALK {
             let (command, more) = STEPS[rng.random_range(0..STEPS.len())];
-            let delay = timeline.whole.mul_f64(rng.random_range(0.0..1.5));
+            // The others are short, and many of them are refused.
+            let within = match command {
+                "sync" => timeline.whole,
+                _ => timeline.whole / 8,
+            };
+            let delay = within.mul_f64(pace.0 * rng.random_range(0.0..1.0));
             let _ = write!(story, "{command} {more:?} killed after {delay:?}; ");
             let mut run = match command {
                 "sync" => cli::start(scene.sync_args(more)),
@@ -385,7 +454,12 @@ pub fn kill_walks(scene: &Scene, count: usize, rng: &mut StdRng) -> Tally {
             );
             let look = scene.look(&story);
             let _ = write!(story, "was {look:?}; ");
-            tally.add(look.name());
+            // Nothing was killed of a command that was refused, nor did it come too late.
+            if done.code != Some(3) {
+                let is_met = done.code.is_none();
+                tally.add_kill(is_met, look.name());
+                pace.learn(is_met);
+            }
             if look.name() == "done" {
                 break;
             }

@@ -59,12 +59,22 @@ pub fn points(scene: &Scene, calls: &'static [&'static str]) -> Vec<Point> {
     calls.iter().flat_map(of).collect()
 }
 
-/// Runs a sync that meets a fault.
+impl Fault {
+    /// The error's name; none of a kill.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kill => "",
+            Self::Error(name) => name,
+        }
+    }
+}
+
+/// Runs a sync that meets a fault; whether it did.
 ///
 /// # Panics
 ///
 /// When strace cannot be started, or the sync hangs.
-pub fn sync_with(scene: &Scene, point: Point, fault: Fault) -> Run {
+pub fn sync_with(scene: &Scene, point: Point, fault: Fault) -> (Run, bool) {
     let Point { call, nth } = point;
     let what = match fault {
         Fault::Kill => "signal=KILL".to_owned(),
@@ -72,9 +82,16 @@ pub fn sync_with(scene: &Scene, point: Point, fault: Fault) -> Run {
     };
     let inject = format!("--inject={call}:{what}:when={nth}");
     let trace = format!("--trace={call}");
-    let mut options = vec!["-o", "/dev/null", &trace, &inject];
+    let log = scene.dir().join("injected.log");
+    let mut options = vec!["-o", text(&log), &trace, &inject];
     options.extend(paths(scene, &[call]));
-    traced(scene, &options)
+    let run = traced(scene, &options);
+    let log = fs::read_to_string(&log).expect("log of strace");
+    let is_injected = match fault {
+        Fault::Kill => run.code.is_none(),
+        Fault::Error(_) => log.contains("(INJECTED)"),
+    };
+    (run, is_injected)
 }
 
 /// Reads count only where they are reads of the disks: the loader of programs reads, too.

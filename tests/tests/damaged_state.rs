@@ -15,8 +15,8 @@ use std::path::PathBuf;
 
 use failback_tests::cli::{self, Run};
 use failback_tests::kill::{self, Tally, count_from};
-use failback_tests::qemu::Format::Dynamic;
-use failback_tests::scene::Scene;
+use failback_tests::qemu::Format::{Dynamic, Raw};
+use failback_tests::scene::{LOG, Scene};
 use failback_tests::{place, qemu, skip_without, state};
 
 /// Flips of one file in one state in CI.
@@ -153,6 +153,28 @@ fn a_target_that_is_another_file_is_made_equal() {
 
     assert_eq!(run.code, Some(3), "{}", run.stderr);
     let rest = scene.assert_ends_equal("another file").json();
+    assert!(has_lost(&rest), "{rest}");
+}
+
+// Goal: an apply that was cut off does not go over what somebody else wrote meanwhile. Method: a
+// page of a block that changes as a whole gets other bytes; recover and roll back are refused.
+#[test]
+fn an_apply_that_was_cut_off_goes_over_nobody_elses_bytes() {
+    skip_without!("qemu-img");
+    let scene = Scene::new(Raw, 67).in_this_way(LOG);
+    cut_after_commit(&scene);
+    place::scribble(&scene.target, 40 << 20, &[0xa7; 4096]);
+    let before = state::root_of(&scene.target);
+
+    let ends = ["recover", "rollback"].map(|command| scene.end_by(command));
+
+    ends.iter().for_each(|run| {
+        assert_eq!(run.code, Some(3), "{}", run.stderr);
+        assert!(run.stderr.contains("somebody else wrote"), "{}", run.stderr);
+    });
+    assert_eq!(state::root_of(&scene.target), before);
+    assert!(scene.look("refused").is_mixed);
+    let rest = scene.assert_ends_equal("foreign bytes").json();
     assert!(has_lost(&rest), "{rest}");
 }
 

@@ -45,12 +45,15 @@ fn each_file_system_gets_the_container_it_can_have() {
             let scene = Scene::new_in(mount.path(), format, 3);
             let report = scene.assert_ends_equal(kind).json();
             assert_eq!(stage_of(&report), delta, "{kind}: {report}");
+            let is_second_best = has_reason(&report, "no_clone");
+            assert_eq!(is_second_best, delta == "log", "{kind}: {report}");
             scene.reset();
             let full = scene
                 .sync(&["--json", "--strategy", "full"])
                 .exits(0)
                 .json();
             assert_eq!(stage_of(&full), "file", "{kind}: {full}");
+            assert!(!has_reason(&full, "no_clone"), "{kind}: {full}");
             assert_eq!(count(&full, "/bytes/target_read"), 0, "{kind}: {full}");
             scene.assert_new(kind);
             qemu::assert_identical((&scene.source, Raw), (&scene.target, format));
@@ -58,6 +61,7 @@ fn each_file_system_gets_the_container_it_can_have() {
             let inode = fs::metadata(&scene.target).expect("target").ino();
             let again = scene.sync(&["--json"]).exits(0).json();
             assert_eq!(stage_of(&again), "none", "{kind}: {again}");
+            assert!(!has_reason(&again, "no_clone"), "{kind}: {again}");
             assert_eq!(fs::metadata(&scene.target).expect("target").ino(), inode);
         }
     }
@@ -121,7 +125,30 @@ fn a_file_with_several_names_is_written_to_and_not_replaced() {
     let report = scene.sync(&["--json"]).exits(0).json();
 
     assert_eq!(stage_of(&report), "log", "{report}");
+    assert!(has_reason(&report, "target_not_replaceable"), "{report}");
     assert_eq!(state::root_of(&other), scene.new_root);
+}
+
+#[test]
+fn where_no_other_file_can_stand_the_target_is_written_to() {
+    skip_without!("qemu-img", "mkfs.ext4", "chattr");
+    let mount = Mount::in_file("ext4", 512);
+    let scene = Scene::new_in(mount.path(), Raw, 5);
+    let (closed, state) = (scene.dir().join("closed"), scene.dir().join("state"));
+    fs::create_dir(&closed).expect("folder");
+    let target = closed.join("target.raw");
+    copy(&scene.target, &target);
+    tools::run("chattr", ["+i".as_ref(), closed.as_path()]);
+
+    let mut args = args_of("sync", &[&scene.source, &target], &["--json"]);
+    args.extend(args_of("--state-dir", &[&state], &[]));
+    let run = cli::failback(args);
+    tools::run("chattr", ["-i".as_ref(), closed.as_path()]);
+
+    let report = run.exits(0).json();
+    assert_eq!(stage_of(&report), "log", "{report}");
+    assert!(has_reason(&report, "no_new_file"), "{report}");
+    assert_eq!(state::root_of(&target), scene.new_root);
 }
 
 #[test]
@@ -139,7 +166,9 @@ fn a_mount_point_is_written_to_and_not_replaced() {
     let root = state::root_of(&scene.target);
     tools::run("umount", [&scene.target]);
 
-    assert_eq!(stage_of(&report.exits(0).json()), "log");
+    let report = report.exits(0).json();
+    assert_eq!(stage_of(&report), "log", "{report}");
+    assert!(has_reason(&report, "target_not_replaceable"), "{report}");
     assert_eq!(root, scene.new_root);
     assert_eq!(state::root_of(&behind), scene.new_root);
 }
@@ -184,6 +213,36 @@ fn a_replaced_disk_comes_back_until_it_is_accepted() {
         assert!(!scene.new_file().exists());
         scene.assert_new("accepted");
         assert_eq!(scene.end_by("rollback").code, Some(3));
+    }
+}
+
+// Goal: a roll-back that cannot bring the old disk back does not begin: the new one stays, with its
+// word, and can be accepted. Method: the kept old file is changed, or removed, by hand.
+#[test]
+fn an_old_file_that_was_changed_is_not_put_back() {
+    skip_without!("qemu-img", "mkfs.xfs");
+    let mount = Mount::in_file("xfs", 512);
+    let file = ["--keep-undo", "--stage", "file", "--strategy", "full"];
+    let clone = ["--keep-undo", "--stage", "clone"];
+    let change = |old: &Path| place::scribble(old, 40 * MIB, b"#");
+    let remove = |old: &Path| fs::remove_file(old).expect("old file");
+    let harms: [fn(&Path); 2] = [change, remove];
+    for (way, format) in [(&file[..], Raw), (&clone, Raw), (&clone, Dynamic(1))] {
+        for harm in harms {
+            let scene = Scene::new_in(mount.path(), format, 16);
+            let _ = scene.sync(way).exits(0);
+            harm(&scene.new_file());
+
+            let _ = scene.end_by("rollback").exits(3);
+
+            let look = scene.look("refused");
+            assert_eq!((look.name(), look.is_mixed), ("new_verified", false));
+            scene.assert_new("refused");
+            let _ = scene.end_by("rollback").exits(3);
+            let _ = scene.end_by("commit").exits(0);
+            scene.assert_new("accepted");
+            scene.assert_ends_equal("accepted");
+        }
     }
 }
 

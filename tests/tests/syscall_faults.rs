@@ -9,6 +9,8 @@
     reason = "the table of what was found is asked for"
 )]
 
+use std::collections::BTreeMap;
+
 use failback_tests::cli::Run;
 use failback_tests::kill::{Tally, count_from};
 use failback_tests::place::Mount;
@@ -16,6 +18,7 @@ use failback_tests::qemu::Format::{self, Dynamic, Raw};
 use failback_tests::scene::{CLONE, LOG, Scene};
 use failback_tests::skip_without;
 use failback_tests::trace::{self, CHANGING, Fault, Point};
+use serde_json::Value;
 
 /// Points of one kind of fault in CI.
 const POINTS: usize = 7;
@@ -90,6 +93,7 @@ fn failed_changes_of_names_and_lengths() {
 #[test]
 fn failed_reads() {
     skip_without!("qemu-img", "strace");
+    assert_errors_are_harmless(Raw, &["pread64"], BROKEN);
     assert_errors_are_harmless(Dynamic(1), &["pread64"], BROKEN);
 }
 
@@ -97,9 +101,11 @@ fn assert_kills_are_harmless(scene: &Scene) {
     let all = trace::points(scene, CHANGING);
     let points = trace::spread(&all, count_from("FAILBACK_FAULTS", POINTS));
 
-    let tally = meet(scene, &points, Fault::Kill, assert_killed_or_done);
+    let met = meet(scene, &points, Fault::Kill, assert_killed_or_done);
 
-    report(scene.format, &all, &tally);
+    met.report(scene.format, &all);
+    met.assert_injected(&points, &[]);
+    let tally = &met.tally;
     assert!(tally.of(&["done"]) < tally.total(), "{}", tally.table());
 }
 
@@ -111,22 +117,89 @@ fn assert_errors_are_harmless_in(scene: &Scene, calls: &'static [&'static str], 
     let all = trace::points(scene, calls);
     let points = trace::spread(&all, count_from("FAILBACK_FAULTS", POINTS));
 
-    let tally = meet(scene, &points, fault, assert_failed_or_done);
+    let met = meet(scene, &points, fault, assert_failed_or_done);
 
-    report(scene.format, &all, &tally);
+    met.report(scene.format, &all);
+    met.assert_injected(&points, calls);
+    met.assert_told(calls, fault);
 }
 
-fn meet(scene: &Scene, points: &[Point], fault: Fault, judge: fn(&Run, &str)) -> Tally {
-    let mut tally = Tally::default();
+/// What came of a number of faults.
+#[derive(Default)]
+struct Met {
+    tally: Tally,
+    /// Calls that a fault was seen at, by name.
+    injected: BTreeMap<&'static str, usize>,
+    /// Errors of the runs that failed, one line each.
+    errors: Vec<Value>,
+}
+
+impl Met {
+    fn report(&self, format: Format, all: &[Point]) {
+        let (total, of) = (self.tally.total(), all.len());
+        let table = self.tally.table();
+        eprintln!(
+            "{format:?}: {total} of {of} points, injected at {:?}\n{table}",
+            self.injected
+        );
+    }
+
+    /// Faults that were never injected say nothing: most were, and some at each kind of call that
+    /// has to be there.
+    fn assert_injected(&self, points: &[Point], calls: &[&'static str]) {
+        let count: usize = self.injected.values().sum();
+        assert!(
+            count * 3 >= points.len() * 2,
+            "only {count} of {}: {:?}",
+            points.len(),
+            self.injected
+        );
+        let is_used = |call: &&&str| points.iter().any(|point| point.call == **call);
+        for call in calls.iter().filter(is_used) {
+            assert!(
+                self.injected.contains_key(call),
+                "{call}: {:?}",
+                self.injected
+            );
+        }
+    }
+
+    /// A full medium is told as that, and a broken disk with the place where.
+    fn assert_told(&self, calls: &[&str], fault: Fault) {
+        let is_data = calls.contains(&"pwrite64") || calls.contains(&"pread64");
+        let is_told = |error: &Value| match fault.name() {
+            "ENOSPC" => error["kind"] == "no_space",
+            // Of an image, the message says what lies there as well.
+            _ => {
+                let message = error["message"].as_str().unwrap_or_default();
+                error["kind"] == "io" && (error["offset"].is_u64() || message.contains(" at 0x"))
+            }
+        };
+        assert!(
+            !is_data || self.errors.iter().any(is_told),
+            "{fault:?} at {calls:?} is never told: {:?}",
+            self.errors
+        );
+    }
+}
+
+fn meet(scene: &Scene, points: &[Point], fault: Fault, judge: fn(&Run, &str)) -> Met {
+    let mut met = Met::default();
     for point in points {
         let story = format!("{:?}, {fault:?} at {point:?}", scene.format);
         scene.reset();
-        let run = trace::sync_with(scene, *point, fault);
+        let (run, is_injected) = trace::sync_with(scene, *point, fault);
         judge(&run, &story);
-        tally.add(scene.look(&story).name());
+        if is_injected {
+            *met.injected.entry(point.call).or_default() += 1;
+        }
+        if run.code == Some(6) {
+            met.errors.push(run.json()["error"].clone());
+        }
+        met.tally.add(scene.look(&story).name());
         scene.assert_ends_equal(&story);
     }
-    tally
+    met
 }
 
 /// The run may end before the point: threads share the work in another way each time.
@@ -147,9 +220,4 @@ fn assert_failed_or_done(run: &Run, story: &str) {
         run.stderr
     );
     assert!(!run.stderr.contains("panicked"), "{story}\n{}", run.stderr);
-}
-
-fn report(format: Format, all: &[Point], tally: &Tally) {
-    let (total, of) = (tally.total(), all.len());
-    eprintln!("{format:?}: {total} of {of} points\n{}", tally.table());
 }

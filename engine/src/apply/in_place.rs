@@ -8,16 +8,14 @@ use std::ops::Range;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use std::time::Duration;
-
 use failback_transport::{Digest, VerifiedFrom, VerifyLevel};
 
 use crate::abort::Abort;
 use crate::disk::{ExtentKind, Target};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Hasher, is_zero};
-use crate::schedule::{Condvar, Mutex, MutexGuard, scope};
-use crate::state::{Barrier, Barriers};
+use crate::schedule::{Mutex, scope};
+use crate::state::{Barrier, Barriers, FlushWindow};
 use crate::sync::{InPlaceChanges, Session, SessionProgress};
 use crate::system::MediumAccess;
 use crate::units::{BlockIndex, ByteOffset, Geometry, range_len};
@@ -30,8 +28,6 @@ const UNPROVEN_MAX: usize = 128 << 10;
 const UNPROVEN_LEN_MAX: u64 = 64 << 20;
 /// Reading back is waiting for a device, one read at a time for each thread.
 const PROOF_THREADS: usize = 8;
-/// A flush that others wait for ends, or panics.
-const FLUSH_POLL: Duration = Duration::from_millis(100);
 /// Bytes of zeros that are read back as one.
 const ZERO_PIECE: usize = 1 << 20;
 
@@ -46,11 +42,8 @@ pub(crate) struct InPlace<'a> {
     verify: VerifyLevel,
     is_hashed: bool,
     barriers: Barriers,
-    /// Bytes written since the last flush, where what a job wrote has to outlive it.
-    unflushed: Option<AtomicU64>,
-    /// Whether a thread flushes now.
-    is_flushing: Mutex<bool>,
-    flushed: Condvar,
+    /// Where what a job wrote has to outlive it.
+    window: Option<FlushWindow>,
     unproven: Mutex<UnprovenList>,
     progress: &'a SessionProgress,
     written: AtomicU64,
@@ -86,9 +79,9 @@ impl<'a> InPlace<'a> {
             verify: session.options.verify,
             is_hashed: session.is_hashed(),
             barriers: changes.barriers,
-            unflushed: changes.outlives_job.then(AtomicU64::default),
-            is_flushing: Mutex::new(false),
-            flushed: Condvar::new(),
+            window: changes
+                .outlives_job
+                .then(|| FlushWindow::new(changes.barriers.window_len())),
             unproven: Mutex::default(),
             progress: &session.progress,
             written: AtomicU64::new(0),
@@ -231,45 +224,13 @@ impl<'a> InPlace<'a> {
         })
     }
 
-    /// Makes durable what was written, once it is a window. The others go on meanwhile for one more
-    /// window, and wait then: no more than two have to be sent again.
+    /// Makes durable what was written, once it is a window.
     fn flush_window(&self, written: u64) -> Result<()> {
-        let Some(unflushed) = &self.unflushed else {
-            return Ok(());
-        };
-        let window = self.barriers.window_len();
-        unflushed.fetch_add(written, Ordering::SeqCst);
-        loop {
-            let len = unflushed.load(Ordering::SeqCst);
-            if len < window {
-                return Ok(());
-            }
-            let mut is_flushing = self.is_flushing();
-            if *is_flushing {
-                if len < 2 * window {
-                    return Ok(());
-                }
-                let waited = self.flushed.wait_timeout(is_flushing, FLUSH_POLL);
-                drop(waited.unwrap_or_else(PoisonError::into_inner));
-                continue;
-            }
-            *is_flushing = true;
-            drop(is_flushing);
-            let covered = unflushed.load(Ordering::SeqCst);
-            let flushed = self.barriers.pass(Barrier::Window, || self.target.flush());
-            if flushed.is_ok() {
-                unflushed.fetch_sub(covered, Ordering::SeqCst);
-            }
-            *self.is_flushing() = false;
-            self.flushed.notify_all();
-            flushed?;
+        let flush = || self.barriers.pass(Barrier::Window, || self.target.flush());
+        match &self.window {
+            Some(window) => window.add(written, flush),
+            None => Ok(()),
         }
-    }
-
-    fn is_flushing(&self) -> MutexGuard<'_, bool> {
-        self.is_flushing
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn remember(&self, change: Unproven) -> Result<()> {

@@ -193,6 +193,10 @@ impl Finisher<'_> {
     pub(crate) fn roll_back(&self, target: &dyn Target, job: &Job) -> Result<Outcome> {
         self.refuse_used(target, job)?;
         self.check_old_bytes(&job.stage)?;
+        let is_cut_off = matches!(job.journal().word(), Word::Committing | Word::RollingBack);
+        if is_cut_off {
+            self.refuse_foreign(target, job, Direction::Old)?;
+        }
         if job.journal().word() != Word::RollingBack {
             job.journal()
                 .append(Entry::of(Word::RollingBack), Barrier::RollingBack)?;

@@ -13,8 +13,7 @@ use crate::sync::Session;
 pub(crate) struct Resumed {
     /// Blocks that are staged already.
     pub(crate) blocks: u64,
-    /// Reason codes: `resumed`, `source_changed`, `target_changed`, `options_changed`,
-    /// `state_lost`.
+    /// Reason codes, of [`NOTES`].
     pub(crate) reasons: Vec<&'static str>,
 }
 
@@ -33,12 +32,15 @@ pub(crate) fn notes_of(reasons: &[&'static str]) -> u8 {
 }
 
 /// Reason codes by their bit in `Result`.
-pub(crate) const NOTES: [&str; 5] = [
+pub(crate) const NOTES: [&str; 8] = [
     "resumed",
     "source_changed",
     "target_changed",
     "options_changed",
     "state_lost",
+    "target_not_replaceable",
+    "no_new_file",
+    "no_clone",
 ];
 
 /// A job that has not begun yet.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use failback_transport::{Apply, Compress, Task, VerifyLevel};
 
 use super::exchange::{Exchange, is_placed};
-use super::finish::{Finisher, Job, Outcome, check_seal, is_old_as_staged};
+use super::finish::{Direction, Finisher, Job, Outcome, check_seal, is_old_as_staged};
 use crate::abort::{Abort, CancelToken};
 use crate::disk::{Layers, NewFile, Target, TargetAccess};
 use crate::error::{Error, ErrorKind, Result};
@@ -104,7 +104,11 @@ impl Unfinished<'_> {
                 finisher.check_on_medium(&job.stage)?;
                 finisher.go_on(access.as_ref(), &job)
             }
-            Word::Committing => finisher.apply(self.target(&job)?.as_ref(), &job),
+            Word::Committing => {
+                let target = self.target(&job)?;
+                finisher.refuse_foreign(target.as_ref(), &job, Direction::New)?;
+                finisher.apply(target.as_ref(), &job)
+            }
             Word::NewUnverified | Word::NewVerified => {
                 finisher.prove(self.target(&job)?.as_ref(), &job)
             }

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 
 use crate::abort::Abort;
 use crate::commit::finish::{Finisher, Job, Outcome, has_leaf};
-use crate::commit::opening::{Opening, Resumed, waits_to_be_accepted};
+use crate::commit::opening::{Opening, notes_of, waits_to_be_accepted};
 use crate::disk::{DiskInfo, Extent, ExtentKind, Source, TargetAccess};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Digest, is_zero};
@@ -30,6 +30,7 @@ pub struct Staging {
     geometry: Geometry,
     session: Session,
     opening: Opening,
+    why_log: Option<&'static str>,
     job: Mutex<Option<Arc<Job>>>,
     zeroed_blocks: AtomicU64,
     info_after: Mutex<Option<DiskInfo>>,
@@ -57,6 +58,7 @@ impl Staging {
             barriers,
             geometry: session.geometry,
             session: session.clone(),
+            why_log: None,
             job: Mutex::default(),
             zeroed_blocks: AtomicU64::new(0),
             info_after: Mutex::default(),
@@ -83,8 +85,15 @@ impl Staging {
         self.opening.resumed.reasons.push(reason);
     }
 
-    pub(crate) fn resumed(&self) -> &Resumed {
-        &self.opening.resumed
+    /// Says why changes go to a log, and not to a clone or new file.
+    pub(crate) fn set_second_best(&mut self, reason: &'static str) {
+        self.why_log = Some(reason);
+    }
+
+    /// All reasons as they travel in `Result`; of the log only where there is one.
+    pub(crate) fn notes(&self) -> u8 {
+        let why_log = self.why_log.filter(|_| self.is_used());
+        self.opening.resumed.notes() | notes_of(why_log.as_slice())
     }
 
     /// What the target is: after a commit, what it became.

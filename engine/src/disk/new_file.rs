@@ -135,39 +135,47 @@ impl HostNewFile {
         })
     }
 
-    /// Tries whether `container` can be had here, in place of a target that is there; in words why
+    /// Tries whether `container` can be had here, in place of a target that is there, and says why
     /// not. Leaves nothing behind.
     ///
     /// # Errors
     /// `InUse`, `Io`.
-    pub(crate) fn why_not(&self, container: Container) -> Result<Option<&'static str>> {
+    pub(crate) fn why_not(&self, container: Container) -> Result<Option<WhyNot>> {
         let Some(old) = &self.old else {
             return Ok(None);
         };
         let failed = |e| Error::io(e, "stat").path(&self.shown);
         if old.is_device() {
-            return Ok(Some("a device has no name that another file could take"));
+            return Ok(Some(WhyNot::Target(
+                "a device has no name that another file could take",
+            )));
         }
         if old.link_count().map_err(failed)? != 1 {
-            return Ok(Some("the file has several names, or nobody can tell"));
+            return Ok(Some(WhyNot::Target(
+                "the file has several names, or nobody can tell",
+            )));
         }
         if system::is_mount_point(&self.target).map_err(failed)? {
-            return Ok(Some("the file is a mount point"));
+            return Ok(Some(WhyNot::Target("the file is a mount point")));
         }
         if container == Container::File && self.recipe.is_none() {
-            return Ok(Some("a differencing image is changed, not made anew"));
+            return Ok(Some(WhyNot::Target(
+                "a differencing image is changed, not made anew",
+            )));
         }
         // What an unfinished job has beside the target is not touched.
         let mut place = self.beside.clone().into_os_string();
         place.push(".scratch");
         let place = PathBuf::from(place);
         let Ok(scratch) = system::make_file(&place, &self.shown, Some(old)) else {
-            return Ok(Some("no file with the same owner and rights can be made"));
+            return Ok(Some(WhyNot::Place(
+                "no file with the same owner and rights can be made",
+            )));
         };
         let why_not = match (container, system::try_exchange(&place)) {
-            (_, Err(_)) => Some("the file system cannot swap two names"),
+            (_, Err(_)) => Some(WhyNot::Place("the file system cannot swap two names")),
             (Container::Clone, _) if system::try_clone(&scratch).is_err() => {
-                Some("the file system cannot clone files")
+                Some(WhyNot::Clone("the file system cannot clone files"))
             }
             _ => None,
         };
@@ -184,6 +192,34 @@ impl HostNewFile {
             Some(Format::Vhd) => Arc::new(VhdDisk::open_rw(file.clone(), &parents()?)?),
             _ => Arc::new(RawDisk::open(file.clone())?),
         })
+    }
+}
+
+/// Why no other file can take a target's place, in words. A report has a code for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WhyNot {
+    /// The target has to stay the file or device that it is.
+    Target(&'static str),
+    /// Nothing can stand beside it and take its name.
+    Place(&'static str),
+    /// A new file could, a clone cannot.
+    Clone(&'static str),
+}
+
+impl WhyNot {
+    pub(crate) fn words(self) -> &'static str {
+        match self {
+            Self::Target(words) | Self::Place(words) | Self::Clone(words) => words,
+        }
+    }
+
+    /// The reason code.
+    pub(crate) fn code(self) -> &'static str {
+        match self {
+            Self::Target(_) => "target_not_replaceable",
+            Self::Place(_) => "no_new_file",
+            Self::Clone(_) => "no_clone",
+        }
     }
 }
 

@@ -10,17 +10,14 @@ use super::recovery::{Found, finish_unfinished};
 use super::replacement::run_replacing;
 use crate::abort::{Abort, CancelToken};
 use crate::commit::{
-    Replacing, Staging, drop_child, drop_replaced, notes_of, waits_to_be_accepted,
+    Marked, Replacing, Staging, drop_child, drop_replaced, notes_of, waits_to_be_accepted,
 };
 use crate::disk::{
-    DiskInfo, HostLayers, HostNewFile, HostTarget, NewFile, OpenOptions, Target, TargetAccess,
+    DiskInfo, HostLayers, HostNewFile, HostTarget, NewFile, OpenOptions, TargetAccess,
     decide_format,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::state::{
-    Barrier, Barriers, Begun, Container, Entry, Folder, HostFolder, Journal, STAGE_NAME, Word,
-    absolute, lead_to, lock_state, remove_needless,
-};
+use crate::state::{Barriers, Begun, Container, HostFolder, Journal, Word, absolute, lock_state};
 use crate::sync::{Changes, InPlaceChanges, Session, SessionLink, run_target};
 use crate::system::{Access, HostFile};
 
@@ -131,7 +128,7 @@ impl ExistingTarget {
     ) -> Result<(SourceEnd, TargetResult, DiskInfo)> {
         if session.options.apply == Apply::InPlace {
             return match self.prepare_in_place(session) {
-                Ok((target, job)) => run_in_place(target.as_ref(), job, session, link, abort),
+                Ok((marked, notes)) => run_in_place(marked, notes, session, link, abort),
                 Err(error) => Err(told(&mut link, error)),
             };
         }
@@ -149,7 +146,7 @@ impl ExistingTarget {
 
     fn prepare_staged(self, session: &Session) -> Result<Staged> {
         let journal = Journal::open(&self.folder, Barriers::new())?;
-        let container = self.choose(session, journal.as_ref())?;
+        let Choice { container, why_log } = self.choose(session, journal.as_ref())?;
         let begun = self.begun(session, container)?;
         let barriers = Barriers::new();
         let given_up = match journal {
@@ -178,6 +175,9 @@ impl ExistingTarget {
         if given_up {
             staging.add_reason("options_changed");
         }
+        if let Some(reason) = why_log {
+            staging.set_second_best(reason);
+        }
         Ok(Staged::Log(Box::new(staging)))
     }
 
@@ -204,12 +204,12 @@ impl ExistingTarget {
     }
 
     /// What keeps the new disk: what was asked for, what an unfinished job has, or what can be had.
-    fn choose(&self, session: &Session, journal: Option<&Journal>) -> Result<Container> {
+    fn choose(&self, session: &Session, journal: Option<&Journal>) -> Result<Choice> {
         let options = &session.options;
         let wanted = options.container.map(named);
         if wanted == Some(Container::Child) {
             // Never chosen, only asked for.
-            return self.layers().map(|_| Container::Child);
+            return self.layers().map(|_| Choice::of(Container::Child));
         }
         let unfinished = journal
             .filter(|journal| matches!(journal.word(), Word::Staging | Word::Staged))
@@ -222,23 +222,27 @@ impl ExistingTarget {
         if wanted.is_none_or(|wanted| Some(wanted) == unfinished)
             && let Some(container) = unfinished.filter(|c| *c == Container::Log || *c == best)
         {
-            return Ok(container);
+            return Ok(Choice::of(container));
         }
         let container = wanted.unwrap_or(best);
         if container == Container::Log {
-            return Ok(container);
+            return Ok(Choice::of(container));
         }
         if container == Container::File && best == Container::Clone {
             let message = "a new file is for a full copy: --strategy full";
             return Err(Error::new(ErrorKind::Usage, message).path(&self.path));
         }
         match (self.new_file.why_not(container)?, wanted) {
-            (None, _) => Ok(container),
+            (None, _) => Ok(Choice::of(container)),
             (Some(why), None) => {
-                tracing::debug!(why, "changes go to a log");
-                Ok(Container::Log)
+                tracing::debug!(why = why.words(), "changes go to a log");
+                Ok(Choice {
+                    container: Container::Log,
+                    why_log: Some(why.code()),
+                })
             }
             (Some(why), Some(_)) => {
+                let why = why.words();
                 let message = format!("cannot be replaced by a {}: {why}", container.name());
                 Err(Error::new(ErrorKind::Refused, message).path(&self.path))
             }
@@ -260,8 +264,9 @@ impl ExistingTarget {
         })
     }
 
-    /// Notes that the disk is mixed from here on, and opens it for writing.
-    fn prepare_in_place(self, session: &Session) -> Result<(Arc<dyn Target>, InPlaceJob)> {
+    /// Notes that the disk is mixed from here on, and opens it for writing; what was found of an
+    /// earlier job.
+    fn prepare_in_place(self, session: &Session) -> Result<(Marked, u8)> {
         let mut given_up = false;
         if let Some(journal) = Journal::open(&self.folder, Barriers::new())? {
             given_up = matches!(journal.word(), Word::Staging | Word::Staged);
@@ -270,27 +275,30 @@ impl ExistingTarget {
             }
             self.drop_other(Container::Log, journal)?;
         }
-        let first = Entry {
-            begun: Some(self.begun(session, Container::Log)?),
-            ..Entry::of(Word::Committing)
+        let begun = self.begun(session, Container::Log)?;
+        let (access, folder) = (Box::new(self.access), Box::new(self.folder));
+        let marked = Marked::open(access, folder, Barriers::new(), begun)?;
+        let notes = match given_up {
+            true => notes_of(&["options_changed"]),
+            false => 0,
         };
-        let journal = Journal::begin(&self.folder, Barriers::new(), first)?;
-        // Of an earlier job, which no journal speaks of any more.
-        let removed = self.folder.remove(STAGE_NAME);
-        removed.map_err(|e| Error::io(e, "remove stage"))?;
-        // Nothing was written yet.
-        lead_to(&self.folder, Barriers::new(), journal.job())?;
-        let target = self.access.open_for_writing()?;
-        let job = InPlaceJob {
-            notes: match given_up {
-                true => notes_of(&["options_changed"]),
-                false => 0,
-            },
-            journal,
-            _access: self.access,
-            folder: self.folder,
-        };
-        Ok((target, job))
+        Ok((marked, notes))
+    }
+}
+
+/// What keeps the new disk.
+struct Choice {
+    container: Container,
+    /// Reason code, where it is a log because nothing better can be had.
+    why_log: Option<&'static str>,
+}
+
+impl Choice {
+    fn of(container: Container) -> Self {
+        Self {
+            container,
+            why_log: None,
+        }
     }
 }
 
@@ -341,33 +349,20 @@ fn named(container: wire::Container) -> Container {
     }
 }
 
-/// What is held while a disk is written in place.
-struct InPlaceJob {
-    journal: Journal,
-    /// What was found of an earlier one.
-    notes: u8,
-    _access: HostTarget,
-    folder: HostFolder,
-}
-
 fn run_in_place(
-    target: &dyn Target,
-    mut job: InPlaceJob,
+    marked: Marked,
+    resume_notes: u8,
     session: &Session,
     link: SessionLink,
     abort: &Arc<Abort>,
 ) -> Result<(SourceEnd, TargetResult, DiskInfo)> {
-    let resume_notes = job.notes;
-    let finish = move |_| {
-        job.journal.append(Entry::of(Word::Done), Barrier::Done)?;
-        remove_needless(&job.folder)?;
-        Ok(None)
-    };
+    let target = marked.target();
+    let finish = Box::new(move |_| marked.end().map(|()| None));
     let changes = Changes::InPlace(InPlaceChanges {
         resume_notes,
-        ..InPlaceChanges::new(target, false, Box::new(finish))
+        ..InPlaceChanges::new(target.as_ref(), false, finish)
     });
-    let (end, result) = run_target(session, target, Some(changes), link, abort)?;
+    let (end, result) = run_target(session, target.as_ref(), Some(changes), link, abort)?;
     Ok((end, result, target.info()))
 }
 

@@ -11,7 +11,7 @@ use super::index::Index;
 use super::record::{self, Bytes, HEADER_LEN, NewRecord, PAGE_LEN, Record};
 use crate::error::{Error, ErrorKind, Result};
 use crate::schedule::{Mutex, MutexGuard};
-use crate::state::{Barrier, Barriers};
+use crate::state::{Barrier, Barriers, FlushWindow};
 use crate::tree::Leaf;
 use crate::units::{BlockIndex, Geometry};
 
@@ -23,6 +23,7 @@ pub(crate) struct StageLog {
     geometry: Geometry,
     barriers: Barriers,
     inner: Mutex<Inner>,
+    window: FlushWindow,
     /// Kind and text of the first write that failed.
     poison: OnceLock<(ErrorKind, String)>,
 }
@@ -35,8 +36,8 @@ struct Inner {
     sequence: u64,
     /// Bytes from the start that are known to be durable.
     durable: u64,
-    /// Whether somebody flushes now.
-    is_flushing: bool,
+    /// Bytes from the start that the window knows of.
+    counted: u64,
     /// Whether something is behind the end that does not count, and must not come back.
     has_tail: bool,
     /// The record that counts, for each staged block.
@@ -78,6 +79,7 @@ impl StageLog {
             geometry,
             barriers,
             inner: Mutex::default(),
+            window: FlushWindow::new(barriers.window_len()),
             poison: OnceLock::new(),
         }
     }
@@ -302,7 +304,7 @@ impl StageLog {
 
     pub(super) fn append(&self, new: &NewRecord<'_>) -> Result<()> {
         self.check_poison()?;
-        let is_due = {
+        let added = {
             let mut inner = self.inner();
             inner.index.check_room(new.block)?;
             self.cut_tail(&mut inner)?;
@@ -310,18 +312,11 @@ impl StageLog {
             let written = self.file.write_at(inner.end, &bytes);
             written.map_err(|e| self.poisoned(e, "write stage"))?;
             inner.add(&record);
-            let is_due =
-                !inner.is_flushing && inner.end - inner.durable >= self.barriers.window_len();
-            inner.is_flushing |= is_due;
-            is_due
+            // What an earlier run left may never have been flushed: it counts with the first one.
+            let end = inner.end;
+            end - std::mem::replace(&mut inner.counted, end)
         };
-        if is_due {
-            // The others go on meanwhile.
-            let flushed = self.flush(Barrier::Window);
-            self.inner().is_flushing = false;
-            flushed?;
-        }
-        Ok(())
+        self.window.add(added, || self.flush(Barrier::Window))
     }
 
     /// A record of an earlier run that is as long as the one that is written now would go on with
@@ -615,6 +610,76 @@ mod tests {
         let stage = StageLog::new(file, job, geometry(), Barriers::new());
         stage.inner().index = Index::with_max(4);
         assert_eq!(stage.scan(u64::MAX).unwrap_err().kind(), ErrorKind::Refused);
+    }
+
+    /// A file whose flushes take as long as somebody wants.
+    #[derive(Debug)]
+    struct SlowFile {
+        file: MemoryFile,
+        may_end: Mutex<std::sync::mpsc::Receiver<()>>,
+    }
+
+    impl FileAt for SlowFile {
+        fn len(&self) -> std::io::Result<u64> {
+            self.file.len()
+        }
+
+        fn read_at(&self, at: u64, buf: &mut [u8]) -> std::io::Result<()> {
+            self.file.read_at(at, buf)
+        }
+
+        fn write_at(&self, at: u64, data: &[u8]) -> std::io::Result<()> {
+            self.file.write_at(at, data)
+        }
+
+        fn set_len(&self, len: u64) -> std::io::Result<()> {
+            self.file.set_len(len)
+        }
+
+        fn sync(&self) -> std::io::Result<()> {
+            // Once nobody wants it any more, they take no time.
+            let _ = self.may_end.lock().unwrap().recv();
+            Ok(())
+        }
+
+        fn zero(&self, range: Range<u64>) -> std::io::Result<()> {
+            self.file.zero(range)
+        }
+
+        fn allocate(&self, range: Range<u64>) -> std::io::Result<()> {
+            self.file.allocate(range)
+        }
+
+        fn extent_at(&self, at: u64) -> std::io::Result<failback_vhdx::FileExtent> {
+            self.file.extent_at(at)
+        }
+    }
+
+    // Goal: writers do not run ahead of a flush without end. Method: one that waits for a word; at
+    // a window of two records, those that write find place for four.
+    #[test]
+    fn a_slow_flush_holds_writers_up() {
+        let (end, may_end) = std::sync::mpsc::channel();
+        let file = Arc::new(SlowFile {
+            file: MemoryFile::new(),
+            may_end: Mutex::new(may_end),
+        });
+        let record_len = six_records().0.len() as u64 / 6;
+        let barriers = Barriers::new().with_window(2 * record_len);
+        let stage = StageLog::new(file.clone(), Uuid::from_u128(7), geometry(), barriers);
+        std::thread::scope(|scope| {
+            for from in [0, 8] {
+                let stage = &stage;
+                scope.spawn(move || (from..from + 8).for_each(|block| put_page(stage, block)));
+            }
+            std::thread::sleep(std::time::Duration::from_millis(300));
+
+            assert_eq!(file.len().unwrap(), 4 * record_len);
+            drop(end);
+        });
+
+        assert_eq!(stage.summary().records, 16);
+        assert_eq!(file.len().unwrap(), 16 * record_len);
     }
 
     // Goal: the last record of a block counts, and a drop takes it out. Method: one of each.

@@ -10,6 +10,7 @@ mod journal;
 mod lock;
 mod marker;
 mod place;
+mod window;
 
 pub use barrier::{Barrier, Barriers};
 pub use container::Container;
@@ -22,3 +23,4 @@ pub use marker::Marker;
 pub(crate) use marker::lead_to;
 pub use place::state_directory;
 pub(crate) use place::{absolute, new_file_of};
+pub(crate) use window::FlushWindow;

@@ -555,9 +555,8 @@ impl<'a> Role<'a> {
 
     /// Seal, commit, apply, read back; or nothing at all when the roots do not agree.
     fn conclude_staged(&self, staging: &Staging, result: &mut TargetResult) -> Result<()> {
-        let resumed = staging.resumed();
-        result.resumed_blocks = resumed.blocks;
-        result.resume_notes = resumed.notes();
+        result.resumed_blocks = staging.resumed_blocks();
+        result.resume_notes = staging.notes();
         if !result.equal {
             return staging.give_up();
         }

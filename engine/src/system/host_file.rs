@@ -193,7 +193,7 @@ impl HostFile {
     /// # Errors
     /// The system's error.
     pub fn identity(&self) -> io::Result<String> {
-        Ok(platform::identity(&self.file.metadata()?))
+        Ok(platform::identity(&self.file_id()?, &self.file.metadata()?))
     }
 
     /// A text that names this very file, whatever state it is in; the same after a reboot.
@@ -201,7 +201,11 @@ impl HostFile {
     /// # Errors
     /// The system's error.
     pub fn file_id(&self) -> io::Result<String> {
-        Ok(platform::lasting_id(&self.file.metadata()?))
+        let metadata = self.file.metadata()?;
+        Ok(match self.is_device {
+            true => platform::device_id(&metadata, self.len()?),
+            false => platform::lasting_id(&metadata),
+        })
     }
 
     /// A text that names this very file and changes with its bytes, not with its names.
@@ -209,7 +213,10 @@ impl HostFile {
     /// # Errors
     /// The system's error.
     pub(crate) fn content_mark(&self) -> io::Result<String> {
-        Ok(platform::content_mark(&self.file.metadata()?))
+        Ok(platform::content_mark(
+            &self.file_id()?,
+            &self.file.metadata()?,
+        ))
     }
 
     /// A text that stays the same as long as nobody writes to the file; `None` where nobody can

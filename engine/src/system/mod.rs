@@ -1,6 +1,8 @@
 //! What only one operating system has: locks, reads past the page cache, devices. Each system has a
 //! twin file with the same functions; nothing outside this folder asks which system it is.
 
+#[cfg(unix)]
+mod device_name;
 mod host_file;
 mod own_file;
 mod past_cache;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
-use super::{Access, MediumAccess};
+use super::{Access, MediumAccess, device_name};
 
 pub(super) fn open(path: &Path, access: Access, follows_links: bool) -> io::Result<File> {
     let writable = access == Access::Write;
@@ -96,9 +96,6 @@ pub(super) fn file_id(metadata: &Metadata) -> Option<(u64, u64)> {
 /// A text that names a file for as long as it lives. Not by its device: that number can be another
 /// one after a reboot, when a target that was left half written has to be found again.
 pub(super) fn lasting_id(metadata: &Metadata) -> String {
-    if is_block_device(metadata) {
-        return format!("device:{:x}", metadata.rdev());
-    }
     // An inode's number is used again; the time it was made is not.
     let made = metadata.created().ok();
     let made = made.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
@@ -109,23 +106,26 @@ pub(super) fn lasting_id(metadata: &Metadata) -> String {
     )
 }
 
-pub(super) fn identity(metadata: &Metadata) -> String {
+/// The same of a block device of so many bytes. Its number is another one after a reboot, and
+/// stands in only where the system knows nothing better.
+pub(super) fn device_id(metadata: &Metadata, len: u64) -> String {
+    let number = metadata.rdev();
+    let parts = (libc::major(number).into(), libc::minor(number).into());
+    let name = device_name::lasting_name(Path::new("/sys"), Path::new("/dev"), parts);
+    let name = name.unwrap_or_else(|| format!("number:{number:x}"));
+    format!("device:{name}:{len:x}")
+}
+
+/// `id` is what the file is known by, whatever state it is in.
+pub(super) fn identity(id: &str, metadata: &Metadata) -> String {
     let (seconds, nanoseconds) = (metadata.ctime(), metadata.ctime_nsec());
-    format!(
-        "{}:{:x}:{seconds}.{nanoseconds:09}",
-        lasting_id(metadata),
-        metadata.len()
-    )
+    format!("{id}:{:x}:{seconds}.{nanoseconds:09}", metadata.len())
 }
 
 /// Changes whenever bytes or length of the file do; a new name or another owner change nothing.
-pub(super) fn content_mark(metadata: &Metadata) -> String {
+pub(super) fn content_mark(id: &str, metadata: &Metadata) -> String {
     let (seconds, nanoseconds) = (metadata.mtime(), metadata.mtime_nsec());
-    format!(
-        "{}:{:x}:{seconds}.{nanoseconds:09}",
-        lasting_id(metadata),
-        metadata.len()
-    )
+    format!("{id}:{:x}:{seconds}.{nanoseconds:09}", metadata.len())
 }
 
 /// Tells this start of the system from others: a power cut can set the time of a file's last change

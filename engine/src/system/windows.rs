@@ -91,9 +91,9 @@ pub(super) fn file_id(_metadata: &Metadata) -> Option<(u64, u64)> {
     None
 }
 
-pub(super) fn identity(metadata: &Metadata) -> String {
-    let (created, written) = (metadata.creation_time(), metadata.last_write_time());
-    format!("{created:x}:{:x}:{written:x}", metadata.len())
+pub(super) fn identity(id: &str, metadata: &Metadata) -> String {
+    let written = metadata.last_write_time();
+    format!("{id}:{:x}:{written:x}", metadata.len())
 }
 
 /// `std` has no stable file id on Windows; the time it was made has to do.
@@ -101,8 +101,13 @@ pub(super) fn lasting_id(metadata: &Metadata) -> String {
     format!("{:x}", metadata.creation_time())
 }
 
-pub(super) fn content_mark(metadata: &Metadata) -> String {
-    identity(metadata)
+/// Nothing is known to be a device there.
+pub(super) fn device_id(metadata: &Metadata, _len: u64) -> String {
+    lasting_id(metadata)
+}
+
+pub(super) fn content_mark(id: &str, metadata: &Metadata) -> String {
+    identity(id, metadata)
 }
 
 /// Not asked for here: `std` cannot. More than one keeps a file from being replaced.

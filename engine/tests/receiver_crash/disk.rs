@@ -193,8 +193,9 @@ impl TargetAccess for Access {
     }
 
     fn identity(&self) -> Result<String> {
-        // Stands for file id, length and time of last change: nobody else writes here.
-        Ok("the target".into())
+        // Stands for file id, length and time of last change.
+        let file = self.world.number_of(crate::world::TARGET);
+        Ok(self.world.mark_of(file.expect("a target")))
     }
 
     fn file_id(&self) -> Result<String> {

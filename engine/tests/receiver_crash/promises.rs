@@ -22,6 +22,9 @@ pub(crate) fn check(record: &Record, state: &State) -> std::result::Result<Optio
     let told = |what: &str, error: failback_engine::Error| format!("{what}: {}", error.chain());
     let journal = Journal::open(&world, Barriers::new()).map_err(|e| told("journal", e))?;
     let is_mixed = journal.as_ref().is_some_and(Journal::is_mixed);
+    let has_undo = journal
+        .as_ref()
+        .is_some_and(|journal| journal.begun().has_undo);
     let word = journal.map(|journal| journal.word());
     let disk = &record.disk;
     let seen = seen(&world, disk.format).map_err(|e| told("target", e))?;
@@ -43,7 +46,7 @@ pub(crate) fn check(record: &Record, state: &State) -> std::result::Result<Optio
         return Err(format!("it had ended, and the journal says {word:?}"));
     }
     if let Some(word) = word {
-        check_ends(record, state, word)?;
+        check_ends(record, state, word, has_undo)?;
     }
     if matches!(word, None | Some(Word::Staging)) {
         check_window_beside(record, state)?;
@@ -54,8 +57,79 @@ pub(crate) fn check(record: &Record, state: &State) -> std::result::Result<Optio
     Ok(word)
 }
 
+/// Holds a state of a disk that is written in place, or was left mixed by that: whatever is not
+/// the new disk is said to be mixed, but for an old one that nothing was written to; nothing but
+/// `sync`, the same again, ends that.
+///
+/// # Errors
+/// The promise that is broken.
+pub(crate) fn check_marked(
+    record: &Record,
+    state: &State,
+    sync: impl Fn(&World, &Disk) -> Result<()>,
+) -> std::result::Result<Option<Word>, String> {
+    let disk = &record.disk;
+    let word = is_marked("found", &World::like(&state.host), disk)?;
+    if state.made == record.ops.len() && word != Some(Word::Done) {
+        return Err(format!("it had ended, and the journal says {word:?}"));
+    }
+    if word.is_some() {
+        for (what, end) in [
+            ("recovered", finish as fn(&World, Format) -> Result<Word>),
+            ("rolled back", roll_back),
+        ] {
+            let world = World::like(&state.host);
+            // May be refused.
+            let ended = end(&world, disk.format);
+            is_marked(what, &world, disk)?;
+            sync_to_end(what, &world, disk, &sync, ended.err())?;
+        }
+    }
+    let world = World::like(&state.host);
+    sync_to_end("found", &world, disk, &sync, None)?;
+    Ok(word)
+}
+
+fn sync_to_end(
+    what: &str,
+    world: &World,
+    disk: &Disk,
+    sync: &impl Fn(&World, &Disk) -> Result<()>,
+    before: Option<failback_engine::Error>,
+) -> std::result::Result<(), String> {
+    let told = |e: failback_engine::Error| {
+        let before = before.as_ref().map(failback_engine::Error::chain);
+        format!("{what} ({before:?}), then the same sync: {}", e.chain())
+    };
+    sync(world, disk).map_err(told)?;
+    match is_marked(what, world, disk)? {
+        Some(Word::Done) => Ok(()),
+        word => Err(format!("{what}, then the same sync: ended as {word:?}")),
+    }
+}
+
+/// A host whose disk is new, or mixed and said to be; or old, where it began as that.
+fn is_marked(what: &str, world: &World, disk: &Disk) -> std::result::Result<Option<Word>, String> {
+    let told = |error: failback_engine::Error| format!("{what}: {}", error.chain());
+    let journal = Journal::open(world, Barriers::new()).map_err(told)?;
+    let is_mixed = journal.as_ref().is_some_and(Journal::is_mixed);
+    let word = journal.map(|journal| journal.word());
+    let seen = seen(world, disk.format).map_err(told)?;
+    match word {
+        _ if is_mixed => {}
+        None => is_old(what, seen.as_deref(), disk)?,
+        Some(_) => is_new(what, seen.as_deref(), disk)?,
+    }
+    Ok(word)
+}
+
 /// Both ends can be reached from here, where there are two.
-fn check_ends(record: &Record, state: &State, word: Word) -> std::result::Result<(), String> {
+fn check_ends(
+    record: &Record,
+    state: &State,
+    word: Word,
+    has_undo: bool,
+) -> std::result::Result<(), String> {
     let (disk, told) = (&record.disk, |what: &str, e: failback_engine::Error| {
         format!("{what} from {}: {}", word.name(), e.chain())
     });
@@ -71,7 +145,7 @@ fn check_ends(record: &Record, state: &State, word: Word) -> std::result::Result
         }
         _ => return Err(format!("recover ends as {}", end.name())),
     }
-    if !word.is_final() {
+    if !word.is_final() && (has_undo || matches!(word, Word::Staging | Word::Staged)) {
         let world = World::like(&state.host);
         roll_back(&world, disk.format).map_err(|e| told("rollback", e))?;
         let now = seen(&world, disk.format).map_err(|e| told("rolled back", e))?;

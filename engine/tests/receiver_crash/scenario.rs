@@ -182,7 +182,7 @@ pub(crate) fn begun(container: Container, apply: Apply) -> Begun {
         in_place: false,
         began_mixed: false,
         container,
-        has_undo: true,
+        has_undo: apply != Apply::StageNoUndo,
         keeps_undo: apply == Apply::StageKeepUndo,
     }
 }

@@ -100,6 +100,8 @@ impl Op {
 pub(crate) struct Host {
     pub(crate) files: Vec<Arc<MemoryFile>>,
     pub(crate) names: BTreeMap<String, usize>,
+    /// Changes of each file: stands for the time of its last change.
+    changes: BTreeMap<usize, u64>,
 }
 
 impl Host {
@@ -111,11 +113,15 @@ impl Host {
                 .map(|file| Arc::new(MemoryFile::clone(file)))
                 .collect(),
             names: self.names.clone(),
+            changes: self.changes.clone(),
         }
     }
 
     /// Makes the change, of a write only the sectors that `keeps` names.
     pub(crate) fn apply(&mut self, op: &Op, keeps: impl Fn(usize) -> bool) {
+        if let Op::Write { file, .. } | Op::Zero { file, .. } | Op::SetLen { file, .. } = op {
+            *self.changes.entry(*file).or_default() += 1;
+        }
         match op {
             Op::Write { file, at, data } => {
                 for (piece, bytes) in data.chunks(SECTOR).enumerate() {
@@ -214,6 +220,8 @@ impl Inner {
         match op {
             Op::Sync { file } => {
                 durable.files[*file] = Arc::new(MemoryFile::clone(&self.now.files[*file]));
+                let changes = self.now.changes.get(file).copied();
+                durable.changes.insert(*file, changes.unwrap_or_default());
             }
             Op::SyncNames { directory: of } => {
                 durable.names.retain(|name, _| directory(name) != of);
@@ -349,6 +357,21 @@ impl World {
     /// Which file has this name.
     pub(crate) fn number_of(&self, name: &str) -> Option<usize> {
         self.inner().now.names.get(name).copied()
+    }
+
+    /// What tells one state of a file from another; changes with each write.
+    pub(crate) fn mark_of(&self, file: usize) -> String {
+        let changes = self.inner().now.changes.get(&file).copied();
+        format!("{file}:{}", changes.unwrap_or_default())
+    }
+
+    /// Changes a byte of the target in a way that nothing but the byte tells: as on a device, which
+    /// has no time of change.
+    pub(crate) fn change_behind(&self, at: u64) {
+        let target = self.memory(self.number_of(TARGET).unwrap());
+        let mut byte = [0];
+        target.read_at(at, &mut byte).unwrap();
+        target.write_at(at, &[byte[0] ^ 1]).unwrap();
     }
 
     /// Swaps two names, or moves the one file to the other name.

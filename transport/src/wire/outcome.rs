@@ -55,7 +55,9 @@ pub struct TargetResult {
     /// Blocks that an earlier session had staged.
     pub resumed_blocks: u64,
     /// What became of an earlier session's stage: bit 0 gone on with, 1 the source was changed
-    /// since, 2 given up as the target was changed, 3 given up as it was made in another way.
+    /// since, 2 given up as the target was changed, 3 given up as it was made in another way, 4 an
+    /// apply of its was lost. Why a log and no other file: 5 the target has to stay what it is, 6
+    /// nothing can stand beside it, 7 there are no clones.
     pub resume_notes: u8,
     /// What kept that which the target became; `None`: nothing did.
     pub container: Option<Container>,
