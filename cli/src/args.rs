@@ -183,8 +183,13 @@ pub(crate) struct MapArgs {
     /// Image file or block device
     pub(crate) image: PathBuf,
     /// Save the map to this file
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", conflicts_with = "save")]
     pub(crate) output: Option<PathBuf>,
+    /// Save the map with the state of syncs, where the next sync finds it
+    #[arg(long)]
+    pub(crate) save: bool,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
     #[command(flatten)]
     pub(crate) open: OpenArgs,
     #[command(flatten)]

@@ -16,7 +16,7 @@ mod replacement;
 pub use check::{CheckFinding, ImageCheck, ImageSummary, check};
 pub use copy::{CompressChoice, SyncRequest, VerifyRequest, sync, verify};
 pub use inspection::{ImageInfo, ParentInfo, VhdInfo, VhdxInfo, info};
-pub use mapping::{MapReport, MapRequest, map};
+pub use mapping::{MapPlace, MapReport, MapRequest, map};
 pub use merge::{MergeReport, merge};
 pub use plan::{Plan, Strategy, choose};
 pub(crate) use recovery::refuse_mixed_source;

@@ -5,7 +5,7 @@ use std::io;
 use std::os::windows::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use super::{Access, MediumAccess};
+use super::{Access, FileStamp, MediumAccess};
 
 const FILE_SHARE_READ: u32 = 1;
 const FILE_SHARE_ALL: u32 = 7;
@@ -99,6 +99,12 @@ pub(super) fn identity(metadata: &Metadata) -> String {
 /// `std` has no stable file id on Windows; the time it was made has to do.
 pub(super) fn lasting_id(metadata: &Metadata) -> String {
     format!("{:x}", metadata.creation_time())
+}
+
+/// `std` tells neither a file's id nor the time of its last change there, but that of its last
+/// write, which anybody can set back.
+pub(super) fn stamp(_metadata: &Metadata) -> Option<FileStamp> {
+    None
 }
 
 pub(super) fn content_mark(metadata: &Metadata) -> String {
