@@ -166,6 +166,7 @@ fn sync(args: SyncArgs) -> anyhow::Result<u8> {
         apply,
         container,
         state: args.applying.state.state_dir,
+        maps: (!args.no_map).then(|| args.audit.audit()),
         ..SyncRequest::new(args.source, args.target)
     };
     let report = operation::sync(&request, &watchers, &cancel);

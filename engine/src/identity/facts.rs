@@ -20,6 +20,9 @@ pub struct Facts {
     pub boot: Option<String>,
     /// Never empty.
     pub images: Vec<ImageFacts>,
+    /// Blocks whose content the format leaves undefined were made zero: a sync to the disk did it.
+    /// Until then other readers may see something else there than this program.
+    pub is_settled: bool,
 }
 
 /// One file of a disk.
@@ -62,6 +65,7 @@ impl Facts {
             taken_ns: i64::try_from(since.as_nanos()).ok()?,
             boot: boot_id(),
             images,
+            is_settled: false,
         })
         .filter(|facts| !facts.images.is_empty())
     }

@@ -271,6 +271,7 @@ mod tests {
             taken_ns: 5_000_000_000,
             boot: Some("boot".into()),
             images: vec![image(), parent],
+            is_settled: true,
         }
     }
 

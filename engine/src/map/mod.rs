@@ -21,6 +21,7 @@ mod window;
 mod writer;
 
 pub use audit::Audit;
+pub(crate) use audit::miss_probability;
 pub use builder::MapBuilder;
 pub use file::{Children, MapFile, Walk};
 pub use format::MAP_MAGIC;
@@ -66,6 +67,7 @@ mod tests {
                 is_log_empty: true,
                 header_sequence: 0,
             }],
+            is_settled: false,
         }
     }
 
@@ -343,7 +345,7 @@ mod tests {
         assert_eq!(audited(&changed, Audit::Full), Err(Refusal::Audit));
         changed.fill(0);
         assert_eq!(audited(&changed, Audit::Quick), Err(Refusal::Audit));
-        assert_eq!(audit::miss_probability(0, 0), 0.0);
-        assert!((audit::miss_probability(459, 1000) - 0.01).abs() < 0.001);
+        assert_eq!(miss_probability(0, 0), 0.0);
+        assert!((miss_probability(459, 1000) - 0.01).abs() < 0.001);
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use failback_transport::{Digest, Message, MessageReceiver, SourceEnd, TargetResult, Task};
 
+use super::map_keeper::MapKeeper;
 use super::outbox::Outbox;
 use super::pack::{Packed, pack_difference, pack_whole};
 use super::role::{drain, pump, receive, watch};
@@ -17,10 +18,11 @@ use super::their_stream::{TheirHashes, TheirStream, their_stream};
 use crate::abort::Abort;
 use crate::disk::Source;
 use crate::error::{Error, ErrorKind, Result};
+use crate::map::{MapBuilder, TrustedMap};
 use crate::pipeline::{BufferPool, PooledBuffer, Scanned, Scanner};
 use crate::schedule::channel::bounded;
 use crate::schedule::{Condvar, Mutex, MutexGuard, Pool, scope, with_pool};
-use crate::tree::{Leaf, TreeBuilder};
+use crate::tree::Leaf;
 use crate::units::{BlockIndex, Geometry, range_len};
 
 /// How often a wait looks whether the job was aborted.
@@ -297,13 +299,15 @@ struct Comparison<'a> {
     waiting: &'a Waiting,
     theirs: TheirStream,
     jobs: Jobs<'a>,
-    tree: TreeBuilder,
+    tree: MapBuilder,
     /// Blocks to become zero that were not announced yet: neighbours travel as one message.
     zeros: Range<u64>,
     compared: u64,
     told: u64,
     differing: u64,
     zeroed: u64,
+    /// Bytes that were not read, since the map says what they are.
+    vouched: u64,
 }
 
 impl<'a> Comparison<'a> {
@@ -313,28 +317,55 @@ impl<'a> Comparison<'a> {
         theirs: TheirStream,
         jobs: Jobs<'a>,
     ) -> Self {
-        let tree = TreeBuilder::new(&session.hasher, session.geometry);
         Self {
             session,
             waiting,
             theirs,
             jobs,
-            tree,
+            tree: MapBuilder::new(&session.hasher, session.geometry, None),
             zeros: 0..0,
             compared: 0,
             told: 0,
             differing: 0,
             zeroed: 0,
+            vouched: 0,
         }
     }
 
     fn run(mut self, disk: &dyn Source, abort: &Abort) -> Result<SourceEnd> {
         let session = self.session;
+        // A disk whose map is believed has no other.
+        let (keeper, writer) = match &session.map.trusted {
+            None => MapKeeper::begin(session, disk, false),
+            Some(_) => MapKeeper::begin_none(session),
+        };
+        self.tree = MapBuilder::new(&session.hasher, session.geometry, writer);
+        let pool = BufferPool::new(session.buffer_count());
+        match session.trusted() {
+            Some(trusted) => self.compare_map(trusted, disk, &pool, abort)?,
+            None => self.scan(disk, &pool, abort)?,
+        }
+        self.announce_zeros();
+        self.tell_compared();
+        // Every block that was announced is on its way then: the counts are final, and END comes
+        // after all data.
+        self.jobs.packing.outstanding.wait_until_none(abort)?;
+        let end = self.end();
+        let Self { jobs, mut tree, .. } = self;
+        jobs.outbox.send(Message::End(end.clone()));
+        if let Some(root) = end.root {
+            keeper.keep(tree.finish().1, root, disk, false);
+        }
+        Ok(end)
+    }
+
+    fn scan(&mut self, disk: &dyn Source, pool: &BufferPool, abort: &Abort) -> Result<()> {
+        let session = self.session;
         let scanner = Scanner {
             disk,
             geometry: session.geometry,
             hasher: session.is_hashed().then_some(&session.hasher),
-            pool: &BufferPool::new(session.buffer_count()),
+            pool,
             threads: session.threads,
             reader: None,
             counts: &session.progress.scan,
@@ -342,16 +373,68 @@ impl<'a> Comparison<'a> {
         scanner.run(abort, |scanned| match session.options.task {
             Task::Full => self.send_unseen(scanned),
             _ => self.compare(scanned, abort),
-        })?;
-        self.announce_zeros();
-        self.tell_compared();
-        // Every block that was announced is on its way then: the counts are final, and END comes
-        // after all data.
-        self.jobs.packing.outstanding.wait_until_none(abort)?;
-        let end = self.end();
-        let Self { jobs, .. } = self;
-        jobs.outbox.send(Message::End(end.clone()));
-        Ok(end)
+        })
+    }
+
+    /// The map says what the disk holds; only what differs is read, and held against it.
+    fn compare_map(
+        &mut self,
+        trusted: &TrustedMap,
+        disk: &dyn Source,
+        pool: &BufferPool,
+        abort: &Abort,
+    ) -> Result<()> {
+        let session = self.session;
+        for run in trusted.map.walk()? {
+            let (leaf, count) = run.map_err(|e| map_rejected().caused_by(e))?;
+            let block = BlockIndex(self.compared);
+            match leaf {
+                Leaf::Zero => self.compare(
+                    Scanned::Zeros {
+                        first: block,
+                        count,
+                    },
+                    abort,
+                )?,
+                Leaf::Data(digest) => {
+                    self.tree.push(leaf, 1);
+                    let (theirs, _) = self.theirs.next(1, abort)?;
+                    let len = session.geometry.block_len(block);
+                    if theirs == leaf {
+                        self.vouched += len as u64;
+                    } else {
+                        let bytes = self.read(block, disk, pool, abort)?;
+                        if session.hasher.leaf(bytes.as_ref()) != digest {
+                            return Err(map_rejected());
+                        }
+                        self.differs(block.0, digest, bytes, theirs);
+                    }
+                    self.advance(1);
+                }
+            }
+            session.progress.scan.position.store(
+                session.geometry.start_of(BlockIndex(self.compared)).0,
+                Ordering::Relaxed,
+            );
+        }
+        Ok(())
+    }
+
+    fn read(
+        &self,
+        block: BlockIndex,
+        disk: &dyn Source,
+        pool: &BufferPool,
+        abort: &Abort,
+    ) -> Result<PooledBuffer> {
+        let geometry = &self.session.geometry;
+        let len = geometry.block_len(block);
+        let mut bytes = pool.take(len, || abort.check())?;
+        disk.read(geometry.start_of(block), bytes.bytes_mut())?;
+        let counts = &self.session.progress.scan;
+        counts.read_len.fetch_add(len as u64, Ordering::Relaxed);
+        counts.hashed_blocks.fetch_add(1, Ordering::Relaxed);
+        Ok(bytes)
     }
 
     fn compare(&mut self, scanned: Scanned, abort: &Abort) -> Result<()> {
@@ -494,7 +577,7 @@ impl<'a> Comparison<'a> {
         let total = self.session.geometry.block_count().0;
         let is_whole = self.tree.next().0 == total && self.session.is_hashed();
         SourceEnd {
-            root: is_whole.then(|| self.tree.finish()),
+            root: is_whole.then(|| self.tree.root()),
             source_read: scan.read_len.load(Ordering::Relaxed),
             hashed_blocks: scan.hashed_blocks.load(Ordering::Relaxed),
             skipped_blocks: scan.skipped_blocks.load(Ordering::Relaxed),
@@ -503,6 +586,13 @@ impl<'a> Comparison<'a> {
             changed_bytes: counts.changed.load(Ordering::Relaxed),
             raw_bytes: counts.raw.load(Ordering::Relaxed),
             sent_bytes: counts.sent.load(Ordering::Relaxed),
+            vouched_bytes: self.vouched,
         }
     }
+}
+
+/// What a job ends with when a map that was believed is found to lie: it is run again without.
+pub(super) fn map_rejected() -> Error {
+    let message = "the saved map of the disk is not what the disk holds (map_rejected:audit)";
+    Error::new(ErrorKind::MapRejected, message)
 }
