@@ -175,6 +175,7 @@ impl Finisher<'_> {
                 self.check_root(target, sealed.as_deref())?
             }
         };
+        let facts = self.facts_of(target);
         let keeps_undo = job.journal().begun().keeps_undo;
         let word = match level {
             // Nothing was read back: the word stays what it is.
@@ -201,7 +202,7 @@ impl Finisher<'_> {
                 (_, MediumAccess::Server) => VerifiedFrom::Server,
             },
             info: Some(target.info()),
-            facts: self.facts_of(target),
+            facts,
         })
     }
 

@@ -162,8 +162,8 @@ pub fn run_target(
             let end = role.receive_all(&mut receiver, &work, &peer)?;
             drop(work);
             let result = role.conclude(&end, last_step)?;
-            role.outbox().send(Message::Result(result.clone()));
             role.keep_map(keeper, &result);
+            role.outbox().send(Message::Result(result.clone()));
             Ok((end, result))
         });
         role.close();
@@ -558,7 +558,8 @@ impl<'a> Role<'a> {
         self.ledger().settle(block, Leaf::Data(data.new_hash))
     }
 
-    /// Leaves a map of what the disk is now. The source has its answer and does not wait for it.
+    /// Leaves a map of what the disk is now. Before the source has its answer: whoever comes after
+    /// that finds the map, and a disk that is let go of.
     fn keep_map(&self, keeper: MapKeeper<'_>, result: &TargetResult) {
         if result.equal && self.session.keeps_map() {
             let (root, writer) = self.ledger().take_map();
