@@ -3,7 +3,9 @@
 use anyhow::Context;
 use failback_engine::agent::{Grants, serve as serve_peers};
 use failback_engine::disk::{Format, NewDisk, OpenOptions, create as create_disk, create_child};
-use failback_engine::operation::{self, MapRequest, RecoveryReport, SyncRequest, VerifyRequest};
+use failback_engine::operation::{
+    self, MapPlace, MapRequest, RecoveryReport, SyncRequest, VerifyRequest,
+};
 use failback_engine::transport::Apply;
 use failback_engine::transport::link::{Listener, tcp, unix};
 use failback_engine::{Error, ErrorKind, Event, Observer};
@@ -122,7 +124,12 @@ fn map(args: MapArgs) -> anyhow::Result<u8> {
     let request = MapRequest {
         path: args.image,
         open: args.open.options(),
-        save_as: args.output,
+        save: match (args.output, args.save) {
+            (Some(path), _) => MapPlace::File(path),
+            (None, true) => MapPlace::State,
+            (None, false) => MapPlace::Nowhere,
+        },
+        state: args.state.state_dir,
         hash: args.hashing.hash(),
         block_size: args.hashing.block_size,
     };
@@ -159,6 +166,7 @@ fn sync(args: SyncArgs) -> anyhow::Result<u8> {
         apply,
         container,
         state: args.applying.state.state_dir,
+        maps: (!args.no_map).then(|| args.audit.audit()),
         ..SyncRequest::new(args.source, args.target)
     };
     let report = operation::sync(&request, &watchers, &cancel);

@@ -43,11 +43,13 @@ pub enum ErrorKind {
     VerifyFailed,
     /// A defect of this program.
     Internal,
+    /// A saved map that was believed is not what the disk holds: to be done again without it.
+    MapRejected,
 }
 
 impl ErrorKind {
     /// Every kind; the position is its number on the wire, so new ones go to the end.
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 16] = [
         Self::Usage,
         Self::GeometryMismatch,
         Self::InUse,
@@ -63,6 +65,7 @@ impl ErrorKind {
         Self::Cancelled,
         Self::VerifyFailed,
         Self::Internal,
+        Self::MapRejected,
     ];
 
     /// The name used in reports, events and scripts.
@@ -84,6 +87,7 @@ impl ErrorKind {
             Self::Cancelled => "cancelled",
             Self::VerifyFailed => "verify_failed",
             Self::Internal => "internal",
+            Self::MapRejected => "map_rejected",
         }
     }
 

@@ -24,6 +24,7 @@ pub mod endpoint;
 mod error;
 mod event;
 pub mod hash;
+pub mod identity;
 pub mod map;
 pub mod operation;
 pub mod pipeline;

@@ -6,6 +6,7 @@ use serde::Serialize;
 use crate::disk::DiskInfo;
 use crate::error::{Error, ErrorKind, Remedy};
 use crate::hash::HashKind;
+use crate::operation::SideMapReport;
 
 /// Version of the report's shape.
 pub const REPORT_SCHEMA: &str = "failback.report/1";
@@ -110,7 +111,7 @@ pub struct Bytes {
     pub written: u64,
     /// Read back from the target for the proof.
     pub verified: u64,
-    /// Not read in this job, because a saved map vouches for them. Always 0 in this release.
+    /// With data, and not read in this job, because a saved map vouches for them; of both disks.
     pub vouched_by_map: u64,
 }
 
@@ -160,6 +161,15 @@ pub struct Seconds {
     pub copy: f64,
     /// Flushing, reading back, closing.
     pub verify: f64,
+}
+
+/// What became of the saved maps of the two disks.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Maps {
+    /// Of the source.
+    pub source: SideMapReport,
+    /// Of the target.
+    pub target: SideMapReport,
 }
 
 /// Why it failed.
@@ -219,6 +229,8 @@ pub struct Report {
     pub predicted: Predicted,
     /// Durations.
     pub seconds: Seconds,
+    /// The saved maps of the two disks.
+    pub map: Maps,
     /// Why it failed; `null` when it did not.
     pub error: Option<Failure>,
     /// The error itself, for callers of the library.

@@ -29,6 +29,114 @@ pub enum Leaf {
     Data(Digest),
 }
 
+/// Place of a node: its level, 0 for leaves, and its index in that level from the left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// Levels above the leaves.
+    pub level: u32,
+    /// Nodes of this level to the left.
+    pub index: u64,
+}
+
+/// How many nodes each level has, and what those over zero blocks alone are: what both ends of a
+/// comparison know without a word.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    block_count: u64,
+    /// Digest of a perfect subtree of full zero blocks, by height.
+    zeros: Vec<Digest>,
+    /// Digest of the last node of a level when it is over zero blocks alone, by level: the short
+    /// last block is below it.
+    last_zeros: Vec<Digest>,
+}
+
+impl Shape {
+    /// The shape of the tree over a disk.
+    #[must_use]
+    pub fn new(hasher: &Hasher, geometry: &Geometry) -> Self {
+        let zero_block = vec![0; geometry.block_size().len()];
+        let mut zeros = vec![hasher.leaf(&zero_block)];
+        while zeros.len() <= LEVEL_MAX {
+            let below = zeros[zeros.len() - 1];
+            zeros.push(hasher.node(&below, &below));
+        }
+        let block_count = geometry.block_count().0;
+        let last = BlockIndex(block_count.saturating_sub(1));
+        let mut last_zeros = vec![hasher.leaf(&zero_block[..geometry.block_len(last)])];
+        let mut count = block_count;
+        while count > 1 {
+            let level = last_zeros.len() - 1;
+            last_zeros.push(match count.is_multiple_of(2) {
+                true => hasher.node(&zeros[level], &last_zeros[level]),
+                false => last_zeros[level],
+            });
+            count = count.div_ceil(2);
+        }
+        Self {
+            block_count,
+            zeros,
+            last_zeros,
+        }
+    }
+
+    /// Levels, the leaves included; 0 for a disk without blocks.
+    #[must_use]
+    pub fn level_count(&self) -> u32 {
+        match self.block_count {
+            0 => 0,
+            _ => u32::try_from(self.last_zeros.len()).expect("at most 31"),
+        }
+    }
+
+    /// Nodes of a level.
+    #[must_use]
+    pub fn width(&self, level: u32) -> u64 {
+        match level < self.level_count() {
+            true => self.block_count.div_ceil(1 << level),
+            false => 0,
+        }
+    }
+
+    /// The node over all blocks; `None` for a disk without any.
+    #[must_use]
+    pub fn top(&self) -> Option<Place> {
+        let level = self.level_count().checked_sub(1)?;
+        Some(Place { level, index: 0 })
+    }
+
+    /// The two nodes below, the second of which may not be there. The node must be above the
+    /// leaves.
+    #[must_use]
+    pub fn children(&self, place: Place) -> (Place, Option<Place>) {
+        let level = place.level - 1;
+        let index = place.index * 2;
+        let right = Place {
+            level,
+            index: index + 1,
+        };
+        (
+            Place { level, index },
+            (right.index < self.width(level)).then_some(right),
+        )
+    }
+
+    /// The blocks below a node.
+    #[must_use]
+    pub fn blocks(&self, place: Place) -> std::ops::Range<u64> {
+        let first = place.index << place.level;
+        first..(first + (1 << place.level)).min(self.block_count)
+    }
+
+    /// The digest of that node when all blocks below it hold zeros.
+    #[must_use]
+    pub fn zero(&self, place: Place) -> Digest {
+        match place.index + 1 == self.width(place.level) {
+            true => self.last_zeros[place.level as usize],
+            false => self.zeros[place.level as usize],
+        }
+    }
+}
+
 /// Builds the root from leaves given in order.
 #[derive(Debug)]
 pub struct TreeBuilder {
@@ -36,33 +144,30 @@ pub struct TreeBuilder {
     geometry: Geometry,
     /// Perfect subtrees from left to right, strictly falling heights.
     stack: Vec<(u32, Digest)>,
-    /// Digest of a perfect subtree of full zero blocks, by height.
-    zeros: Vec<Digest>,
-    /// Digest of the short last block when it holds zeros only.
-    short_zero: Digest,
+    shape: Shape,
     next: u64,
 }
+
+/// Is told each node that is not over zero blocks alone, as soon as it is known.
+type OnNode<'a> = &'a mut dyn FnMut(Place, &Digest);
 
 impl TreeBuilder {
     /// An empty tree for a disk.
     #[must_use]
     pub fn new(hasher: &Hasher, geometry: Geometry) -> Self {
-        let zero_block = vec![0; geometry.block_size().len()];
-        let mut zeros = vec![hasher.leaf(&zero_block)];
-        while zeros.len() <= LEVEL_MAX {
-            let below = zeros[zeros.len() - 1];
-            zeros.push(hasher.node(&below, &below));
-        }
-        let last = BlockIndex(geometry.block_count().0.saturating_sub(1));
-        let short_zero = hasher.leaf(&zero_block[..geometry.block_len(last)]);
         Self {
             hasher: hasher.clone(),
             geometry,
             stack: Vec::new(),
-            zeros,
-            short_zero,
+            shape: Shape::new(hasher, &geometry),
             next: 0,
         }
+    }
+
+    /// The shape of the tree.
+    #[must_use]
+    pub fn shape(&self) -> &Shape {
+        &self.shape
     }
 
     /// The block that the next push is about.
@@ -76,6 +181,15 @@ impl TreeBuilder {
     /// # Panics
     /// When more blocks are pushed than the disk has; callers check indices that come from outside.
     pub fn push(&mut self, leaf: Leaf, count: u64) {
+        self.push_noting(leaf, count, &mut |_, _| {});
+    }
+
+    /// As [`TreeBuilder::push`]; `on_node` is told each node that is complete then, the leaf
+    /// included, unless it is over zero blocks alone.
+    ///
+    /// # Panics
+    /// As [`TreeBuilder::push`].
+    pub fn push_noting(&mut self, leaf: Leaf, count: u64, on_node: OnNode<'_>) {
         let total = self.geometry.block_count().0;
         let end = self
             .next
@@ -88,9 +202,9 @@ impl TreeBuilder {
         match leaf {
             Leaf::Data(digest) => {
                 assert!(count == 1, "a digest stands for one block");
-                self.append(0, digest);
+                self.append(0, digest, on_node);
             }
-            Leaf::Zero => self.append_zeros(count),
+            Leaf::Zero => self.append_zeros(count, on_node),
         }
     }
 
@@ -100,19 +214,46 @@ impl TreeBuilder {
     /// When leaves are missing: a root over less than the disk proves nothing.
     #[must_use]
     pub fn finish(&self) -> Digest {
+        self.finish_noting(&mut |_, _| {})
+    }
+
+    /// As [`TreeBuilder::finish`]; `on_node` is told the nodes that were not complete before.
+    ///
+    /// # Panics
+    /// As [`TreeBuilder::finish`].
+    #[must_use]
+    pub fn finish_noting(&self, on_node: OnNode<'_>) -> Digest {
         assert_eq!(
             self.next,
             self.geometry.block_count().0,
             "every block has its leaf"
         );
-        let mut nodes = self.stack.iter().rev().map(|(_, digest)| *digest);
-        let top = nodes
-            .next()
-            .map(|last| nodes.fold(last, |right, left| self.hasher.node(&left, &right)));
+        let mut nodes = self.stack.iter().rev();
+        let top = nodes.next().map(|&(height, digest)| {
+            let mut right = (height, digest);
+            for &(height, left) in nodes {
+                // An odd one moves up unchanged: it is the last node of each level on the way.
+                for level in right.0 + 1..=height {
+                    self.note(level, &right.1, on_node);
+                }
+                right = (height + 1, self.hasher.node(&left, &right.1));
+                self.note(height + 1, &right.1, on_node);
+            }
+            right.1
+        });
         self.hasher.root(&self.geometry, top.as_ref())
     }
 
-    fn append_zeros(&mut self, count: u64) {
+    /// Tells the last node of a level.
+    fn note(&self, level: u32, digest: &Digest, on_node: OnNode<'_>) {
+        let index = self.shape.width(level) - 1;
+        let place = Place { level, index };
+        if *digest != self.shape.zero(place) {
+            on_node(place, digest);
+        }
+    }
+
+    fn append_zeros(&mut self, count: u64, on_node: OnNode<'_>) {
         let end = self.next + count;
         let is_short = |block: u64| {
             self.geometry.block_len(BlockIndex(block)) < self.geometry.block_size().len()
@@ -128,15 +269,26 @@ impl TreeBuilder {
                 .trailing_zeros()
                 .min((full_end - self.next).ilog2());
             let height = height.min(u32::try_from(LEVEL_MAX).expect("31 fits"));
-            self.append(height, self.zeros[height as usize]);
+            self.append(height, self.shape.zeros[height as usize], on_node);
         }
         if full_end < end {
-            self.append(0, self.short_zero);
+            self.append(0, self.shape.last_zeros[0], on_node);
         }
     }
 
-    fn append(&mut self, mut height: u32, mut digest: Digest) {
+    fn append(&mut self, mut height: u32, mut digest: Digest, on_node: OnNode<'_>) {
+        let first = self.next;
         self.next += 1 << height;
+        let mut tell = |height: u32, digest: &Digest| {
+            let place = Place {
+                level: height,
+                index: first >> height,
+            };
+            if *digest != self.shape.zero(place) {
+                on_node(place, digest);
+            }
+        };
+        tell(height, &digest);
         while let Some(&(left_height, left)) = self.stack.last() {
             if left_height != height {
                 break;
@@ -144,6 +296,7 @@ impl TreeBuilder {
             self.stack.pop();
             digest = self.hasher.node(&left, &digest);
             height += 1;
+            tell(height, &digest);
         }
         self.stack.push((height, digest));
     }

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use failback_transport::{
     Access, Apply, Base, BlockData, Compress, Container, Digest, DiskInfo, Encoder, Encoding,
-    Failure, HashKind, Hello, Message, NewDisk, OpenRequest, Role, RunKind, SessionParams,
-    SourceEnd, SubRun, TargetResult, Task, VerifiedFrom, VerifyLevel,
+    Failure, HashKind, Hello, MapState, MapWish, Message, NewDisk, OpenRequest, Role, RunKind,
+    SessionParams, SourceEnd, SubRun, TargetResult, Task, VerifiedFrom, VerifyLevel,
 };
 use failback_vhdx::{CreateOptions, Image, Kind, MemoryFile};
 
@@ -166,6 +166,12 @@ fn opening() -> [Message; 4] {
                 logical_sector_size: 512,
                 block_size_hint: 0,
             }),
+            map: Some(MapWish {
+                hash: HashKind::Blake3,
+                block_size: 1 << 20,
+                trust: true,
+                full_audit: false,
+            }),
         }),
         Message::Opened(DiskInfo {
             format: "vhdx".into(),
@@ -175,6 +181,7 @@ fn opening() -> [Message; 4] {
             is_new: false,
             is_partial: false,
             allocated_bytes: 1 << 20,
+            map: MapState::default(),
         }),
         Message::Start(SessionParams {
             task: Task::Compare,
@@ -256,6 +263,7 @@ fn ending() -> [Message; 6] {
             changed_bytes: 6,
             raw_bytes: 7,
             sent_bytes: 8,
+            vouched_bytes: 9,
         }),
         Message::Resend { block: 1 },
         Message::Result(TargetResult {
@@ -273,6 +281,7 @@ fn ending() -> [Message; 6] {
             resumed_blocks: 9,
             resume_notes: 1,
             container: Some(Container::Log),
+            vouched_bytes: 10,
         }),
         Message::Failure(Failure {
             kind: 6,

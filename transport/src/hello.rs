@@ -8,7 +8,7 @@ use crate::link::{HANDSHAKE_LIMIT, IDLE_LIMIT};
 use crate::wire::{Hello, Message};
 
 /// Lowest protocol version this release speaks.
-pub const VERSION_MIN: u16 = 3;
+pub const VERSION_MIN: u16 = 4;
 
 /// Highest protocol version this release speaks.
 ///
@@ -16,7 +16,9 @@ pub const VERSION_MIN: u16 = 3;
 /// - 2: `Start` says how the target is changed, `Result` what was found of an earlier session.
 /// - 3: what keeps the target's new content until all is there: asked for in `Start`, told in
 ///   `Result`; a full copy can go on with what one that was cut off has left.
-pub const VERSION_MAX: u16 = 3;
+/// - 4: saved maps: asked for in `Open`, told in `Opened`; `End` and `Result` count what was not
+///   read because of them. A client need not wait for `Hello` before `Open`, nor begin a session.
+pub const VERSION_MAX: u16 = 4;
 
 /// Optional features of this release, one bit each; none yet.
 pub const FEATURES: u64 = 0;
@@ -46,6 +48,21 @@ pub fn handshake(
     receiver: &mut MessageReceiver,
     software: &str,
 ) -> Result<Negotiated> {
+    handshake_ahead(sender, receiver, software, None)
+}
+
+/// As [`handshake`]; `ahead` is sent with the hello, for a client that knows what it wants: one
+/// round trip less. A peer of another version does not look at it.
+///
+/// # Errors
+///
+/// As [`handshake`].
+pub fn handshake_ahead(
+    sender: &mut MessageSender,
+    receiver: &mut MessageReceiver,
+    software: &str,
+    ahead: Option<&Message>,
+) -> Result<Negotiated> {
     let deadline = Instant::now() + HANDSHAKE_LIMIT;
     let ours = Hello {
         version_min: VERSION_MIN,
@@ -54,6 +71,9 @@ pub fn handshake(
         software: software.to_owned(),
     };
     sender.send(&Message::Hello(ours.clone()))?;
+    if let Some(message) = ahead {
+        sender.send(message)?;
+    }
     sender.flush()?;
     let theirs = match receiver.recv_before(deadline)? {
         Message::Hello(hello) => hello,

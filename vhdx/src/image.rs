@@ -76,6 +76,10 @@ pub struct Description {
     pub data_write_guid: Uuid,
     /// Where the image says its parent is; there exactly for differencing images.
     pub locator: Option<ParentLocator>,
+    /// What the log held.
+    pub log_state: LogState,
+    /// Sequence number of the current header.
+    pub sequence: u64,
 }
 
 /// What opening found in the log.
@@ -212,6 +216,8 @@ impl Image {
             disk_id: metadata.disk_id,
             data_write_guid: structures.headers.current.data_write_guid,
             locator: metadata.locator,
+            log_state: structures.log_state,
+            sequence: structures.headers.current.sequence,
         })
     }
 

@@ -14,12 +14,17 @@ use crate::disk::{DiskInfo, NewDisk, Source, open_source};
 use crate::error::{Error, ErrorKind, Result, peer_error};
 use crate::event::{Event, Observer};
 use crate::hash::HashKind;
-use crate::operation::{HostedTarget, SOFTWARE, new_disk, refuse_mixed_source};
-use crate::sync::{KEEP_ALIVE, Session, SessionLink, SessionOptions, run_source, run_target};
+use crate::operation::{HostedTarget, MapUse, SOFTWARE, new_disk, refuse_mixed_source, source_map};
+use crate::sync::{
+    KEEP_ALIVE, Session, SessionLink, SessionOptions, SideMap, run_source, run_target,
+};
 use crate::units::BlockSize;
 
 /// Highest zstd level that a peer can make this host compress at: some 200 MB/s a core.
 const ZSTD_LEVEL_MAX: i8 = 3;
+
+/// Messages of a peer of another version that are taken until it hangs up.
+const UNREAD_MAX: usize = 4;
 
 /// Serves one peer to the end, and tells the observer how it ended.
 pub(super) fn receive_peer(
@@ -42,6 +47,14 @@ enum OpenDisk {
     Write(Box<HostedTarget>),
 }
 
+/// What a peer has opened.
+struct Visited {
+    disk: OpenDisk,
+    map: SideMap,
+    params: SessionParams,
+    grant: String,
+}
+
 impl OpenDisk {
     fn info(&self) -> DiskInfo {
         match self {
@@ -59,7 +72,21 @@ fn converse(
 ) -> Result<()> {
     let peer = link.peer.clone();
     let (mut sender, mut receiver, closer, _) = wire::split(link);
-    wire::handshake(&mut sender, &mut receiver, SOFTWARE).map_err(peer_error)?;
+    if let Err(error) = wire::handshake(&mut sender, &mut receiver, SOFTWARE) {
+        // A client asks before it has heard. Closing a socket with unread input would destroy the
+        // hello that tells it why not.
+        receiver
+            .set_idle_limit(HANDSHAKE_LIMIT)
+            .map_err(peer_error)?;
+        let mut left = match error.kind() {
+            wire::ErrorKind::Version => UNREAD_MAX,
+            _ => 0,
+        };
+        while left > 0 && receiver.recv().is_ok() {
+            left -= 1;
+        }
+        return Err(peer_error(error));
+    }
     // Until it has named a disk a peer is only a cost.
     receiver
         .set_idle_limit(HANDSHAKE_LIMIT)
@@ -71,7 +98,9 @@ fn converse(
         peer,
     };
     match prepare(&mut link, grants, cancel) {
-        Ok((disk, params, grant)) => run(disk, &params, &grant, link, observer, cancel),
+        Ok(Some(visited)) => run(visited, link, observer, cancel),
+        // It was told all that it wanted to know.
+        Ok(None) => Ok(()),
         Err(error) => refuse(link, error),
     }
 }
@@ -80,12 +109,21 @@ fn prepare(
     link: &mut SessionLink,
     grants: &Grants,
     cancel: &CancelToken,
-) -> Result<(OpenDisk, SessionParams, String)> {
+) -> Result<Option<Visited>> {
     let Message::Open(request) = link.hear(HANDSHAKE_LIMIT)? else {
         return Err(out_of_place());
     };
     let grant = grants.find(&request.name)?;
-    let disk = while_alive(link, KEEP_ALIVE, || open(grant, &request, cancel))?;
+    let (disk, (map, standing)) = while_alive(link, KEEP_ALIVE, || {
+        let disk = open(grant, &request, cancel)?;
+        let wanted = request.map.as_ref().map(MapUse::from_wire).transpose()?;
+        let (path, state) = (&grant.path, grant.state.as_deref());
+        let map = match &disk {
+            OpenDisk::Read(disk) => source_map(path, state, wanted.as_ref(), disk.as_ref()),
+            OpenDisk::Write(target) => target.map(path, state, wanted.as_ref()),
+        };
+        Ok((disk, map))
+    })?;
     let info = disk.info();
     let opened = Message::Opened(wire::DiskInfo {
         format: info.format,
@@ -95,6 +133,7 @@ fn prepare(
         is_new: matches!(&disk, OpenDisk::Write(target) if target.is_new()),
         is_partial: matches!(&disk, OpenDisk::Write(target) if target.is_partial()),
         allocated_bytes: 0,
+        map: standing.to_wire(),
     });
     link.say(&opened)?;
     link.receiver
@@ -106,9 +145,25 @@ fn prepare(
             if is_change && params.peer_role == Role::Source {
                 refuse_mixed_source(&grant.path)?;
             }
-            Ok((disk, params, request.name))
+            let map = fitting(map, &request, &params);
+            Ok(Some(Visited {
+                disk,
+                map,
+                params,
+                grant: request.name,
+            }))
         }
+        Message::Bye => Ok(None),
         _ => Err(out_of_place()),
+    }
+}
+
+/// The map that was asked for, if it is one for this session.
+fn fitting(map: SideMap, request: &OpenRequest, params: &SessionParams) -> SideMap {
+    let asked = request.map.map(|wish| (wish.hash, wish.block_size));
+    match asked == Some((params.hash, params.block_size)) {
+        true => map,
+        false => SideMap::default(),
     }
 }
 
@@ -183,16 +238,22 @@ fn wanted_disk(grant: &Grant, create: Option<wire::NewDisk>) -> Result<NewDisk> 
 }
 
 fn run(
-    disk: OpenDisk,
-    params: &SessionParams,
-    grant: &str,
+    visited: Visited,
     link: SessionLink,
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<()> {
+    let Visited {
+        disk,
+        map,
+        params,
+        grant,
+    } = visited;
+    let params = &params;
+    let store = map.store.clone();
     let session =
         match options(params).and_then(|options| Session::new(options, disk.info().virtual_size)) {
-            Ok(session) => session,
+            Ok(session) => session.with_map(map),
             Err(error) => return refuse(link, error),
         };
     let is_change = matches!(params.task, Task::Delta | Task::Full);
@@ -203,11 +264,11 @@ fn run(
     };
     observer.event(&Event::SessionStarted {
         peer: link.peer.clone(),
-        grant: crate::error::one_line(grant),
+        grant: crate::error::one_line(&grant),
         role,
     });
     let abort = Arc::new(Abort::with_cancel(cancel));
-    match (disk, params.peer_role, is_change) {
+    let ended = match (disk, params.peer_role, is_change) {
         (OpenDisk::Read(disk), Role::Source, _) => {
             run_source(&session, disk.as_ref(), link, &abort).map(drop)
         }
@@ -221,7 +282,14 @@ fn run(
             link,
             Error::new(ErrorKind::NotGranted, "the disk was not opened for this"),
         ),
+    };
+    if let (Err(error), Some(store)) = (&ended, store)
+        && error.kind() == ErrorKind::MapRejected
+        && !error.is_from_peer()
+    {
+        store.remove();
     }
+    ended
 }
 
 /// Tells the peer why not. Told, not expected to arrive: the peer may be the reason.

@@ -7,6 +7,7 @@ use crate::abort::Abort;
 use crate::disk::{DiskInfo, Source, Target, TargetAccess};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Digest, Hasher, is_zero};
+use crate::identity::{Facts, seal};
 use crate::schedule::{Mutex, MutexGuard, scope};
 use crate::stage::{Record, StageLog};
 use crate::state::{
@@ -56,6 +57,20 @@ pub struct Outcome {
     pub verified_from: VerifiedFrom,
     /// What the target is now.
     pub info: Option<DiskInfo>,
+    /// What tells it, as it is now, from any later state; taken while nobody could write to it.
+    /// `None` where nobody asked, or nothing does.
+    pub facts: Option<Facts>,
+}
+
+/// Facts of a disk that is closed and still locked, where the session keeps a map.
+pub(super) fn facts_of(session: &Session, target: &dyn Target) -> Option<Facts> {
+    if !session.keeps_map() {
+        return None;
+    }
+    seal(target).unwrap_or_else(|error| {
+        tracing::info!(error = error.chain(), "no map is kept");
+        None
+    })
 }
 
 /// Which way a stage is applied.
@@ -160,6 +175,7 @@ impl Finisher<'_> {
                 self.check_root(target, sealed.as_deref())?
             }
         };
+        let facts = self.facts_of(target);
         let keeps_undo = job.journal().begun().keeps_undo;
         let word = match level {
             // Nothing was read back: the word stays what it is.
@@ -186,6 +202,7 @@ impl Finisher<'_> {
                 (_, MediumAccess::Server) => VerifiedFrom::Server,
             },
             info: Some(target.info()),
+            facts,
         })
     }
 
@@ -216,6 +233,7 @@ impl Finisher<'_> {
             verified,
             verified_from: VerifiedFrom::None,
             info: Some(target.info()),
+            facts: None,
         })
     }
 
@@ -259,8 +277,14 @@ impl Finisher<'_> {
         }
         Ok(Outcome {
             info: Some(target.info()),
+            facts: self.facts_of(target.as_ref()),
             ..Outcome::default()
         })
+    }
+
+    /// Facts of a target that is closed and still locked, where a map is to be kept.
+    pub(super) fn facts_of(&self, target: &dyn Target) -> Option<Facts> {
+        facts_of(self.session, target)
     }
 
     fn write_all(&self, target: &dyn Target, stage: &StageLog, way: Direction) -> Result<u64> {

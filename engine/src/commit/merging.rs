@@ -246,6 +246,7 @@ impl Merging<'_> {
                 (_, MediumAccess::Server) => VerifiedFrom::Server,
             },
             info: Some(disk.info()),
+            facts: None,
         })
     }
 
@@ -286,6 +287,7 @@ impl Merging<'_> {
             verified,
             verified_from: VerifiedFrom::None,
             info: Some(disk.info()),
+            facts: None,
         })
     }
 

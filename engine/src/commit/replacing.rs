@@ -4,13 +4,14 @@
 use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 
-use super::finish::Finisher;
+use super::finish::{Finisher, facts_of};
 use super::holder::{Context, Holder};
 use super::opening::{Opening, Resumed, waits_to_be_accepted};
 use crate::abort::Abort;
 use crate::disk::{DiskInfo, Extent, Layers, NewFile, Source, Target, TargetAccess};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Digest;
+use crate::identity::Facts;
 use crate::schedule::{Mutex, MutexGuard};
 use crate::state::{
     Barrier, Barriers, Begun, Container, Entry, Folder, Journal, STAGE_NAME, Word, remove_needless,
@@ -35,6 +36,8 @@ pub struct Replacing {
     session: Session,
     opening: Opening,
     job: Mutex<Option<Arc<Job>>>,
+    /// After the end alone.
+    facts_after: Mutex<Option<Option<Facts>>>,
 }
 
 /// Journal and new disk of a job.
@@ -116,6 +119,7 @@ impl Replacing {
             barriers,
             session: session.clone(),
             job: Mutex::default(),
+            facts_after: Mutex::default(),
         };
         if let Some(journal) = Journal::open(replacing.folder.as_ref(), barriers)? {
             replacing.take_up(journal)?;
@@ -213,6 +217,11 @@ impl Replacing {
         self.job.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn facts_after(&self) -> MutexGuard<'_, Option<Option<Facts>>> {
+        let facts = self.facts_after.lock();
+        facts.unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn running(&self) -> Option<Arc<Job>> {
         self.job().clone()
     }
@@ -246,6 +255,10 @@ impl Replacing {
                 let context = self.context(abort);
                 self.holder
                     .commit(&context, &mut job.journal(), old, new_root)?;
+                // The child of a VHDX is no more, and what it was merged into is let go of.
+                let is_placed = self.opening.begun().container.replaces();
+                let facts = is_placed.then(|| facts_of(&self.session, job.disk.as_ref()));
+                *self.facts_after() = Some(facts.flatten());
                 Ok(Some(self.opening.begun().container))
             }
             (None, Some(old)) => {
@@ -256,7 +269,8 @@ impl Replacing {
                     abort,
                 };
                 let mut left_mixed = self.opening.left_mixed();
-                finisher.tidy(old, left_mixed.as_mut())?;
+                let outcome = finisher.tidy(old, left_mixed.as_mut())?;
+                *self.facts_after() = Some(outcome.facts);
                 if left_mixed.is_some() {
                     // What a job that was lost had here.
                     remove_needless(self.folder.as_ref())?;
@@ -312,6 +326,11 @@ impl Source for Replacing {
 
     fn extent_at(&self, at: ByteOffset) -> Result<Extent> {
         self.with_disk(|disk| disk.extent_at(at))
+    }
+
+    fn facts(&self) -> Result<Option<Facts>> {
+        let after = self.facts_after().clone();
+        after.map_or_else(|| self.with_disk(|disk| disk.facts()), Ok)
     }
 }
 

@@ -10,6 +10,7 @@ use crate::commit::opening::{Opening, notes_of, waits_to_be_accepted};
 use crate::disk::{DiskInfo, Extent, ExtentKind, Source, TargetAccess};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Digest, is_zero};
+use crate::identity::Facts;
 use crate::schedule::{Mutex, MutexGuard};
 use crate::stage::{IsOld, Old, Overlay, Record, StageLog, compact};
 use crate::state::{
@@ -34,6 +35,8 @@ pub struct Staging {
     job: Mutex<Option<Arc<Job>>>,
     zeroed_blocks: AtomicU64,
     info_after: Mutex<Option<DiskInfo>>,
+    /// After the end alone.
+    facts_after: Mutex<Option<Option<Facts>>>,
 }
 
 impl Staging {
@@ -62,6 +65,7 @@ impl Staging {
             job: Mutex::default(),
             zeroed_blocks: AtomicU64::new(0),
             info_after: Mutex::default(),
+            facts_after: Mutex::default(),
         };
         if let Some(journal) = Journal::open(staging.folder.as_ref(), barriers)? {
             staging.take_up(journal)?;
@@ -215,6 +219,11 @@ impl Staging {
     // A panic while it is held leaves no half job: it is set whole.
     fn job(&self) -> MutexGuard<'_, Option<Arc<Job>>> {
         self.job.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn facts_after(&self) -> MutexGuard<'_, Option<Option<Facts>>> {
+        let facts = self.facts_after.lock();
+        facts.unwrap_or_else(PoisonError::into_inner)
     }
 
     fn running(&self) -> Option<Arc<Job>> {
@@ -387,6 +396,7 @@ impl Staging {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         info.clone_from(&outcome.info);
+        *self.facts_after() = Some(outcome.facts.clone());
         Ok(outcome)
     }
 
@@ -433,6 +443,11 @@ impl Source for Staging {
             None => self.access.source().extent_at(at),
             Some(job) => self.overlay(&job, &|_, _| Ok(())).extent_at(at),
         }
+    }
+
+    fn facts(&self) -> Result<Option<Facts>> {
+        let after = self.facts_after().clone();
+        after.map_or_else(|| self.access.source().facts(), Ok)
     }
 }
 

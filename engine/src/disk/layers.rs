@@ -19,7 +19,7 @@ use super::{OpenOptions, vhdx_error_at};
 use crate::error::{Error, Result};
 use crate::schedule::{Mutex, MutexGuard};
 use crate::state::{CHILD_NAME, UNDO_NAME};
-use crate::system::{self, Access, HostFile, MediumAccess, PastCache};
+use crate::system::{self, Access, FileStamp, HostFile, MediumAccess, PastCache};
 
 /// A file with an image, which can be read past what the system has of it in memory.
 pub trait ImageFile: FileAt {
@@ -34,6 +34,14 @@ pub trait ImageFile: FileAt {
 
     /// Where [`ImageFile::read_past_cache`] reads from.
     fn medium_access(&self) -> MediumAccess;
+
+    /// What the system notes of the file when its bytes change; `None` where it notes nothing.
+    ///
+    /// # Errors
+    /// Those of the system.
+    fn stamp(&self) -> io::Result<Option<FileStamp>> {
+        Ok(None)
+    }
 
     /// The file as its medium has it, to be read in many small pieces.
     fn past_cache(self: Arc<Self>) -> Arc<dyn FileAt>;
@@ -56,6 +64,10 @@ impl ImageFile for HostFile {
 
     fn medium_access(&self) -> MediumAccess {
         self.medium_access()
+    }
+
+    fn stamp(&self) -> io::Result<Option<FileStamp>> {
+        self.stamp()
     }
 
     fn past_cache(self: Arc<Self>) -> Arc<dyn FileAt> {

@@ -43,6 +43,7 @@ pub(crate) use vhdx::{
 };
 
 use crate::error::Result;
+use crate::identity::Facts;
 use crate::system::MediumAccess;
 use crate::units::ByteOffset;
 
@@ -104,6 +105,16 @@ pub trait Source: Send + Sync + Debug {
     /// # Errors
     /// As [`Source::read`].
     fn extent_at(&self, at: ByteOffset) -> Result<Extent>;
+
+    /// What tells the disk with this content from itself with any other, for whoever comes later;
+    /// `None` where nothing does. Nobody can write while it is asked for: by the lock, and, of a
+    /// [`Target`], after [`Target::close`].
+    ///
+    /// # Errors
+    /// `Io`, `Damaged`.
+    fn facts(&self) -> Result<Option<Facts>> {
+        Ok(None)
+    }
 }
 
 /// A disk that can be changed.

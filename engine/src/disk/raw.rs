@@ -8,6 +8,7 @@ use failback_vhdx::FileAt;
 
 use super::{DiskInfo, Extent, ExtentKind, Source, Target};
 use crate::error::{Error, ErrorKind, Result};
+use crate::identity::{Facts, ImageFacts};
 use crate::system::{HostFile, MediumAccess};
 use crate::units::{ByteOffset, DISK_LEN_MAX};
 
@@ -114,6 +115,11 @@ impl Source for RawDisk {
             kind,
             end: ByteOffset(found.end.clamp(at.0 + 1, self.len)),
         })
+    }
+
+    fn facts(&self) -> Result<Option<Facts>> {
+        let image = ImageFacts::of_file(self.file.as_ref(), "raw", self.len);
+        Ok(image?.and_then(|image| Facts::now(vec![image])))
     }
 }
 

@@ -12,6 +12,7 @@ use super::layers::ImageFile;
 use super::on_medium;
 use super::{DiskInfo, Extent, ExtentKind, Source, Target};
 use crate::error::{Error, ErrorKind, Result};
+use crate::identity::{Facts, ImageFacts};
 use crate::system::{HostFile, MediumAccess};
 use crate::units::ByteOffset;
 
@@ -284,6 +285,27 @@ impl Source for VhdxDisk {
             kind,
             end: ByteOffset(found.end),
         })
+    }
+
+    fn facts(&self) -> Result<Option<Facts>> {
+        let mut images = Vec::new();
+        for file in std::iter::once(&self.file).chain(&self.parents) {
+            // As the file has it now: what is in memory may be of before the last close.
+            let found = Image::inspect(file.clone()).map_err(|e| convert_at(&e, file.path()))?;
+            let len = found.virtual_size;
+            let Some(image) = ImageFacts::of_file(file.as_ref(), "vhdx", len)? else {
+                return Ok(None);
+            };
+            images.push(ImageFacts {
+                sector_size: found.logical_sector_size,
+                disk_id: found.disk_id.to_string(),
+                data_write_guid: found.data_write_guid.to_string(),
+                is_log_empty: found.log_state == LogState::Empty,
+                header_sequence: found.sequence,
+                ..image
+            });
+        }
+        Ok(Facts::now(images))
     }
 }
 

@@ -1,356 +1,196 @@
-//! The map as a file, version 1. Drawn in docs/formats.md.
-//!
-//! ```text
-//! 0      header, 4096 bytes: magic, hash, block size, disk length, block count, root,
-//!        identity, sum
-//! 4096   leaf of block 0, 32 (BLAKE3) or 16 (XXH3-128) bytes; then block 1 ...
-//! ```
-//! A leaf of zero bytes stands for a block of zeros, so the map of an empty disk is a hole: the 2
-//! GiB of leaves of a 64 TiB disk occupy what its data needs. In this release a saved map is a
-//! record; it is never trusted in place of a read.
+//! The map file, drawn in docs/formats.md.
 
-use std::fs::File;
-use std::path::Path;
-
-use failback_vhdx::FileAt;
-use memmap2::Mmap;
-use xxhash_rust::xxh3::xxh3_64;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::hash::{Digest, HashKind, Hasher};
-use crate::system::{map_own_file, sync_directory_of};
-use crate::tree::{Leaf, TreeBuilder};
-use crate::units::{BlockIndex, BlockSize, Geometry};
+use crate::hash::{Digest, HashKind};
+use crate::identity::Facts;
+use crate::map::MapKey;
+use crate::tree::Place;
+use crate::units::{BlockSize, Geometry};
 
 /// First bytes of a map file; the last one is the version.
-pub const MAP_MAGIC: [u8; 8] = *b"FBCKMAP\x01";
-const HEADER_LEN: u64 = 4096;
-const IDENTITY_MAX: usize = 1024;
+pub const MAP_MAGIC: [u8; 8] = *b"FBCKMAP\x02";
+/// Bytes before the first level: the header and the facts of a chain of 64 images.
+pub(super) const HEAD_LEN: u64 = 64 << 10;
+/// Levels and the table of counts begin at multiples of it.
+const LEVEL_ALIGN: u64 = 4096;
+/// Leaves that one entry of the table of counts is about.
+pub(super) const GROUP_LEN: u64 = 1024;
+/// Bytes of an entry of the table of counts.
+pub(super) const COUNT_LEN: u64 = 2;
 
-/// The first bytes of the file; the rest of its 4096 bytes is zero.
+/// The first bytes of the file; the facts follow as JSON, then zeros.
 #[repr(C)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-struct Header {
+#[derive(Clone, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+pub(super) struct Header {
     /// [`MAP_MAGIC`].
     magic: [u8; 8],
     /// 0 BLAKE3-256, 1 XXH3-128.
     hash: U16,
-    /// Bytes of `identity` in use.
-    identity_len: U16,
+    /// 0.
+    reserved: U16,
     /// Bytes of a block.
     block_size: U32,
     /// Bytes of the disk.
     disk_len: U64,
-    /// Leaves that follow.
+    /// Leaves.
     block_count: U64,
+    /// Leaves that are not zero.
+    data_count: U64,
+    /// Bytes of the facts, at most [`FACTS_LEN_MAX`].
+    facts_len: U32,
+    /// 0.
+    reserved_too: U32,
     /// Root; 16 bytes and zeros for XXH3-128.
     root: [u8; 32],
-    /// Identity of the disk when the map was made, UTF-8.
-    identity: [u8; IDENTITY_MAX],
-    /// XXH3-64 of all bytes before: against accidents.
-    header_sum: U64,
+    /// BLAKE3 of the table of counts.
+    counts_hash: [u8; 32],
+    /// Keyed BLAKE3 of all bytes before and of the facts.
+    mac: [u8; 32],
 }
 
-const _: () = assert!(size_of::<Header>() == 64 + IDENTITY_MAX + 8);
+const HEADER_LEN: usize = size_of::<Header>();
+const MACED_LEN: usize = HEADER_LEN - 32;
+const _: () = assert!(HEADER_LEN == 144);
+/// Bytes of the facts.
+const FACTS_LEN_MAX: usize = 65536 - HEADER_LEN;
 
-/// Writes a map in block order, under a temporary name until it is complete.
-#[derive(Debug)]
-pub struct MapWriter {
-    file: tempfile::NamedTempFile,
-    geometry: Geometry,
-    hash: HashKind,
-    next: u64,
-    waiting: Vec<u8>,
+/// What a header says, checked.
+#[derive(Clone, Debug)]
+pub(super) struct Head {
+    pub(super) geometry: Geometry,
+    pub(super) hash: HashKind,
+    pub(super) root: Digest,
+    pub(super) data_count: u64,
+    pub(super) counts_hash: [u8; 32],
+    pub(super) facts: Option<Facts>,
 }
 
-/// Bytes of leaves that are written at once.
-const WRITE_LEN: usize = 1 << 20;
-
-impl MapWriter {
-    /// A map file beside `path`.
-    ///
-    /// # Errors
-    /// `Io`.
-    pub fn create(path: &Path, geometry: Geometry, hash: HashKind) -> Result<Self> {
-        let parent = path
-            .parent()
-            .filter(|parent| !parent.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        let file = tempfile::NamedTempFile::new_in(parent)
-            .map_err(|e| Error::io(e, "make map file").path(path))?;
-        let len = HEADER_LEN + geometry.block_count().0 * hash.digest_len() as u64;
-        FileAt::set_len(file.as_file(), len)
-            .map_err(|e| Error::io(e, "set length of map file").path(path))?;
-        Ok(Self {
-            file,
-            geometry,
-            hash,
-            next: 0,
-            waiting: Vec::new(),
-        })
-    }
-
-    /// The next `count` blocks hold `leaf`.
-    ///
-    /// # Errors
-    /// `NoSpace`, `Io`.
-    pub fn push(&mut self, leaf: Leaf, count: u64) -> Result<()> {
-        match leaf {
-            Leaf::Data(digest) => {
-                self.waiting.extend_from_slice(digest.as_bytes());
-                self.next += count;
-                if self.waiting.len() >= WRITE_LEN {
-                    self.write()
-                } else {
-                    Ok(())
-                }
-            }
-            Leaf::Zero => {
-                self.write()?;
-                self.next += count;
-                Ok(())
-            }
+impl Head {
+    /// The first [`HEAD_LEN`] bytes of the file, without the zeros at their end.
+    pub(super) fn to_bytes(&self, key: &MapKey) -> Result<Vec<u8>> {
+        let facts = serde_json::to_vec(&self.facts);
+        let facts = facts.map_err(|e| Error::new(ErrorKind::Internal, "facts").caused_by(e))?;
+        if facts.len() > FACTS_LEN_MAX {
+            let message = "what is to be noted of the disk does not fit a map";
+            return Err(Error::new(ErrorKind::Unsupported, message));
         }
+        let mut header = Header {
+            magic: MAP_MAGIC,
+            hash: U16::new(u16::from(self.hash == HashKind::Xxh3)),
+            reserved: U16::ZERO,
+            block_size: U32::new(self.geometry.block_size().as_u32()),
+            disk_len: U64::new(self.geometry.disk_len()),
+            block_count: U64::new(self.geometry.block_count().0),
+            data_count: U64::new(self.data_count),
+            facts_len: U32::new(u32::try_from(facts.len()).expect("below 64 KiB")),
+            reserved_too: U32::ZERO,
+            root: [0; 32],
+            counts_hash: self.counts_hash,
+            mac: [0; 32],
+        };
+        header.root[..self.root.as_bytes().len()].copy_from_slice(self.root.as_bytes());
+        header.mac = key.mac(&[&header.as_bytes()[..MACED_LEN], &facts]);
+        let mut bytes = header.as_bytes().to_vec();
+        bytes.extend_from_slice(&facts);
+        Ok(bytes)
     }
 
-    /// Completes the map and gives it its name, durably. Replaces an older map of that name, and
-    /// nothing else.
+    /// Reads it back; whether the MAC is that of `key` comes with it. Facts of a header without the
+    /// right MAC are not looked at.
     ///
     /// # Errors
-    /// `Refused` when a file that is no map has that name, `NoSpace`, `Io`.
-    pub fn finish(mut self, path: &Path, root: &Digest, identity: &str) -> Result<()> {
-        self.write()?;
-        assert_eq!(
-            self.next,
-            self.geometry.block_count().0,
-            "every block has its leaf"
-        );
-        let failed = |e| Error::io(e, "write map file").path(path);
-        if path.symlink_metadata().is_ok() && MapFile::open(path).is_err() {
-            let message = "exists and is not a map; it is not replaced";
-            return Err(Error::new(ErrorKind::Refused, message).path(path));
-        }
-        let header = header_of(&self.geometry, self.hash, root, identity);
-        self.file
-            .as_file()
-            .write_at(0, header.as_bytes())
-            .map_err(failed)?;
-        FileAt::sync(self.file.as_file()).map_err(failed)?;
-        self.file.persist(path).map_err(|e| failed(e.error))?;
-        sync_directory_of(path).map_err(failed)
-    }
-
-    fn write(&mut self) -> Result<()> {
-        let digest_len = self.hash.digest_len() as u64;
-        let first = self.next - self.waiting.len() as u64 / digest_len;
-        let at = HEADER_LEN + first * digest_len;
-        let written = self.file.as_file().write_at(at, &self.waiting);
-        self.waiting.clear();
-        written.map_err(|e| Error::io(e, "write map file").path(self.file.path()))
-    }
-}
-
-fn header_of(geometry: &Geometry, hash: HashKind, root: &Digest, identity: &str) -> Header {
-    let mut header = Header {
-        magic: MAP_MAGIC,
-        hash: U16::new(u16::from(hash == HashKind::Xxh3)),
-        identity_len: U16::new(0),
-        block_size: U32::new(geometry.block_size().as_u32()),
-        disk_len: U64::new(geometry.disk_len()),
-        block_count: U64::new(geometry.block_count().0),
-        root: [0; 32],
-        identity: [0; IDENTITY_MAX],
-        header_sum: U64::new(0),
-    };
-    header.root[..root.as_bytes().len()].copy_from_slice(root.as_bytes());
-    let identity = &identity.as_bytes()[..identity.len().min(IDENTITY_MAX)];
-    header.identity[..identity.len()].copy_from_slice(identity);
-    header.identity_len = U16::new(u16::try_from(identity.len()).expect("at most 1024"));
-    header.header_sum = U64::new(header.sum());
-    header
-}
-
-impl Header {
-    fn sum(&self) -> u64 {
-        xxh3_64(&self.as_bytes()[..size_of::<Self>() - 8])
-    }
-}
-
-/// A saved map, mapped into memory.
-#[derive(Debug)]
-pub struct MapFile {
-    bytes: Mmap,
-    geometry: Geometry,
-    hash: HashKind,
-    root: Digest,
-    identity: String,
-}
-
-impl MapFile {
-    /// Opens a map file and checks its header.
-    ///
-    /// # Errors
-    /// `Damaged` when it is not a sound map, `Io`.
-    pub fn open(path: &Path) -> Result<Self> {
-        let damaged = |what: &str| Error::new(ErrorKind::Damaged, what.to_owned()).path(path);
-        let file = File::open(path).map_err(|e| Error::io(e, "open").path(path))?;
-        let bytes = map_own_file(&file).map_err(|e| Error::io(e, "map").path(path))?;
-        let (header, _) =
-            Header::ref_from_prefix(&bytes).map_err(|_| damaged("is too short for a map"))?;
+    /// What is wrong, in words.
+    pub(super) fn parse(
+        bytes: &[u8],
+        file_len: u64,
+        key: &MapKey,
+    ) -> std::result::Result<(Self, bool), &'static str> {
+        let (header, rest) =
+            Header::ref_from_prefix(bytes).map_err(|_| "is too short for a map")?;
         if header.magic != MAP_MAGIC {
-            return Err(damaged("is not a checksum map of this version"));
-        }
-        if header.header_sum.get() != header.sum() {
-            return Err(damaged("map header does not match its sum"));
+            return Err("is not a checksum map of this version");
         }
         let hash = match header.hash.get() {
             0 => HashKind::Blake3,
             1 => HashKind::Xxh3,
-            _ => return Err(damaged("map names an unknown hash")),
+            _ => return Err("names an unknown hash"),
         };
-        let block = BlockSize::new(header.block_size.get().into())
-            .map_err(|_| damaged("map has a bad block size"))?;
-        let geometry = Geometry::new(header.disk_len.get(), block)
-            .map_err(|_| damaged("map is of too large a disk"))?;
-        let leaves_len = geometry.block_count().0 * hash.digest_len() as u64;
-        if header.block_count.get() != geometry.block_count().0
-            || bytes.len() as u64 != HEADER_LEN + leaves_len
-        {
-            return Err(damaged("map does not have a leaf for every block"));
+        let block = BlockSize::new(header.block_size.get().into());
+        let block = block.map_err(|_| "has a bad block size")?;
+        let geometry = Geometry::new(header.disk_len.get(), block);
+        let geometry = geometry.map_err(|_| "is of too large a disk")?;
+        let layout = Layout::new(&geometry, hash);
+        if header.block_count.get() != geometry.block_count().0 || file_len != layout.file_len {
+            return Err("does not have a leaf for every block");
         }
-        let root =
-            Digest::from_slice(&header.root[..hash.digest_len()]).expect("the length of the hash");
-        let identity = header.identity.get(..header.identity_len.get().into());
-        let identity = identity.and_then(|text| std::str::from_utf8(text).ok());
-        let identity = identity
-            .ok_or_else(|| damaged("map has no readable identity"))?
-            .to_owned();
-        Ok(Self {
-            bytes,
+        let facts_len = usize::try_from(header.facts_len.get()).unwrap_or(usize::MAX);
+        let facts = rest.get(..facts_len).ok_or("has too many facts")?;
+        let maced = &header.as_bytes()[..MACED_LEN];
+        let is_authentic = key.is_mac(&[maced, facts], &header.mac);
+        let facts = match is_authentic {
+            true => serde_json::from_slice(facts).map_err(|_| "has no readable facts")?,
+            false => None,
+        };
+        let root = Digest::from_slice(&header.root[..hash.digest_len()]);
+        let head = Self {
             geometry,
             hash,
-            root,
-            identity,
-        })
-    }
-
-    /// How the disk is cut.
-    #[must_use]
-    pub fn geometry(&self) -> Geometry {
-        self.geometry
-    }
-
-    /// The hash it was made with.
-    #[must_use]
-    pub fn hash(&self) -> HashKind {
-        self.hash
-    }
-
-    /// The root that the header states.
-    #[must_use]
-    pub fn root(&self) -> Digest {
-        self.root
-    }
-
-    /// Identity of the disk when the map was made.
-    #[must_use]
-    pub fn identity(&self) -> &str {
-        &self.identity
-    }
-
-    /// What the map says of a block; `None` past the end.
-    #[must_use]
-    pub fn leaf(&self, block: BlockIndex) -> Option<Leaf> {
-        let len = self.hash.digest_len();
-        let at = usize::try_from(block.0)
-            .ok()?
-            .checked_mul(len)?
-            .checked_add(4096)?;
-        let bytes = self.bytes.get(at..at.checked_add(len)?)?;
-        match crate::hash::is_zero(bytes) {
-            true => Some(Leaf::Zero),
-            false => Digest::from_slice(bytes).map(Leaf::Data),
-        }
-    }
-
-    /// Computes the root from the leaves: equal to [`MapFile::root`] when the file is sound.
-    #[must_use]
-    pub fn root_of_leaves(&self) -> Digest {
-        let mut tree = TreeBuilder::new(&Hasher::new(self.hash), self.geometry);
-        let mut zeros = 0;
-        for block in 0..self.geometry.block_count().0 {
-            match self.leaf(BlockIndex(block)) {
-                Some(leaf @ Leaf::Data(_)) => {
-                    tree.push(Leaf::Zero, std::mem::take(&mut zeros));
-                    tree.push(leaf, 1);
-                }
-                _ => zeros += 1,
-            }
-        }
-        tree.push(Leaf::Zero, zeros);
-        tree.finish()
+            root: root.expect("the length of the hash"),
+            data_count: header.data_count.get(),
+            counts_hash: header.counts_hash,
+            facts,
+        };
+        Ok((head, is_authentic))
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// What lies where.
+#[derive(Clone, Debug)]
+pub(super) struct Layout {
+    digest_len: u64,
+    /// Where each level begins.
+    levels: Vec<u64>,
+    /// Where the table of counts begins.
+    pub(super) counts_at: u64,
+    /// Bytes of the table of counts.
+    pub(super) counts_len: u64,
+    pub(super) file_len: u64,
+}
 
-    fn saved(dir: &Path) -> std::path::PathBuf {
-        let path = dir.join("disk.map");
-        let geometry = Geometry::new((5 << 20) + 512, BlockSize::DEFAULT).unwrap();
-        let hasher = Hasher::new(HashKind::Blake3);
-        let mut tree = TreeBuilder::new(&hasher, geometry);
-        let mut map = MapWriter::create(&path, geometry, HashKind::Blake3).unwrap();
-        let pieces = [
-            (Leaf::Zero, 2),
-            (Leaf::Data(hasher.leaf(b"x")), 1),
-            (Leaf::Zero, 2),
-            (Leaf::Data(hasher.leaf(b"y")), 1),
-        ];
-        for (leaf, count) in pieces {
-            tree.push(leaf, count);
-            map.push(leaf, count).unwrap();
+impl Layout {
+    pub(super) fn new(geometry: &Geometry, hash: HashKind) -> Self {
+        let digest_len = hash.digest_len() as u64;
+        let block_count = geometry.block_count().0;
+        let mut levels = Vec::new();
+        let (mut at, mut count) = (HEAD_LEN, block_count);
+        // At most 2^30 leaves of 32 bytes, and as much above them: far below 2^63.
+        while count > 0 {
+            levels.push(at);
+            at = (at + count * digest_len).next_multiple_of(LEVEL_ALIGN);
+            count = match count {
+                1 => 0,
+                more => more.div_ceil(2),
+            };
         }
-        map.finish(&path, &tree.finish(), "raw:1").unwrap();
-        path
+        let counts_len = block_count.div_ceil(GROUP_LEN) * COUNT_LEN;
+        Self {
+            digest_len,
+            levels,
+            counts_at: at,
+            counts_len,
+            file_len: at + counts_len,
+        }
     }
 
-    // Goal: what was saved is what is read. Method: zero runs and data around a short last block.
-    #[test]
-    fn a_saved_map_reads_back() {
-        let dir = tempfile::tempdir().unwrap();
-        let map = MapFile::open(&saved(dir.path())).unwrap();
-        assert_eq!(map.root_of_leaves(), map.root());
-        assert_eq!(map.leaf(BlockIndex(1)), Some(Leaf::Zero));
-        assert_eq!(
-            map.leaf(BlockIndex(5)),
-            Some(Leaf::Data(Hasher::new(HashKind::Blake3).leaf(b"y")))
-        );
-        assert_eq!(map.leaf(BlockIndex(6)), None);
-        assert_eq!(map.identity(), "raw:1");
+    /// Where a node is, which the tree has.
+    pub(super) fn place(&self, place: Place) -> u64 {
+        self.levels[place.level as usize] + place.index * self.digest_len
     }
 
-    // Goal: damage is found. Method: flip each byte of the header, cut the file, and replace a
-    // foreign file.
-    #[test]
-    fn a_damaged_map_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = saved(dir.path());
-        let sound = std::fs::read(&path).unwrap();
-        for at in 0..size_of::<Header>() {
-            let mut bytes = sound.clone();
-            bytes[at] ^= 0x10;
-            std::fs::write(&path, bytes).unwrap();
-            assert_eq!(
-                MapFile::open(&path).unwrap_err().kind(),
-                ErrorKind::Damaged,
-                "byte {at}"
-            );
-        }
-        std::fs::write(&path, &sound[..sound.len() - 1]).unwrap();
-        assert!(MapFile::open(&path).is_err());
+    pub(super) fn level_count(&self) -> usize {
+        self.levels.len()
     }
 }

@@ -7,6 +7,7 @@ use failback_transport as wire;
 use failback_transport::link::{Link, tcp, unix};
 use failback_transport::{Counters, Message, OpenRequest, Role, SessionParams};
 
+use super::maps::{MapStanding, MapUse};
 use crate::disk::DiskInfo;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result, peer_error};
@@ -19,7 +20,6 @@ pub(crate) const SOFTWARE: &str = concat!("failback ", env!("CARGO_PKG_VERSION")
 pub(crate) struct Connection {
     link: SessionLink,
     counters: Arc<Counters>,
-    grant: String,
 }
 
 /// What an agent opened.
@@ -29,17 +29,25 @@ pub(crate) struct Opened {
     pub(crate) is_new: bool,
     /// A full copy that was cut off left something to go on with.
     pub(crate) is_partial: bool,
+    /// What is known of the saved map of the disk.
+    pub(crate) map: MapStanding,
 }
 
 /// An agent says that it lives while it brings an earlier sync to its end before it answers.
 const OPEN_LIMIT: Duration = Duration::from_hours(6);
 
 impl Connection {
-    /// Connects to the agent of `endpoint`.
+    /// Connects to the agent of `endpoint` and asks for the disk, in one round trip.
     ///
     /// # Errors
-    /// `PeerGone`, `Protocol`; `Refused` for an address that is not loopback; `Usage` for a path.
-    pub(crate) fn to(endpoint: &Endpoint) -> Result<Self> {
+    /// The agent's refusal, `PeerGone`, `Protocol`; `Refused` for an address that is not loopback;
+    /// `Usage` for a path.
+    pub(crate) fn open(
+        endpoint: &Endpoint,
+        access: wire::Access,
+        create: Option<wire::NewDisk>,
+        map: Option<&MapUse>,
+    ) -> Result<(Self, Opened)> {
         let (link, grant) = match endpoint {
             Endpoint::Path(path) => {
                 return Err(Error::new(ErrorKind::Usage, "a path has no agent").path(path));
@@ -48,52 +56,52 @@ impl Connection {
             Endpoint::Tcp { address, name } => (tcp::connect(address), name),
         };
         let link = link.map_err(peer_error)?;
-        Self::shake_hands(link, grant)
+        let request = Message::Open(OpenRequest {
+            name: grant.clone(),
+            access,
+            create,
+            map: map.map(|map| map.to_wire()),
+        });
+        let mut connection = Self::shake_hands(link, &request)?;
+        let opened = connection.hear_opened()?;
+        Ok((connection, opened))
     }
 
-    fn shake_hands(link: Link, grant: &str) -> Result<Self> {
+    fn shake_hands(link: Link, request: &Message) -> Result<Self> {
         let peer = link.peer.clone();
         let (mut sender, mut receiver, closer, counters) = wire::split(link);
-        wire::handshake(&mut sender, &mut receiver, SOFTWARE).map_err(peer_error)?;
+        wire::handshake_ahead(&mut sender, &mut receiver, SOFTWARE, Some(request))
+            .map_err(peer_error)?;
         let link = SessionLink {
             sender,
             receiver,
             closer,
             peer,
         };
-        Ok(Self {
-            link,
-            counters,
-            grant: grant.to_owned(),
-        })
+        Ok(Self { link, counters })
     }
 
-    /// Asks for the disk.
-    ///
-    /// # Errors
-    /// The agent's refusal, `PeerGone`, `Protocol`.
-    pub(crate) fn open(
-        &mut self,
-        access: wire::Access,
-        create: Option<wire::NewDisk>,
-    ) -> Result<Opened> {
-        let request = OpenRequest {
-            name: self.grant.clone(),
-            access,
-            create,
-        };
-        self.link.say(&Message::Open(request))?;
+    fn hear_opened(&mut self) -> Result<Opened> {
         match self.link.hear(OPEN_LIMIT)? {
             Message::Opened(info) => Ok(Opened {
                 info: from_wire(&info),
                 is_new: info.is_new,
                 is_partial: info.is_partial,
+                map: MapStanding::from_wire(&info.map),
             }),
             _ => Err(Error::new(
                 ErrorKind::Protocol,
                 "peer: a message out of place",
             )),
         }
+    }
+
+    /// Ends the conversation without a session: there is nothing to do. Bytes that were sent and
+    /// received.
+    pub(crate) fn leave(mut self) -> (u64, u64) {
+        // A courtesy, and lost with the link.
+        drop(self.link.say(&Message::Bye));
+        (self.counters.bytes_out(), self.counters.bytes_in())
     }
 
     /// Starts the session, in which the agent plays `peer_role`.

@@ -6,8 +6,10 @@ use std::time::Instant;
 use failback_transport as wire;
 use failback_transport::{Compress, Task, VerifyLevel};
 
+use super::account::{apply_name, new_report, tell, tell_vouched, undo_name};
 use super::connection::Connection;
 use super::job::{LocalTarget, SessionOutcome, SourceSide, TargetSide, run};
+use super::maps::{MapStanding, MapUse};
 use super::plan::{Strategy, check_fit, choose};
 use super::recovery::refuse_mixed_source;
 use super::replacement::HostedTarget;
@@ -18,10 +20,10 @@ use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Remedy, Result};
 use crate::event::{Event, Observer};
 use crate::hash::HashKind;
-use crate::report::{
-    Blocks, Bytes, Outcome, Predicted, REPORT_SCHEMA, Report, Roots, Seconds, Side,
-};
-use crate::sync::{SessionOptions, source_mark};
+use crate::identity::Refusal;
+use crate::map::{Audit, MapStore, MapWish};
+use crate::report::{Outcome, Report};
+use crate::sync::{SessionOptions, SideMap, source_mark};
 use crate::units::BlockSize;
 
 /// Whether payload is compressed.
@@ -61,8 +63,12 @@ pub struct SyncRequest {
     pub apply: wire::Apply,
     /// What keeps the new disk until all of it is there; `None`: what can be had.
     pub container: Option<wire::Container>,
-    /// Where the state of a local target is kept; `None`: beside it.
+    /// Where the state of a local target, and the maps of local disks, are kept; `None`: beside
+    /// each.
     pub state: Option<PathBuf>,
+    /// Saved maps are believed where they may be, after this audit, and made anew; `None`: they are
+    /// left alone.
+    pub maps: Option<Audit>,
 }
 
 impl SyncRequest {
@@ -82,6 +88,7 @@ impl SyncRequest {
             apply: wire::Apply::Stage,
             container: None,
             state: None,
+            maps: Some(Audit::Quick),
         }
     }
 }
@@ -156,6 +163,7 @@ fn observed(
     report.clone()
 }
 
+/// A map that turns out to lie ends a session, and all is compared in another one without it.
 fn run_sync(
     request: &SyncRequest,
     report: &mut Report,
@@ -163,79 +171,216 @@ fn run_sync(
     cancel: &CancelToken,
     started: Instant,
 ) -> Result<()> {
-    observer.event(&Event::Phase { phase: "plan" });
-    if let (Endpoint::Path(source), Endpoint::Path(target)) = (&request.source, &request.target) {
-        refuse_same_file(source, target)?;
-    }
-    if let Endpoint::Path(path) = &request.source {
-        refuse_mixed_source(path)?;
-    }
-    let source = open_source_side(&request.source, &request.source_open)?;
-    report.source.describe(&source.info());
-    let OpenedTarget {
-        side: target,
-        is_new,
-        is_partial,
-    } = open_target_side(request, &source.info(), cancel)?;
-    report.target.describe(&target.info());
-    warn(observer, &[source.info(), target.info()]);
-    check_fit(&source.info(), &target.info())?;
-    let plan = choose(request.strategy, is_new);
-    report.strategy = Some(plan.strategy());
-    report.reasons.clone_from(&plan.reasons);
-    observer.event(&Event::Planned {
-        strategy: plan.strategy(),
-        reasons: plan.reasons.clone(),
-    });
-    let goes_on = is_partial && plan.task == Task::Full && request.apply != wire::Apply::InPlace;
-    let is_in_process = matches!(
-        (&source, &target),
-        (SourceSide::Local(_), TargetSide::Local(_))
-    );
-    let options = SessionOptions {
-        // What an earlier full copy has sent is not sent again.
-        task: if goes_on { Task::Delta } else { plan.task },
-        hash: request.hash,
-        block_size: request.block_size,
-        verify: request.verify,
-        compress: match request.compress {
-            CompressChoice::Off => Compress::Off,
-            CompressChoice::Zstd(level) => Compress::Zstd(level),
-            CompressChoice::Auto if is_in_process => Compress::Off,
-            CompressChoice::Auto => Compress::Zstd(1),
+    let maps = request.maps.map(|audit| MapUse {
+        wish: MapWish {
+            hash: request.hash,
+            block_size: request.block_size,
+            audit,
         },
-        sub_hash_seed: fresh_seed(),
-        apply: request.apply,
-        container: request.container,
-        goes_on,
-        source_mark: source_mark(&source.info().identity),
-    };
-    report.apply = Some(if is_new {
-        "new"
-    } else {
-        apply_name(request.apply)
+        // All of the target is to be read; what a map says of it would only be in the way.
+        trust: request.verify != VerifyLevel::Full,
     });
-    let is_kept = request.apply == wire::Apply::StageKeepUndo;
-    report.undo = (!is_new || is_kept).then(|| undo_name(request.apply));
-    report.seconds.plan = started.elapsed().as_secs_f64();
-    let outcome = run(
-        source,
-        target,
-        options,
-        (observer, cancel, started),
-        &mut report.bytes,
-    )?;
-    tell(report, &outcome, started);
-    check_proof(&outcome, &options)?;
-    if !outcome.result.equal {
-        let message = "the target's root hash is not the source's: the target is not equal";
-        return Err(Error::new(ErrorKind::VerifyFailed, message));
-    }
-    report.outcome = match request.verify {
-        VerifyLevel::Off => Outcome::Unverified,
-        _ => Outcome::Done,
+    let job = Job {
+        request,
+        observer,
+        cancel,
+        started,
     };
-    Ok(())
+    match job.run(maps, report) {
+        Err(error) if error.kind() == ErrorKind::MapRejected => {
+            warn_of(observer, error.chain());
+            report.reasons = vec![Refusal::Audit.code()];
+            let paths = [
+                (&request.source, request.state.as_deref()),
+                (&request.target, request.state.as_deref()),
+            ];
+            for (endpoint, state) in paths {
+                if let Endpoint::Path(path) = endpoint {
+                    MapStore::of(path, state)?.remove();
+                }
+            }
+            let untrusted = maps.map(|maps| MapUse {
+                trust: false,
+                ..maps
+            });
+            job.run(untrusted, report)
+        }
+        ended => ended,
+    }
+}
+
+/// What a sync is not told again for each step.
+struct Job<'a> {
+    request: &'a SyncRequest,
+    observer: &'a dyn Observer,
+    cancel: &'a CancelToken,
+    started: Instant,
+}
+
+impl Job<'_> {
+    fn run(&self, maps: Option<MapUse>, report: &mut Report) -> Result<()> {
+        let request = self.request;
+        self.observer.event(&Event::Phase { phase: "plan" });
+        if let (Endpoint::Path(source), Endpoint::Path(target)) = (&request.source, &request.target)
+        {
+            refuse_same_file(source, target)?;
+        }
+        if let Endpoint::Path(path) = &request.source {
+            refuse_mixed_source(path)?;
+        }
+        let opened = self.open_sides(maps.as_ref(), report)?;
+        let plan = choose(
+            request.strategy,
+            opened.is_new,
+            opened.standings.0.root.is_some() || opened.standings.1.root.is_some(),
+        );
+        report.strategy = Some(plan.strategy());
+        let (source_map, target_map) = &opened.standings;
+        let refusals = [source_map.refusal, target_map.refusal];
+        for refusal in refusals.into_iter().flatten().map(Refusal::code) {
+            if !report.reasons.contains(&refusal) {
+                report.reasons.push(refusal);
+            }
+        }
+        report.reasons.extend(&plan.reasons);
+        report.map.source = source_map.report(0);
+        report.map.target = target_map.report(0);
+        self.observer.event(&Event::Planned {
+            strategy: plan.strategy(),
+            reasons: report.reasons.clone(),
+        });
+        report.apply = Some(if opened.is_new {
+            "new"
+        } else {
+            apply_name(request.apply)
+        });
+        let is_kept = request.apply == wire::Apply::StageKeepUndo;
+        report.undo = (!opened.is_new || is_kept).then(|| undo_name(request.apply));
+        report.seconds.plan = self.started.elapsed().as_secs_f64();
+        let is_known_equal = source_map.root.is_some()
+            && source_map.root == target_map.root
+            && target_map.is_settled;
+        if plan.task == Task::Delta && !opened.is_partial && is_known_equal {
+            let wire = leave(opened.source, opened.target);
+            tell_vouched(report, (&opened.standings.0, &opened.standings.1), wire);
+        } else {
+            self.copy(opened, plan.task, report)?;
+        }
+        report.outcome = match request.verify {
+            VerifyLevel::Off => Outcome::Unverified,
+            _ => Outcome::Done,
+        };
+        Ok(())
+    }
+
+    /// Opens both; what is known of their maps is found out at the same time.
+    fn open_sides(&self, maps: Option<&MapUse>, report: &mut Report) -> Result<OpenedSides> {
+        let request = self.request;
+        let state = request.state.as_deref();
+        let (mut source, mut source_map) =
+            open_source_side(&request.source, &request.source_open, maps)?;
+        report.source.describe(&source.info());
+        let info = source.info();
+        let (loaded, target) = std::thread::scope(|scope| {
+            let loading = match (&source, &request.source) {
+                (SourceSide::Local(disk, _), Endpoint::Path(path)) => {
+                    Some(scope.spawn(|| super::maps::source_map(path, state, maps, disk.as_ref())))
+                }
+                _ => None,
+            };
+            let target = open_target_side(request, &info, maps, self.cancel);
+            let loaded = loading.map(|loading| loading.join().expect("errors are values here"));
+            (loaded, target)
+        });
+        if let (Some((loaded, standing)), SourceSide::Local(_, map)) = (loaded, &mut source) {
+            (*map, source_map) = (loaded, standing);
+        }
+        let OpenedTarget {
+            side: target,
+            is_new,
+            is_partial,
+            map: target_map,
+        } = target?;
+        report.target.describe(&target.info());
+        warn(self.observer, &[source.info(), target.info()]);
+        check_fit(&source.info(), &target.info())?;
+        Ok(OpenedSides {
+            source,
+            target,
+            is_new,
+            is_partial,
+            standings: (source_map, target_map),
+        })
+    }
+
+    fn copy(&self, opened: OpenedSides, task: Task, report: &mut Report) -> Result<()> {
+        let request = self.request;
+        let OpenedSides {
+            source,
+            target,
+            is_partial,
+            ..
+        } = opened;
+        let goes_on = is_partial && task == Task::Full && request.apply != wire::Apply::InPlace;
+        let is_in_process = matches!(
+            (&source, &target),
+            (SourceSide::Local(..), TargetSide::Local(_))
+        );
+        let options = SessionOptions {
+            // What an earlier full copy has sent is not sent again.
+            task: if goes_on { Task::Delta } else { task },
+            hash: request.hash,
+            block_size: request.block_size,
+            verify: request.verify,
+            compress: match request.compress {
+                CompressChoice::Off => Compress::Off,
+                CompressChoice::Zstd(level) => Compress::Zstd(level),
+                CompressChoice::Auto if is_in_process => Compress::Off,
+                CompressChoice::Auto => Compress::Zstd(1),
+            },
+            sub_hash_seed: fresh_seed(),
+            apply: request.apply,
+            container: request.container,
+            goes_on,
+            source_mark: source_mark(&source.info().identity),
+        };
+        let outcome = run(
+            source,
+            target,
+            options,
+            (self.observer, self.cancel, self.started),
+            &mut report.bytes,
+        )?;
+        tell(report, &outcome, self.started);
+        check_proof(&outcome, &options)?;
+        if !outcome.result.equal {
+            let message = "the target's root hash is not the source's: the target is not equal";
+            return Err(Error::new(ErrorKind::VerifyFailed, message));
+        }
+        Ok(())
+    }
+}
+
+/// Both sides of a sync, and what is known of their maps.
+struct OpenedSides {
+    source: SourceSide,
+    target: TargetSide,
+    is_new: bool,
+    is_partial: bool,
+    standings: (MapStanding, MapStanding),
+}
+
+/// Lets go of both sides without a session. Bytes on the links, from this side and to it.
+fn leave(source: SourceSide, target: TargetSide) -> (u64, u64) {
+    let from = match source {
+        SourceSide::Remote(connection, _) => connection.leave(),
+        SourceSide::Local(..) => (0, 0),
+    };
+    let to = match target {
+        TargetSide::Remote(connection, _) => connection.leave(),
+        TargetSide::Local(_) => (0, 0),
+    };
+    (from.0 + to.0, from.1 + to.1)
 }
 
 fn run_verify(
@@ -246,10 +391,10 @@ fn run_verify(
     started: Instant,
 ) -> Result<()> {
     observer.event(&Event::Phase { phase: "plan" });
-    let a = open_source_side(&request.a, &request.a_open)?;
+    let (a, _) = open_source_side(&request.a, &request.a_open, None)?;
     report.source.describe(&a.info());
-    let b = match open_source_side(&request.b, &request.b_open)? {
-        SourceSide::Local(disk) => TargetSide::Local(LocalTarget::Compared(disk)),
+    let b = match open_source_side(&request.b, &request.b_open, None)?.0 {
+        SourceSide::Local(disk, _) => TargetSide::Local(LocalTarget::Compared(disk)),
         SourceSide::Remote(connection, info) => TargetSide::Remote(connection, info),
     };
     report.target.describe(&b.info());
@@ -316,18 +461,31 @@ fn check_proof(outcome: &SessionOutcome, options: &SessionOptions) -> Result<()>
 
 fn warn(observer: &dyn Observer, disks: &[DiskInfo]) {
     for message in disks.iter().flat_map(|disk| disk.warnings.clone()) {
-        tracing::warn!(message);
-        observer.event(&Event::Warning { message });
+        warn_of(observer, message);
     }
 }
 
-fn open_source_side(endpoint: &Endpoint, options: &OpenOptions) -> Result<SourceSide> {
+fn warn_of(observer: &dyn Observer, message: String) {
+    tracing::warn!(message);
+    observer.event(&Event::Warning { message });
+}
+
+/// Opens a disk to be read. The map of one that is here is not looked for yet.
+fn open_source_side(
+    endpoint: &Endpoint,
+    options: &OpenOptions,
+    maps: Option<&MapUse>,
+) -> Result<(SourceSide, MapStanding)> {
     match endpoint {
-        Endpoint::Path(path) => Ok(SourceSide::Local(open_source(path, options)?)),
+        Endpoint::Path(path) => {
+            let disk = open_source(path, options)?;
+            let side = SourceSide::Local(disk, SideMap::default());
+            Ok((side, MapStanding::default()))
+        }
         remote => {
-            let mut connection = Connection::to(remote)?;
-            let opened = connection.open(wire::Access::Read, None)?;
-            Ok(SourceSide::Remote(Box::new(connection), opened.info))
+            let (connection, opened) = Connection::open(remote, wire::Access::Read, None, maps)?;
+            let side = SourceSide::Remote(Box::new(connection), opened.info);
+            Ok((side, opened.map))
         }
     }
 }
@@ -337,12 +495,14 @@ struct OpenedTarget {
     side: TargetSide,
     is_new: bool,
     is_partial: bool,
+    map: MapStanding,
 }
 
 /// Opens the target, or prepares one in the source's measure when it does not exist.
 fn open_target_side(
     request: &SyncRequest,
     source: &DiskInfo,
+    maps: Option<&MapUse>,
     cancel: &CancelToken,
 ) -> Result<OpenedTarget> {
     if let Endpoint::Path(path) = &request.target {
@@ -356,23 +516,26 @@ fn open_target_side(
         };
         let state = request.state.as_deref();
         let target = HostedTarget::open(path, &request.target_open, state, wanted, cancel)?;
+        let (map, standing) = target.map(path, state, maps);
         return Ok(OpenedTarget {
             is_new: target.is_new(),
             is_partial: target.is_partial(),
-            side: TargetSide::Local(LocalTarget::Hosted(target)),
+            side: TargetSide::Local(LocalTarget::Hosted(target, map)),
+            map: standing,
         });
     }
-    let mut connection = Connection::to(&request.target)?;
     let create = wire::NewDisk {
         size: source.virtual_size,
         logical_sector_size: source.logical_sector_size.unwrap_or(0),
         block_size_hint: source.image_block_size.unwrap_or(0),
     };
-    let opened = connection.open(wire::Access::Write, Some(create))?;
+    let (connection, opened) =
+        Connection::open(&request.target, wire::Access::Write, Some(create), maps)?;
     Ok(OpenedTarget {
         side: TargetSide::Remote(Box::new(connection), opened.info),
         is_new: opened.is_new,
         is_partial: opened.is_partial,
+        map: opened.map,
     })
 }
 
@@ -440,125 +603,10 @@ const VHDX_BLOCK_SIZE_MIN: u32 = 1 << 20;
 /// Sector of a new disk whose source states none.
 const SECTOR_SIZE_DEFAULT: u32 = 512;
 
-fn apply_name(apply: wire::Apply) -> &'static str {
-    match apply {
-        wire::Apply::InPlace => "in_place",
-        wire::Apply::Stage | wire::Apply::StageKeepUndo | wire::Apply::StageNoUndo => "stage",
-    }
-}
-
-fn container_name(container: wire::Container) -> &'static str {
-    match container {
-        wire::Container::Log => "log",
-        wire::Container::File => "file",
-        wire::Container::Clone => "clone",
-        wire::Container::Child => "child",
-    }
-}
-
-fn undo_name(apply: wire::Apply) -> &'static str {
-    match apply {
-        wire::Apply::Stage => "until_verified",
-        wire::Apply::StageKeepUndo => "kept",
-        wire::Apply::InPlace | wire::Apply::StageNoUndo => "none",
-    }
-}
-
 /// A seed that nobody can know before the session: the random bits of a fresh UUID.
 fn fresh_seed() -> u64 {
     let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
     high ^ low.rotate_left(32)
-}
-
-fn new_report(
-    command: &'static str,
-    source: &Endpoint,
-    target: &Endpoint,
-    hash: HashKind,
-    block_size: BlockSize,
-) -> Report {
-    Report {
-        schema: REPORT_SCHEMA,
-        command,
-        outcome: Outcome::Failed,
-        strategy: None,
-        reasons: Vec::new(),
-        source: Side::named(source),
-        target: Side::named(target),
-        bytes: Bytes::default(),
-        blocks: Blocks::default(),
-        hash,
-        non_cryptographic: hash == HashKind::Xxh3,
-        root_block_size: block_size.as_u32(),
-        root: Roots::default(),
-        verified_from: None,
-        apply: None,
-        stage: None,
-        undo: None,
-        predicted: Predicted::default(),
-        seconds: Seconds::default(),
-        error: None,
-        error_kind: None,
-        remedy: None,
-    }
-}
-
-fn tell(report: &mut Report, outcome: &SessionOutcome, started: Instant) {
-    let SessionOutcome {
-        end,
-        result,
-        wire,
-        target,
-    } = outcome;
-    report.bytes = Bytes {
-        source_read: end.source_read,
-        target_read: result.target_read,
-        changed: end.changed_bytes,
-        sent: end.sent_bytes,
-        wire_out: wire.0,
-        wire_in: wire.1,
-        written: result.written,
-        verified: result.verified,
-        vouched_by_map: 0,
-    };
-    let notes = crate::commit::NOTES.iter().zip(0..);
-    let notes = notes.filter(|(_, bit)| result.resume_notes >> bit & 1 == 1);
-    report.reasons.extend(notes.map(|(reason, _)| *reason));
-    report.blocks = Blocks {
-        total: report
-            .source
-            .virtual_size
-            .div_ceil(u64::from(report.root_block_size)),
-        hashed: end.hashed_blocks,
-        skipped_unallocated: end.skipped_blocks,
-        differing: end.differing_blocks,
-        // A delta knows which blocks held data; a full copy knows only what the target gave up.
-        zeroed: if end.zeroed_blocks > 0 {
-            end.zeroed_blocks
-        } else {
-            result.zeroed_blocks
-        },
-        resumed: result.resumed_blocks,
-    };
-    report.root = Roots {
-        source: end.root.map(|root| root.to_string()),
-        target: result.root.map(|root| root.to_string()),
-    };
-    report.stage = result.container.map(container_name);
-    report.verified_from = match result.verified_from {
-        _ if result.verified == 0 => None,
-        wire::VerifiedFrom::None => None,
-        wire::VerifiedFrom::Medium => Some("medium"),
-        wire::VerifiedFrom::Cache => Some("cache"),
-        wire::VerifiedFrom::Server => Some("server"),
-    };
-    if let Some(info) = target {
-        report.target.describe(info);
-    }
-    #[expect(clippy::cast_precision_loss, reason = "a duration for people")]
-    let verify = result.verify_micros as f64 / 1e6;
-    report.seconds.verify = verify;
-    report.seconds.copy = (started.elapsed().as_secs_f64() - report.seconds.plan - verify).max(0.0);
 }
 
 #[cfg(test)]

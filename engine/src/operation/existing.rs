@@ -17,6 +17,8 @@ use crate::disk::{
     decide_format,
 };
 use crate::error::{Error, ErrorKind, Result};
+use crate::identity::Refusal;
+use crate::map::{MapStore, MapWish, TrustedMap};
 use crate::state::{Barriers, Begun, Container, HostFolder, Journal, Word, absolute, lock_state};
 use crate::sync::{Changes, InPlaceChanges, Session, SessionLink, run_target};
 use crate::system::{Access, HostFile};
@@ -114,6 +116,23 @@ impl ExistingTarget {
             && journal.begun().container == Container::File
             && journal.begun().identity == self.access.identity()?
             && self.new_file.standing()?.beside.is_some())
+    }
+
+    /// The saved map of the disk, as long as no job is unfinished: what one has staged shows
+    /// through in a comparison, and no map speaks of that.
+    pub(super) fn load_map(
+        &self,
+        store: &MapStore,
+        wish: &MapWish,
+    ) -> std::result::Result<Option<TrustedMap>, Refusal> {
+        let is_settled = match Journal::open(&self.folder, Barriers::new()) {
+            Ok(journal) => journal.is_none_or(|journal| journal.word().is_final()),
+            Err(_) => false,
+        };
+        match is_settled && !self.is_lost {
+            true => store.load(self.access.source(), wish),
+            false => Ok(None),
+        }
     }
 
     /// Plays the target in a session; what the disk is afterwards comes with the results.

@@ -18,7 +18,7 @@ use crate::error::{Error, Result, peer_error};
 use crate::event::{Event, Observer};
 use crate::report::Bytes;
 use crate::sync::{
-    Phase, Session, SessionLink, SessionOptions, SessionProgress, run_source, run_target,
+    Phase, Session, SessionLink, SessionOptions, SessionProgress, SideMap, run_source, run_target,
 };
 
 /// How often progress is told.
@@ -26,7 +26,7 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
 /// The side that is read.
 pub(super) enum SourceSide {
-    Local(Arc<dyn Source>),
+    Local(Arc<dyn Source>, SideMap),
     Remote(Box<Connection>, DiskInfo),
 }
 
@@ -39,7 +39,7 @@ pub(super) enum TargetSide {
 /// A target of this host.
 pub(super) enum LocalTarget {
     /// Changed, or made.
-    Hosted(HostedTarget),
+    Hosted(HostedTarget, SideMap),
     /// Compared only.
     Compared(Arc<dyn Source>),
 }
@@ -47,7 +47,7 @@ pub(super) enum LocalTarget {
 impl LocalTarget {
     fn info(&self) -> DiskInfo {
         match self {
-            Self::Hosted(target) => target.info(),
+            Self::Hosted(target, _) => target.info(),
             Self::Compared(disk) => disk.info(),
         }
     }
@@ -56,7 +56,7 @@ impl LocalTarget {
 impl SourceSide {
     pub(super) fn info(&self) -> DiskInfo {
         match self {
-            Self::Local(disk) => disk.info(),
+            Self::Local(disk, _) => disk.info(),
             Self::Remote(_, info) => info.clone(),
         }
     }
@@ -143,12 +143,13 @@ fn run_sides(
 ) -> Result<SessionOutcome> {
     let abort = || Arc::new(Abort::with_cancel(cancel));
     match (source, target) {
-        (SourceSide::Local(source), TargetSide::Local(target)) => {
-            run_local(source.as_ref(), target, session, &abort)
+        (SourceSide::Local(source, map), TargetSide::Local(target)) => {
+            run_local((source.as_ref(), map), target, session, &abort)
         }
-        (SourceSide::Local(source), TargetSide::Remote(connection, _)) => {
+        (SourceSide::Local(source, map), TargetSide::Remote(connection, _)) => {
             let (link, counters) = connection.start(&session.options, Role::Target)?;
-            let (end, result) = run_source(session, source.as_ref(), link, &abort())?;
+            let session = session.clone().with_map(map);
+            let (end, result) = run_source(&session, source.as_ref(), link, &abort())?;
             Ok(SessionOutcome {
                 end,
                 result,
@@ -183,7 +184,7 @@ fn run_sides(
 
 /// Both roles in this process, over a link that hands memory over.
 fn run_local(
-    source: &dyn Source,
+    (source, map): (&dyn Source, SideMap),
     target: LocalTarget,
     session: &Session,
     abort: &dyn Fn() -> Arc<Abort>,
@@ -191,7 +192,7 @@ fn run_local(
     let (near, far) = loopback::pair();
     let (near, counters) = in_process(near)?;
     let (far, _) = in_process(far)?;
-    let source_session = Session::new(session.options, session.geometry.disk_len())?;
+    let source_session = Session::new(session.options, session.geometry.disk_len())?.with_map(map);
     let (source_abort, target_abort) = (abort(), abort());
     let (sent, received) = std::thread::scope(|scope| {
         let sending = scope.spawn(|| run_source(&source_session, source, near, &source_abort));
@@ -224,7 +225,7 @@ fn play_target(
             let (end, result) = run_target(session, disk.as_ref(), None, link, abort)?;
             Ok((end, result, disk.info()))
         }
-        LocalTarget::Hosted(target) => target.run(session, link, abort),
+        LocalTarget::Hosted(target, map) => target.run(&session.clone().with_map(map), link, abort),
     }
 }
 

@@ -8,15 +8,28 @@ use serde::Serialize;
 
 use super::job::with_progress;
 use crate::abort::{Abort, CancelToken};
-use crate::disk::{OpenOptions, open_source};
+use crate::disk::{OpenOptions, Source, open_source};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer};
-use crate::hash::{HashKind, Hasher};
-use crate::map::{MapFile, MapWriter};
+use crate::hash::{Digest, HashKind, Hasher};
+use crate::identity::seal;
+use crate::map::{MapBuilder, MapFile, MapKey, MapStore, MapWriter, Noted};
 use crate::pipeline::{BufferPool, Keep, Scanned, Scanner};
 use crate::sync::{SessionProgress, scan_threads};
-use crate::tree::{Leaf, TreeBuilder};
+use crate::tree::Leaf;
 use crate::units::{BlockSize, Geometry};
+
+/// Where a map is saved.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum MapPlace {
+    /// Nowhere.
+    #[default]
+    Nowhere,
+    /// With the state of syncs, where a sync finds it.
+    State,
+    /// Under this name.
+    File(PathBuf),
+}
 
 /// What `map` needs to know.
 #[derive(Clone, Debug)]
@@ -26,7 +39,9 @@ pub struct MapRequest {
     /// How it is opened.
     pub open: OpenOptions,
     /// Where to save the map.
-    pub save_as: Option<PathBuf>,
+    pub save: MapPlace,
+    /// Where the state of syncs is kept, and the key of maps; `None`: beside the image.
+    pub state: Option<PathBuf>,
     /// The hash.
     pub hash: HashKind,
     /// Bytes of a block.
@@ -66,6 +81,8 @@ pub struct MapReport {
     pub bytes_read: u64,
     /// The file it was saved in.
     pub saved_as: Option<String>,
+    /// Whether a sync finds it there, and may believe it as long as nothing is changed.
+    pub is_for_sync: bool,
     /// Seconds it took.
     pub seconds: f64,
 }
@@ -91,11 +108,13 @@ pub fn map(
     let geometry = Geometry::new(info.virtual_size, request.block_size)?;
     let hasher = Hasher::new(request.hash);
     let progress = SessionProgress::default();
-    let saving = request.save_as.as_deref();
-    let mut writer = saving
-        .map(|path| MapWriter::create(path, geometry, request.hash))
-        .transpose()?;
-    let mut tree = TreeBuilder::new(&hasher, geometry);
+    let store = MapStore::of(&request.path, request.state.as_deref())?;
+    let writer = match &request.save {
+        MapPlace::Nowhere => None,
+        MapPlace::File(path) => Some(MapWriter::create(path, geometry, request.hash)?),
+        MapPlace::State => Some(store.begin_or_fail(geometry, request.hash)?),
+    };
+    let mut map = MapBuilder::new(&hasher, geometry, writer);
     let mut zero_count = 0;
     let threads = scan_threads(request.block_size);
     let pool = BufferPool::new(threads * 2);
@@ -117,17 +136,13 @@ pub fn map(
                 Scanned::Data { digest, .. } => (Leaf::Data(digest.expect("the scan hashes")), 1),
             };
             zero_count += if leaf == Leaf::Zero { count } else { 0 };
-            tree.push(leaf, count);
-            writer
-                .as_mut()
-                .map_or(Ok(()), |writer| writer.push(leaf, count))
+            map.push(leaf, count);
+            Ok(())
         })
     })?;
-    let root = tree.finish();
-    if let (Some(writer), Some(path)) = (writer, saving) {
-        writer.finish(path, &root, &info.identity)?;
-        check_saved(path, &root)?;
-    }
+    let (root, writer) = map.finish();
+    let saved = writer.map(|writer| save(request, &store, disk.as_ref(), writer, root));
+    let (saved_as, is_for_sync) = saved.transpose()?.unzip();
     Ok(MapReport {
         schema: "failback.map/1",
         path,
@@ -143,15 +158,47 @@ pub fn map(
         blocks_skipped_unallocated: progress.scan.skipped_blocks.load(Ordering::Relaxed),
         blocks_zero: zero_count,
         bytes_read: progress.scan.read_len.load(Ordering::Relaxed),
-        saved_as: saving.map(|path| path.display().to_string()),
+        saved_as,
+        is_for_sync: is_for_sync.unwrap_or(false),
         seconds: started.elapsed().as_secs_f64(),
     })
 }
 
+/// Completes the map and reads it again. Its name, and whether a sync may use it.
+fn save(
+    request: &MapRequest,
+    store: &MapStore,
+    disk: &dyn Source,
+    writer: MapWriter,
+    root: Digest,
+) -> Result<(String, bool)> {
+    let key = store.key()?;
+    // The disk was locked against writers all the time.
+    let facts = seal(disk)?;
+    let is_for_sync =
+        request.save == MapPlace::State && request.hash == HashKind::Blake3 && facts.is_some();
+    writer.finish(&Noted {
+        root,
+        facts,
+        key: &key,
+    })?;
+    let path = match &request.save {
+        MapPlace::File(path) => path.clone(),
+        _ => store.path(),
+    };
+    check_saved(&path, &key, &root)?;
+    Ok((path.display().to_string(), is_for_sync))
+}
+
 /// A map that does not say what was written would be believed later: better to find that out now.
-fn check_saved(path: &Path, root: &crate::hash::Digest) -> Result<()> {
-    let saved = MapFile::open(path)?;
-    match saved.root() == *root && saved.root_of_leaves() == *root {
+fn check_saved(path: &Path, key: &MapKey, root: &Digest) -> Result<()> {
+    let saved = MapFile::open(path, key)?;
+    let mut blocks = 0;
+    for leaf in saved.walk()? {
+        blocks += leaf?.1;
+    }
+    let is_whole = blocks == saved.geometry().block_count().0;
+    match saved.root() == *root && saved.claim().is_authentic && is_whole {
         true => Ok(()),
         false => Err(Error::new(
             ErrorKind::VerifyFailed,

@@ -1,5 +1,6 @@
 //! Whole jobs on endpoints: what the command offers, for programs.
 
+mod account;
 mod check;
 mod connection;
 mod copy;
@@ -7,6 +8,7 @@ mod existing;
 mod inspection;
 mod job;
 mod mapping;
+mod maps;
 mod merge;
 mod plan;
 mod recovery;
@@ -16,7 +18,7 @@ mod replacement;
 pub use check::{CheckFinding, ImageCheck, ImageSummary, check};
 pub use copy::{CompressChoice, SyncRequest, VerifyRequest, sync, verify};
 pub use inspection::{ImageInfo, ParentInfo, VhdInfo, VhdxInfo, info};
-pub use mapping::{MapReport, MapRequest, map};
+pub use mapping::{MapPlace, MapReport, MapRequest, map};
 pub use merge::{MergeReport, merge};
 pub use plan::{Plan, Strategy, choose};
 pub(crate) use recovery::refuse_mixed_source;
@@ -24,4 +26,6 @@ pub use recovery::{RecoveryReport, accept, recover, roll_back};
 
 pub(crate) use connection::SOFTWARE;
 pub(crate) use copy::new_disk;
+pub use maps::SideMapReport;
+pub(crate) use maps::{MapUse, source_map};
 pub(crate) use replacement::HostedTarget;

@@ -37,19 +37,22 @@ impl Plan {
     }
 }
 
-/// Chooses. This release knows two facts: whether the target is new, and what the operator wants.
+/// Chooses. Facts: whether the target is new, and whether a saved map of a side is believed.
 #[must_use]
-pub fn choose(wanted: Strategy, target_is_new: bool) -> Plan {
+pub fn choose(wanted: Strategy, target_is_new: bool, has_map: bool) -> Plan {
     let missing = target_is_new.then_some("target_missing");
     let (task, reason) = match (wanted, target_is_new) {
         (Strategy::Delta, _) => (Task::Delta, Some("operator_forced")),
         (Strategy::Full, _) => (Task::Full, Some("operator_forced")),
         (Strategy::Auto, true) => (Task::Full, None),
+        (Strategy::Auto, false) if has_map => (Task::Delta, None),
         (Strategy::Auto, false) => (Task::Delta, Some("no_base_map")),
     };
+    // A full copy reads all of the source whatever is known of it.
+    let trusted = (has_map && task == Task::Delta).then_some("map_trusted");
     Plan {
         task,
-        reasons: missing.into_iter().chain(reason).collect(),
+        reasons: missing.into_iter().chain(reason).chain(trusted).collect(),
     }
 }
 
@@ -92,7 +95,14 @@ mod tests {
             (Strategy::Full, false, Task::Full, vec!["operator_forced"]),
         ];
         for (wanted, is_new, task, reasons) in table {
-            assert_eq!(choose(wanted, is_new), Plan { task, reasons });
+            assert_eq!(choose(wanted, is_new, false), Plan { task, reasons });
         }
+        let reasons = |wanted, is_new| choose(wanted, is_new, true).reasons;
+        assert_eq!(reasons(Strategy::Auto, false), ["map_trusted"]);
+        assert_eq!(
+            reasons(Strategy::Delta, false),
+            ["operator_forced", "map_trusted"]
+        );
+        assert_eq!(reasons(Strategy::Full, false), ["operator_forced"]);
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use failback_transport::{Apply, SourceEnd, TargetResult};
 
 use super::existing::{ExistingTarget, begun_of, told};
+use super::maps::{MapStanding, MapUse, side_map};
 use super::recovery::{Found, finish_unfinished};
 use crate::abort::{Abort, CancelToken};
 use crate::commit::Replacing;
@@ -14,7 +15,7 @@ use crate::error::Result;
 use crate::state::{
     Barriers, Begun, Container, HostFolder, Journal, Word, lock_state, peek, state_directory,
 };
-use crate::sync::{Changes, InPlaceChanges, Session, SessionLink, run_target};
+use crate::sync::{Changes, InPlaceChanges, Session, SessionLink, SideMap, run_target};
 
 /// A target of this host.
 #[derive(Debug)]
@@ -80,6 +81,20 @@ impl HostedTarget {
             Self::Existing(target) => target.is_partial(),
             Self::Missing(target) => target.is_partial,
         }
+    }
+
+    /// The saved map of the disk and what is known of it. None speaks of a disk that is not there,
+    /// or that an unfinished job has to do with.
+    pub(crate) fn map(
+        &self,
+        path: &Path,
+        state: Option<&Path>,
+        wanted: Option<&MapUse>,
+    ) -> (SideMap, MapStanding) {
+        side_map(path, state, wanted, |store, wish| match self {
+            Self::Existing(target) => target.load_map(store, wish),
+            Self::Missing(_) => Ok(None),
+        })
     }
 
     /// Plays the target in a session; what the disk is afterwards comes with the results.

@@ -13,7 +13,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Digest;
-use crate::tree::{Leaf, TreeBuilder};
+use crate::map::{MapBuilder, MapWriter};
+use crate::tree::Leaf;
 
 /// Entries (hashes or zero runs) that the target may be ahead of what is known for good: 512 KiB of
 /// BLAKE3, 16 GiB of disk.
@@ -41,7 +42,7 @@ struct Change {
 /// See the module's head.
 #[derive(Debug)]
 pub(super) struct Ledger {
-    tree: TreeBuilder,
+    tree: MapBuilder,
     old: VecDeque<Old>,
     changed: BTreeMap<u64, Change>,
     scanned: u64,
@@ -51,7 +52,7 @@ pub(super) struct Ledger {
 
 impl Ledger {
     /// For a comparison: blocks come by [`Ledger::scanned`].
-    pub(super) fn of_scan(tree: TreeBuilder, total: u64) -> Self {
+    pub(super) fn of_scan(tree: MapBuilder, total: u64) -> Self {
         Self {
             tree,
             old: VecDeque::new(),
@@ -63,7 +64,7 @@ impl Ledger {
     }
 
     /// For a full copy: every block has to be settled by the source.
-    pub(super) fn of_full_copy(tree: TreeBuilder, total: u64) -> Self {
+    pub(super) fn of_full_copy(tree: MapBuilder, total: u64) -> Self {
         let mut ledger = Self::of_scan(tree, total);
         ledger.old.push_back(Old {
             first: 0,
@@ -107,6 +108,11 @@ impl Ledger {
 
     /// The root over what the disk holds now.
     pub(super) fn root(&self) -> Digest {
+        self.tree.root()
+    }
+
+    /// The same, and the map of the disk as it is now, where one was begun.
+    pub(super) fn take_map(&mut self) -> (Digest, Option<MapWriter>) {
         self.tree.finish()
     }
 
@@ -251,7 +257,7 @@ mod tests {
 
     fn ledger(blocks: u64, is_full: bool) -> Ledger {
         let geometry = Geometry::new(blocks << 20, BlockSize::DEFAULT).unwrap();
-        let tree = TreeBuilder::new(&Hasher::new(HashKind::Xxh3), geometry);
+        let tree = MapBuilder::new(&Hasher::new(HashKind::Xxh3), geometry, None);
         match is_full {
             true => Ledger::of_full_copy(tree, blocks),
             false => Ledger::of_scan(tree, blocks),

@@ -18,6 +18,7 @@
 
 mod hash_batch;
 mod ledger;
+mod map_keeper;
 mod outbox;
 mod pack;
 mod role;
@@ -31,7 +32,7 @@ pub(crate) use pack::unpack;
 pub(crate) use role::watch;
 pub(crate) use session::scan_threads;
 pub use session::{
-    Phase, Session, SessionLink, SessionOptions, SessionProgress, Task, source_mark,
+    Phase, Session, SessionLink, SessionOptions, SessionProgress, SideMap, Task, source_mark,
 };
 pub use source_role::run_source;
 pub use target_role::{Changes, Finish, InPlaceChanges, run_target};

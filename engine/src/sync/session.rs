@@ -9,6 +9,7 @@ use failback_transport::Message;
 
 use crate::error::{Error, ErrorKind, Result, peer_error};
 use crate::hash::{HashKind, Hasher};
+use crate::map::{MapStore, TrustedMap};
 use crate::pipeline::ScanCounts;
 use crate::units::{BlockSize, Geometry};
 
@@ -121,6 +122,17 @@ pub struct Session {
     pub threads: usize,
     /// What this side did so far.
     pub progress: Arc<SessionProgress>,
+    /// The map of this side's disk.
+    pub map: Arc<SideMap>,
+}
+
+/// The saved map of the disk of one side.
+#[derive(Debug, Default)]
+pub struct SideMap {
+    /// Stands for reads in a comparison.
+    pub trusted: Option<Box<TrustedMap>>,
+    /// Where the map is kept as it is at the end; `None`: nowhere.
+    pub store: Option<MapStore>,
 }
 
 impl Session {
@@ -135,7 +147,33 @@ impl Session {
             hasher: Hasher::new(options.hash),
             threads: scan_threads(options.block_size),
             progress: Arc::default(),
+            map: Arc::default(),
         })
+    }
+
+    /// The same with a map of this side's disk.
+    #[must_use]
+    pub fn with_map(self, map: SideMap) -> Self {
+        Self {
+            map: Arc::new(map),
+            ..self
+        }
+    }
+
+    /// Whether a map of the disk as it is in the end is worth keeping: one that is proven, and
+    /// with a hash that proves.
+    pub(crate) fn keeps_map(&self) -> bool {
+        let options = &self.options;
+        self.map.store.is_some()
+            && options.hash == HashKind::Blake3
+            && options.task != Task::Compare
+            && options.verify != wire::VerifyLevel::Off
+    }
+
+    /// What stands for reads of this side's disk, in a comparison.
+    pub(crate) fn trusted(&self) -> Option<&TrustedMap> {
+        let trusted = self.map.trusted.as_deref();
+        trusted.filter(|_| self.options.task != Task::Full)
     }
 
     /// Whether blocks are hashed: always, but for a full copy that nobody wants proven.

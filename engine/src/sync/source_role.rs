@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use failback_transport::{Digest, Message, MessageReceiver, SourceEnd, TargetResult, Task};
 
+use super::map_keeper::MapKeeper;
 use super::outbox::Outbox;
 use super::pack::{Packed, pack_difference, pack_whole};
 use super::role::{drain, pump, receive, watch};
@@ -17,10 +18,11 @@ use super::their_stream::{Reached, TheirHashes, TheirStream, their_stream};
 use crate::abort::Abort;
 use crate::disk::Source;
 use crate::error::{Error, ErrorKind, Result};
+use crate::map::{MapBuilder, TrustedMap};
 use crate::pipeline::{BufferPool, Keep, PooledBuffer, Scanned, Scanner};
 use crate::schedule::channel::bounded;
 use crate::schedule::{Condvar, Mutex, MutexGuard, Pool, scope, with_pool};
-use crate::tree::{Leaf, TreeBuilder};
+use crate::tree::Leaf;
 use crate::units::{BlockIndex, ByteOffset, Geometry, range_len};
 
 /// How often a wait looks whether the job was aborted.
@@ -275,6 +277,9 @@ impl Incoming<'_> {
             // Not hashed again: the target holds what it gets against the digest.
             let start = self.geometry.start_of(BlockIndex(block));
             self.disk.read(start, bytes.bytes_mut())?;
+            let counts = &self.jobs.packing.progress.scan;
+            let len = bytes.as_ref().len() as u64;
+            counts.read_len.fetch_add(len, Ordering::Relaxed);
         }
         self.jobs.spawn(move |options| {
             pack_difference(
@@ -319,14 +324,40 @@ struct Comparison<'a> {
     waiting: &'a Waiting,
     theirs: TheirStream,
     jobs: Jobs<'a>,
-    tree: TreeBuilder,
+    tree: MapBuilder,
     /// Blocks to become zero that were not announced yet: neighbours travel as one message.
     zeros: Range<u64>,
     compared: u64,
     told: u64,
     differing: u64,
     zeroed: u64,
+    /// Bytes that were not read, since the map says what they are.
+    vouched: u64,
     recent: Recent,
+}
+
+/// Reads blocks whose bytes were not kept.
+struct Again<'a> {
+    disk: &'a dyn Source,
+    buffers: &'a BufferPool,
+    abort: &'a Abort,
+}
+
+impl Again<'_> {
+    fn buffer(&self, session: &Session, block: BlockIndex) -> Result<PooledBuffer> {
+        let len = session.geometry.block_len(block);
+        self.buffers.take(len, || self.abort.check())
+    }
+
+    fn read(&self, session: &Session, block: BlockIndex) -> Result<PooledBuffer> {
+        let mut bytes = self.buffer(session, block)?;
+        let start = session.geometry.start_of(block);
+        self.disk.read(start, bytes.bytes_mut())?;
+        let counts = &session.progress.scan;
+        let len = bytes.as_ref().len() as u64;
+        counts.read_len.fetch_add(len, Ordering::Relaxed);
+        Ok(bytes)
+    }
 }
 
 /// Which of the last 64 blocks of data differed, one bit for each.
@@ -356,29 +387,61 @@ impl<'a> Comparison<'a> {
         theirs: TheirStream,
         jobs: Jobs<'a>,
     ) -> Self {
-        let tree = TreeBuilder::new(&session.hasher, session.geometry);
         Self {
             session,
             waiting,
             theirs,
             jobs,
-            tree,
+            tree: MapBuilder::new(&session.hasher, session.geometry, None),
             zeros: 0..0,
             compared: 0,
             told: 0,
             differing: 0,
             zeroed: 0,
             recent: Recent::default(),
+            vouched: 0,
         }
     }
 
     fn run(mut self, disk: &dyn Source, reached: &Reached, abort: &Abort) -> Result<SourceEnd> {
         let session = self.session;
+        // A disk whose map is believed has no other.
+        let (keeper, writer) = match &session.map.trusted {
+            None => MapKeeper::begin(session, disk, false),
+            Some(_) => MapKeeper::begin_none(session),
+        };
+        self.tree = MapBuilder::new(&session.hasher, session.geometry, writer);
         // Two pools: all of the first can be in blocks that wait for the one that needs a buffer of
         // the second.
         let reread_count = (session.buffer_count() / 4).max(2);
         let rereads = BufferPool::new(reread_count);
         let pool = BufferPool::new(session.buffer_count() - reread_count);
+        let again = Again {
+            disk,
+            buffers: &rereads,
+            abort,
+        };
+        match session.trusted() {
+            Some(trusted) => self.compare_map(trusted, &again)?,
+            None => self.scan(&pool, reached, &again)?,
+        }
+        self.announce_zeros();
+        self.tell_compared();
+        // Every block that was announced is on its way then: the counts are final, and END comes
+        // after all data.
+        self.jobs.packing.outstanding.wait_until_none(abort)?;
+        let end = self.end();
+        let Self { jobs, mut tree, .. } = self;
+        jobs.outbox.send(Message::End(end.clone()));
+        if let Some(root) = end.root {
+            keeper.keep(tree.finish().1, root, disk, false);
+        }
+        Ok(end)
+    }
+
+    fn scan(&mut self, pool: &BufferPool, reached: &Reached, again: &Again<'_>) -> Result<()> {
+        let session = self.session;
+        let Again { disk, abort, .. } = *again;
         let many_differ = AtomicBool::new(false);
         let lead = session.threads as u64;
         let read = |at: ByteOffset, buf: &mut [u8]| {
@@ -397,7 +460,7 @@ impl<'a> Comparison<'a> {
                 Task::Compare | Task::Map => Keep::Never,
                 Task::Full => Keep::Always,
             },
-            pool: &pool,
+            pool,
             threads: session.threads,
             reader: Some(&read),
             counts: &session.progress.scan,
@@ -405,34 +468,59 @@ impl<'a> Comparison<'a> {
         scanner.run(abort, |scanned| match session.options.task {
             Task::Full => self.send_unseen(scanned),
             _ => {
-                self.compare(scanned, disk, &rereads, abort)?;
+                self.compare(scanned, again)?;
                 many_differ.store(self.recent.many_differ(), Ordering::Relaxed);
                 Ok(())
             }
-        })?;
-        self.announce_zeros();
-        self.tell_compared();
-        // Every block that was announced is on its way then: the counts are final, and END comes
-        // after all data.
-        self.jobs.packing.outstanding.wait_until_none(abort)?;
-        let end = self.end();
-        let Self { jobs, .. } = self;
-        jobs.outbox.send(Message::End(end.clone()));
-        Ok(end)
+        })
     }
 
-    fn compare(
-        &mut self,
-        scanned: Scanned,
-        disk: &dyn Source,
-        rereads: &BufferPool,
-        abort: &Abort,
-    ) -> Result<()> {
+    /// The map says what the disk holds; only what differs is read, and held against it.
+    fn compare_map(&mut self, trusted: &TrustedMap, again: &Again<'_>) -> Result<()> {
+        let session = self.session;
+        for run in trusted.map.walk()? {
+            let (leaf, count) = run.map_err(|e| map_rejected().caused_by(e))?;
+            let block = BlockIndex(self.compared);
+            match leaf {
+                Leaf::Zero => self.compare(
+                    Scanned::Zeros {
+                        first: block,
+                        count,
+                    },
+                    again,
+                )?,
+                Leaf::Data(digest) => {
+                    self.tree.push(leaf, 1);
+                    let (theirs, _) = self.theirs.next(1, again.abort)?;
+                    let len = session.geometry.block_len(block);
+                    if theirs == leaf {
+                        self.vouched += len as u64;
+                    } else {
+                        let bytes = again.read(session, block)?;
+                        if session.hasher.leaf(bytes.as_ref()) != digest {
+                            return Err(map_rejected());
+                        }
+                        let counts = &session.progress.scan;
+                        counts.hashed_blocks.fetch_add(1, Ordering::Relaxed);
+                        self.differs(block, digest, Some(bytes), theirs, again)?;
+                    }
+                    self.advance(1);
+                }
+            }
+            session.progress.scan.position.store(
+                session.geometry.start_of(BlockIndex(self.compared)).0,
+                Ordering::Relaxed,
+            );
+        }
+        Ok(())
+    }
+
+    fn compare(&mut self, scanned: Scanned, again: &Again<'_>) -> Result<()> {
         match scanned {
             Scanned::Zeros { mut count, .. } => {
                 self.tree.push(Leaf::Zero, count);
                 while count > 0 {
-                    let (theirs, run) = self.theirs.next(count, abort)?;
+                    let (theirs, run) = self.theirs.next(count, again.abort)?;
                     if theirs != Leaf::Zero {
                         self.make_zero(run);
                     }
@@ -447,27 +535,11 @@ impl<'a> Comparison<'a> {
             } => {
                 let digest = digest.expect("a comparison hashes");
                 self.tree.push(Leaf::Data(digest), 1);
-                let (theirs, _) = self.theirs.next(1, abort)?;
-                let differs = theirs != Leaf::Data(digest);
-                self.recent.push(differs);
-                if differs {
-                    self.differing += 1;
-                }
-                if differs && self.session.options.task != Task::Compare {
-                    let is_read = bytes.is_some();
-                    let bytes = match bytes {
-                        Some(bytes) => bytes,
-                        None => {
-                            let len = self.session.geometry.block_len(block);
-                            rereads.take(len, || abort.check())?
-                        }
-                    };
-                    let announced = Announced {
-                        digest,
-                        bytes,
-                        is_read,
-                    };
-                    self.announce(block, announced, theirs, disk)?;
+                let (theirs, _) = self.theirs.next(1, again.abort)?;
+                let is_equal = theirs == Leaf::Data(digest);
+                self.recent.push(!is_equal);
+                if !is_equal {
+                    self.differs(block, digest, bytes, theirs, again)?;
                 }
                 self.advance(1);
             }
@@ -475,31 +547,42 @@ impl<'a> Comparison<'a> {
         Ok(())
     }
 
-    fn announce(
+    fn differs(
         &mut self,
         block: BlockIndex,
-        mut announced: Announced,
+        digest: Digest,
+        bytes: Option<PooledBuffer>,
         theirs: Leaf,
-        disk: &dyn Source,
+        again: &Again<'_>,
     ) -> Result<()> {
-        if theirs == Leaf::Zero && !announced.is_read {
-            let start = self.session.geometry.start_of(block);
-            disk.read(start, announced.bytes.bytes_mut())?;
+        self.differing += 1;
+        if self.session.options.task == Task::Compare {
+            return Ok(());
         }
-        let block = block.0;
         self.jobs.packing.outstanding.add();
-        match theirs {
-            Leaf::Zero => {
-                self.jobs.outbox.send(Message::Want { block });
-                let Announced { digest, bytes, .. } = announced;
-                self.jobs
-                    .spawn(move |options| Ok(pack_whole(block, digest, bytes, options.compress)));
-            }
-            Leaf::Data(_) => {
-                locked(self.waiting).insert(block, announced);
-                self.jobs.outbox.send(Message::Want { block });
-            }
+        let number = block.0;
+        if theirs == Leaf::Zero {
+            let bytes = match bytes {
+                Some(bytes) => bytes,
+                None => again.read(self.session, block)?,
+            };
+            self.jobs.outbox.send(Message::Want { block: number });
+            self.jobs
+                .spawn(move |options| Ok(pack_whole(number, digest, bytes, options.compress)));
+            return Ok(());
         }
+        let is_read = bytes.is_some();
+        let bytes = match bytes {
+            Some(bytes) => bytes,
+            None => again.buffer(self.session, block)?,
+        };
+        let announced = Announced {
+            digest,
+            bytes,
+            is_read,
+        };
+        locked(self.waiting).insert(number, announced);
+        self.jobs.outbox.send(Message::Want { block: number });
         Ok(())
     }
 
@@ -595,7 +678,7 @@ impl<'a> Comparison<'a> {
         let total = self.session.geometry.block_count().0;
         let is_whole = self.tree.next().0 == total && self.session.is_hashed();
         SourceEnd {
-            root: is_whole.then(|| self.tree.finish()),
+            root: is_whole.then(|| self.tree.root()),
             source_read: scan.read_len.load(Ordering::Relaxed),
             hashed_blocks: scan.hashed_blocks.load(Ordering::Relaxed),
             skipped_blocks: scan.skipped_blocks.load(Ordering::Relaxed),
@@ -604,6 +687,13 @@ impl<'a> Comparison<'a> {
             changed_bytes: counts.changed.load(Ordering::Relaxed),
             raw_bytes: counts.raw.load(Ordering::Relaxed),
             sent_bytes: counts.sent.load(Ordering::Relaxed),
+            vouched_bytes: self.vouched,
         }
     }
+}
+
+/// What a job ends with when a map that was believed is found to lie: it is run again without.
+pub(super) fn map_rejected() -> Error {
+    let message = "the saved map of the disk is not what the disk holds (map_rejected:audit)";
+    Error::new(ErrorKind::MapRejected, message)
 }

@@ -13,21 +13,24 @@ use failback_transport::{
 
 use super::hash_batch::HashBatch;
 use super::ledger::Ledger;
+use super::map_keeper::MapKeeper;
 use super::outbox::Outbox;
 use super::pack::sub_block_sums;
 use super::role::{drain, pump, receive, watch};
 use super::session::{Session, SessionLink};
+use super::source_role::map_rejected;
 use crate::abort::Abort;
 use crate::apply::{Applied, Applier, Destination, InPlace};
 use crate::commit::Staging;
-use crate::disk::{Source, Target};
+use crate::disk::{ExtentKind, Source, Target};
 use crate::error::{Error, ErrorKind, Result};
-use crate::hash::Digest;
+use crate::hash::{Digest, is_zero};
+use crate::map::{MapBuilder, MapWriter, TrustedMap};
 use crate::pipeline::{BufferPool, Keep, PooledBuffer, Scanned, Scanner};
 use crate::schedule::channel::{Receiver, Sender, bounded};
 use crate::schedule::{Condvar, Mutex, MutexGuard, now, scope};
 use crate::state::Barriers;
-use crate::tree::{Leaf, TreeBuilder};
+use crate::tree::Leaf;
 use crate::units::BlockIndex;
 use crate::verify::root_of_medium;
 
@@ -40,6 +43,8 @@ const WORK_BUDGET: usize = 16 << 20;
 /// Messages that wait to be sent before the scan pauses: a peer that acknowledges what it has not
 /// read must not make them pile up.
 const QUEUED_MAX: usize = 2048;
+/// Zero blocks of a map that are told in one step.
+const ZERO_RUN_MAX: u64 = 64 << 10;
 /// How often a wait looks whether the job was aborted.
 const POLL: Duration = Duration::from_millis(100);
 
@@ -132,7 +137,8 @@ pub fn run_target(
         }
     };
     let left_open = last_step.as_ref().map(|changes| changes.target);
-    let role = Role::new(session, disk, applier.as_ref(), outbox, abort);
+    let (keeper, writer) = MapKeeper::begin(session, disk, true);
+    let role = Role::new(session, disk, applier.as_ref(), (outbox, writer), abort);
     let (done, is_done) = bounded::<()>(0);
     let (work, work_queue) = bounded((WORK_BUDGET / session.options.block_size.len()).max(2));
     let outcome = scope(|scope| {
@@ -156,6 +162,7 @@ pub fn run_target(
             let end = role.receive_all(&mut receiver, &work, &peer)?;
             drop(work);
             let result = role.conclude(&end, last_step)?;
+            role.keep_map(keeper, &result);
             role.outbox().send(Message::Result(result.clone()));
             Ok((end, result))
         });
@@ -204,6 +211,8 @@ struct Role<'a> {
     resending: Mutex<HashSet<u64>>,
     busy: AtomicU64,
     reread: AtomicU64,
+    /// Bytes that the map says what they are.
+    vouched: AtomicU64,
 }
 
 impl<'a> Role<'a> {
@@ -211,10 +220,10 @@ impl<'a> Role<'a> {
         session: &'a Session,
         disk: &'a dyn Source,
         applier: Option<&'a Applier<'a>>,
-        outbox: Outbox,
+        (outbox, writer): (Outbox, Option<MapWriter>),
         abort: &'a Abort,
     ) -> Self {
-        let tree = TreeBuilder::new(&session.hasher, session.geometry);
+        let tree = MapBuilder::new(&session.hasher, session.geometry, writer);
         let total = session.geometry.block_count().0;
         let ledger = match session.options.task {
             Task::Full => Ledger::of_full_copy(tree, total),
@@ -234,6 +243,7 @@ impl<'a> Role<'a> {
             resending: Mutex::default(),
             busy: AtomicU64::new(0),
             reread: AtomicU64::new(0),
+            vouched: AtomicU64::new(0),
         }
     }
 
@@ -258,6 +268,45 @@ impl<'a> Role<'a> {
     fn scan(&self) -> Result<()> {
         let session = self.session;
         let outbox = self.outbox();
+        let mut batch = HashBatch::new(&outbox, &session.hasher, &session.geometry);
+        match session.trusted() {
+            Some(trusted) => self.walk_map(trusted, &mut batch)?,
+            None => self.scan_disk(&mut batch)?,
+        }
+        batch.flush();
+        outbox.send(Message::ScanEnd {
+            block_count: session.geometry.block_count().0,
+        });
+        Ok(())
+    }
+
+    /// The map says what the disk holds: nothing is read.
+    fn walk_map(&self, trusted: &TrustedMap, batch: &mut HashBatch<'_>) -> Result<()> {
+        let geometry = &self.session.geometry;
+        let mut block = 0;
+        for run in trusted.map.walk()? {
+            let (leaf, mut left) = run.map_err(|e| map_rejected().caused_by(e))?;
+            if leaf != Leaf::Zero {
+                let len = geometry.block_len(BlockIndex(block)) as u64;
+                self.vouched.fetch_add(len, Ordering::Relaxed);
+            }
+            while left > 0 {
+                // As long as a scan tells at once.
+                let count = left.min(ZERO_RUN_MAX);
+                self.make_room(batch)?;
+                self.ledger().scanned(leaf, count);
+                batch.push(leaf, count);
+                (block, left) = (block + count, left - count);
+            }
+            let position = geometry.start_of(BlockIndex(block)).0;
+            let counts = &self.session.progress.scan;
+            counts.position.store(position, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn scan_disk(&self, batch: &mut HashBatch<'_>) -> Result<()> {
+        let session = self.session;
         let scanner = Scanner {
             disk: self.disk,
             geometry: session.geometry,
@@ -268,22 +317,16 @@ impl<'a> Role<'a> {
             reader: None,
             counts: &session.progress.scan,
         };
-        let mut batch = HashBatch::new(&outbox, &session.hasher, &session.geometry);
         scanner.run(self.abort, |scanned| {
             let (leaf, count) = match scanned {
                 Scanned::Zeros { count, .. } => (Leaf::Zero, count),
                 Scanned::Data { digest, .. } => (Leaf::Data(digest.expect("a scan hashes")), 1),
             };
-            self.make_room(&mut batch)?;
+            self.make_room(batch)?;
             self.ledger().scanned(leaf, count);
             batch.push(leaf, count);
             Ok(())
-        })?;
-        batch.flush();
-        outbox.send(Message::ScanEnd {
-            block_count: session.geometry.block_count().0,
-        });
-        Ok(())
+        })
     }
 
     fn make_room(&self, batch: &mut HashBatch<'_>) -> Result<()> {
@@ -465,12 +508,35 @@ impl<'a> Role<'a> {
     fn read_old(&self, block: u64, bytes: &mut [u8]) -> Result<()> {
         self.reread.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.disk
-            .read(self.session.geometry.start_of(BlockIndex(block)), bytes)
+            .read(self.session.geometry.start_of(BlockIndex(block)), bytes)?;
+        let said = self.session.trusted().and(self.ledger().old_leaf(block));
+        match said {
+            Some(Leaf::Data(digest)) if self.session.hasher.leaf(bytes) != digest => {
+                Err(map_rejected())
+            }
+            Some(Leaf::Zero) if !is_zero(bytes) => Err(map_rejected()),
+            _ => Ok(()),
+        }
+    }
+
+    /// A block that the map says is zero becomes something else: what an undo brings back rests on
+    /// that.
+    fn check_zero(&self, block: u64) -> Result<()> {
+        let range = self.session.geometry.range_of(BlockIndex(block), 1);
+        let extent = self.disk.extent_at(range.start)?;
+        if extent.kind != ExtentKind::Data && extent.end >= range.end {
+            return Ok(());
+        }
+        let mut bytes = vec![0; self.session.geometry.block_len(BlockIndex(block))];
+        self.read_old(block, &mut bytes)
     }
 
     fn apply(&self, applier: &Applier<'_>, data: &BlockData) -> Result<()> {
         let block = data.block;
         let shown = self.ledger().old_leaf(block);
+        if self.session.trusted().is_some() && shown == Some(Leaf::Zero) {
+            self.check_zero(block)?;
+        }
         let kept = self.kept().remove(&block);
         let applied = applier.block(data, shown, |bytes| match kept {
             Some(old) => {
@@ -491,6 +557,17 @@ impl<'a> Role<'a> {
             self.wanted.fetch_sub(1, Ordering::SeqCst);
         }
         self.ledger().settle(block, Leaf::Data(data.new_hash))
+    }
+
+    /// Leaves a map of what the disk is now. Before the source has its answer: whoever comes after
+    /// that finds the map, and a disk that is let go of.
+    fn keep_map(&self, keeper: MapKeeper<'_>, result: &TargetResult) {
+        if result.equal && self.session.keeps_map() {
+            let (root, writer) = self.ledger().take_map();
+            let is_changed =
+                result.container.is_some() || result.written + result.zeroed_blocks > 0;
+            keeper.keep(writer, root, self.disk, is_changed);
+        }
     }
 
     /// The last steps on the target, then the verdict.
@@ -520,6 +597,8 @@ impl<'a> Role<'a> {
         }
         result.target_read =
             scan.read_len.load(Ordering::Relaxed) + self.reread.load(Ordering::Relaxed);
+        let vouched = self.vouched.load(Ordering::Relaxed);
+        result.vouched_bytes = vouched.saturating_sub(self.reread.load(Ordering::Relaxed));
         result.hashed_blocks = scan.hashed_blocks.load(Ordering::Relaxed);
         result.skipped_blocks = scan.skipped_blocks.load(Ordering::Relaxed);
         result.verify_micros = u64::try_from((now() - started).as_micros()).unwrap_or(u64::MAX);

@@ -35,6 +35,19 @@ pub enum MediumAccess {
     Server,
 }
 
+/// What the system notes of a file when its bytes change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileStamp {
+    /// Names this very file, whatever state it is in; the same after a reboot.
+    pub file_id: String,
+    /// Bytes.
+    pub len: u64,
+    /// When bytes were last written, in nanoseconds since 1970; can be set at will.
+    pub mtime_ns: i64,
+    /// When anything of the file was last changed, in nanoseconds since 1970; cannot be set.
+    pub ctime_ns: i64,
+}
+
 /// An open file or block device.
 #[derive(Debug)]
 pub struct HostFile {
@@ -229,6 +242,14 @@ impl HostFile {
             return Ok(None);
         };
         Ok(Some(format!("{}:{boot}", self.content_mark()?)))
+    }
+
+    /// What the system notes of the file when its bytes change; `None` where it notes nothing.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub(crate) fn stamp(&self) -> io::Result<Option<FileStamp>> {
+        Ok(platform::stamp(&self.file.metadata()?))
     }
 
     /// Names that the file has.

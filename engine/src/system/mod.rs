@@ -17,7 +17,7 @@ use unix as platform;
 #[cfg(windows)]
 use windows as platform;
 
-pub use host_file::{Access, HostFile, MediumAccess};
+pub use host_file::{Access, FileStamp, HostFile, MediumAccess};
 pub(crate) use own_file::map_own_file;
 pub(crate) use past_cache::PastCache;
 pub(crate) use replace::{
@@ -61,6 +61,25 @@ fn missing(path: &std::path::Path) -> Vec<&std::path::Path> {
 pub(crate) fn is_private_directory(path: &std::path::Path) -> std::io::Result<bool> {
     let metadata = path.symlink_metadata()?;
     Ok(metadata.is_dir() && platform::is_private(&metadata))
+}
+
+/// Whether an open file belongs to this user, and is nobody else's business.
+///
+/// # Errors
+/// The system's error.
+pub(crate) fn is_private_file(file: &std::fs::File) -> std::io::Result<bool> {
+    let metadata = file.metadata()?;
+    Ok(metadata.is_file() && platform::is_private(&metadata))
+}
+
+/// Whether an open file is the one that has this name now. Where the system does not tell files
+/// apart, a file that is open cannot lose its name either.
+///
+/// # Errors
+/// The system's error.
+pub(crate) fn is_at(file: &std::fs::File, path: &std::path::Path) -> std::io::Result<bool> {
+    let (open, named) = (file.metadata()?, path.symlink_metadata()?);
+    Ok(platform::file_id(&open) == platform::file_id(&named))
 }
 
 /// A file that these options make is for its owner alone; a link is not followed.

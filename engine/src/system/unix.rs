@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
-use super::{Access, MediumAccess, device_name};
+use super::{Access, FileStamp, MediumAccess, device_name};
 
 pub(super) fn open(path: &Path, access: Access, follows_links: bool) -> io::Result<File> {
     let writable = access == Access::Write;
@@ -126,6 +126,19 @@ pub(super) fn identity(id: &str, metadata: &Metadata) -> String {
 pub(super) fn content_mark(id: &str, metadata: &Metadata) -> String {
     let (seconds, nanoseconds) = (metadata.mtime(), metadata.mtime_nsec());
     format!("{id}:{:x}:{seconds}.{nanoseconds:09}", metadata.len())
+}
+
+/// What the system notes of a regular file when its bytes change; `None` of a device, of which it
+/// notes nothing.
+pub(super) fn stamp(metadata: &Metadata) -> Option<FileStamp> {
+    let nanoseconds =
+        |seconds: i64, rest: i64| seconds.saturating_mul(1_000_000_000).saturating_add(rest);
+    metadata.is_file().then(|| FileStamp {
+        file_id: lasting_id(metadata),
+        len: metadata.len(),
+        mtime_ns: nanoseconds(metadata.mtime(), metadata.mtime_nsec()),
+        ctime_ns: nanoseconds(metadata.ctime(), metadata.ctime_nsec()),
+    })
 }
 
 /// Tells this start of the system from others: a power cut can set the time of a file's last change

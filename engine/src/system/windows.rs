@@ -5,7 +5,7 @@ use std::io;
 use std::os::windows::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use super::{Access, MediumAccess};
+use super::{Access, FileStamp, MediumAccess};
 
 const FILE_SHARE_READ: u32 = 1;
 const FILE_SHARE_ALL: u32 = 7;
@@ -108,6 +108,12 @@ pub(super) fn device_id(metadata: &Metadata, _len: u64) -> String {
 
 pub(super) fn content_mark(id: &str, metadata: &Metadata) -> String {
     identity(id, metadata)
+}
+
+/// `std` tells neither a file's id nor the time of its last change there, but that of its last
+/// write, which anybody can set back.
+pub(super) fn stamp(_metadata: &Metadata) -> Option<FileStamp> {
+    None
 }
 
 /// Not asked for here: `std` cannot. More than one keeps a file from being replaced.

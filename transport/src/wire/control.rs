@@ -2,6 +2,7 @@
 
 use bytes::BytesMut;
 
+use super::digest::Digest;
 use super::field::{Fault, Field, HeadReader, codes, fields};
 use super::limit::{
     BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, DISK_SIZE_MAX, NAME_LEN_MAX, NEW_DISK_BLOCK_SIZE_MAX,
@@ -30,6 +31,37 @@ pub struct OpenRequest {
     pub access: Access,
     /// What to make when nothing exists under that name; `None`: nothing.
     pub create: Option<NewDisk>,
+    /// What is asked of the saved map of the disk; `None`: it is left alone.
+    pub map: Option<MapWish>,
+}
+
+/// What is asked of a saved map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapWish {
+    /// Hash of the blocks.
+    pub hash: HashKind,
+    /// Bytes of a block, as in [`SessionParams::block_size`].
+    pub block_size: u32,
+    /// Whether it may stand for reads; else it is only made anew.
+    pub trust: bool,
+    /// Whether the audit reads a fixed number of blocks, however long that takes.
+    pub full_audit: bool,
+}
+
+/// What is known of a saved map.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MapState {
+    /// Its root, when it speaks of the disk as it is.
+    pub root: Option<Digest>,
+    /// Number of the reason why it is not believed; the receiver must bear unknown ones.
+    pub refusal: Option<u8>,
+    /// Blocks that were read for the audit.
+    pub audited_blocks: u64,
+    /// Blocks that hold data, by the map.
+    pub data_blocks: u64,
+    /// Nothing of the disk is left undefined by its format: when roots are equal, nothing is left
+    /// to do.
+    pub is_settled: bool,
 }
 
 /// What a client may do with a disk.
@@ -70,6 +102,8 @@ pub struct DiskInfo {
     pub is_partial: bool,
     /// Bytes that hold data, by the image's own account: a hint. Not known: `virtual_size`.
     pub allocated_bytes: u64,
+    /// What is known of the saved map that was asked for.
+    pub map: MapState,
 }
 
 /// How the session goes; from the client.
@@ -216,6 +250,9 @@ impl Hello {
 impl OpenRequest {
     pub(super) fn check(&self) -> Result<(), Fault> {
         check_name(&self.name, 1)?;
+        if self.map.is_some_and(|map| !is_block_size(map.block_size)) {
+            return Err("block size is out of range");
+        }
         let Some(disk) = self.create else {
             return Ok(());
         };
@@ -238,8 +275,7 @@ impl DiskInfo {
 
 impl SessionParams {
     pub(super) fn check(&self) -> Result<(), Fault> {
-        let size = self.block_size;
-        if !size.is_power_of_two() || !(BLOCK_SIZE_MIN..=BLOCK_SIZE_MAX).contains(&size) {
+        if !is_block_size(self.block_size) {
             return Err("block size is out of range");
         }
         match self.compress {
@@ -256,6 +292,10 @@ impl Failure {
         check_text(&self.message)?;
         check_text(&self.path)
     }
+}
+
+fn is_block_size(size: u32) -> bool {
+    size.is_power_of_two() && (BLOCK_SIZE_MIN..=BLOCK_SIZE_MAX).contains(&size)
 }
 
 fn check_name(name: &str, len_min: usize) -> Result<(), Fault> {
@@ -293,7 +333,21 @@ fields!(Hello {
 fields!(OpenRequest {
     name,
     access,
-    create
+    create,
+    map
+});
+fields!(MapWish {
+    hash,
+    block_size,
+    trust,
+    full_audit
+});
+fields!(MapState {
+    root,
+    refusal,
+    audited_blocks,
+    data_blocks,
+    is_settled
 });
 fields!(NewDisk {
     size,
@@ -307,7 +361,8 @@ fields!(DiskInfo {
     identity,
     is_new,
     is_partial,
-    allocated_bytes
+    allocated_bytes,
+    map
 });
 fields!(SessionParams {
     task,

@@ -25,6 +25,8 @@ pub struct SourceEnd {
     pub raw_bytes: u64,
     /// Payload bytes sent, after compression.
     pub sent_bytes: u64,
+    /// Bytes with data that were not read, since a saved map says what they are.
+    pub vouched_bytes: u64,
 }
 
 /// The verdict of the target. Counts are of this session.
@@ -61,6 +63,8 @@ pub struct TargetResult {
     pub resume_notes: u8,
     /// What kept that which the target became; `None`: nothing did.
     pub container: Option<Container>,
+    /// Bytes with data that were not read, since a saved map says what they are.
+    pub vouched_bytes: u64,
 }
 
 /// Where bytes that were read back came from.
@@ -87,6 +91,7 @@ fields!(SourceEnd {
     changed_bytes,
     raw_bytes,
     sent_bytes,
+    vouched_bytes,
 });
 fields!(TargetResult {
     root,
@@ -103,5 +108,6 @@ fields!(TargetResult {
     resumed_blocks,
     resume_notes,
     container,
+    vouched_bytes,
 });
 codes!(VerifiedFrom { None = 0, Medium = 1, Cache = 2, Server = 3 });

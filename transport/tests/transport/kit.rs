@@ -27,6 +27,12 @@ fn samples_of_opening() -> Vec<Message> {
                 logical_sector_size: 512,
                 block_size_hint: 2 << 20,
             }),
+            map: Some(MapWish {
+                hash: HashKind::Xxh3,
+                block_size: 1 << 16,
+                trust: true,
+                full_audit: false,
+            }),
         }),
         Message::Opened(DiskInfo {
             format: "vhdx".to_owned(),
@@ -36,6 +42,13 @@ fn samples_of_opening() -> Vec<Message> {
             is_new: true,
             is_partial: true,
             allocated_bytes: 3 << 30,
+            map: MapState {
+                root: Some(Digest::from([0xef; 32])),
+                refusal: Some(3),
+                audited_blocks: 459,
+                data_blocks: 1 << 16,
+                is_settled: true,
+            },
         }),
         Message::Start(SessionParams {
             task: Task::Compare,
@@ -93,6 +106,7 @@ fn samples_of_comparison() -> Vec<Message> {
             resumed_blocks: 9,
             resume_notes: 3,
             container: Some(Container::File),
+            vouched_bytes: 10,
         }),
     ]
 }
@@ -135,6 +149,7 @@ fn samples_of_copy() -> Vec<Message> {
             changed_bytes: 6,
             raw_bytes: 7,
             sent_bytes: 8,
+            vouched_bytes: 9,
         }),
     ]
 }

@@ -59,17 +59,29 @@ fn control() -> BoxedStrategy<Message> {
         },
     );
     let access = select(vec![Access::Read, Access::Write]);
-    let open =
-        (text(1, NAME_LEN_MAX), access, option::of(new_disk)).prop_map(|(name, access, create)| {
+    let open = (
+        text(1, NAME_LEN_MAX),
+        access,
+        option::of(new_disk),
+        option::of(map_wish()),
+    )
+        .prop_map(|(name, access, create, map)| {
             Message::Open(OpenRequest {
                 name,
                 access,
                 create,
+                map,
             })
         });
-    let sizes = (0..=DISK_SIZE_MAX, sector(), any::<bool>(), any::<u64>());
+    let sizes = (
+        (0..=DISK_SIZE_MAX, sector()),
+        any::<bool>(),
+        any::<u64>(),
+        map_state(),
+    );
     let opened = (text(0, NAME_LEN_MAX), text(0, TEXT_LEN_MAX), sizes).prop_map(
-        |(format, identity, (virtual_size, logical_sector_size, is_new, allocated_bytes))| {
+        |(format, identity, (sizes, is_new, allocated_bytes, map))| {
+            let (virtual_size, logical_sector_size) = sizes;
             Message::Opened(DiskInfo {
                 format,
                 virtual_size,
@@ -78,6 +90,7 @@ fn control() -> BoxedStrategy<Message> {
                 is_new,
                 is_partial: !is_new,
                 allocated_bytes,
+                map,
             })
         },
     );
@@ -96,6 +109,31 @@ fn control() -> BoxedStrategy<Message> {
             })
         });
     prop_oneof![hello, open, opened, failure, start()].boxed()
+}
+
+fn map_wish() -> BoxedStrategy<MapWish> {
+    let hash = select(vec![HashKind::Blake3, HashKind::Xxh3]);
+    (hash, 16..=22_u32, any::<bool>(), any::<bool>())
+        .prop_map(|(hash, shift, trust, full_audit)| MapWish {
+            hash,
+            block_size: 1 << shift,
+            trust,
+            full_audit,
+        })
+        .boxed()
+}
+
+fn map_state() -> BoxedStrategy<MapState> {
+    let counts = any::<[u64; 2]>();
+    (option::of(digest()), option::of(any::<u8>()), counts)
+        .prop_map(|(root, refusal, counts)| MapState {
+            root,
+            refusal,
+            audited_blocks: counts[0],
+            data_blocks: counts[1],
+            is_settled: counts[1] % 2 == 1,
+        })
+        .boxed()
 }
 
 const CONTAINERS: [Option<Container>; 5] = [
@@ -247,6 +285,7 @@ fn result() -> BoxedStrategy<Message> {
                 resumed_blocks: counts[6].rotate_left(3),
                 resume_notes: counts[5].to_le_bytes()[0],
                 container: CONTAINERS[usize::from(counts[5].to_le_bytes()[1]) % 5],
+                vouched_bytes: counts[4].rotate_left(5),
             })
         })
         .boxed()
@@ -265,6 +304,7 @@ fn end() -> BoxedStrategy<Message> {
                 changed_bytes: counts[5],
                 raw_bytes: counts[6],
                 sent_bytes: counts[7],
+                vouched_bytes: counts[6].rotate_left(9),
             })
         })
         .boxed()

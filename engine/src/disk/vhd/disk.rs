@@ -10,6 +10,7 @@ use super::image::{Place, Run, VhdImage};
 use crate::disk::on_medium::not_as_written;
 use crate::disk::{DiskInfo, Extent, Source, Target};
 use crate::error::{Error, ErrorKind, Result};
+use crate::identity::{Facts, ImageFacts};
 use crate::system::{HostFile, MediumAccess, PastCache};
 use crate::units::ByteOffset;
 
@@ -177,6 +178,22 @@ impl Source for VhdDisk {
 
     fn extent_at(&self, at: ByteOffset) -> Result<Extent> {
         self.named(self.image.extent_at(at.0))
+    }
+
+    fn facts(&self) -> Result<Option<Facts>> {
+        if self.image.parent_id().is_some() {
+            // Which files its content comes from is not kept here.
+            return Ok(None);
+        }
+        let len = self.image.virtual_size();
+        let image = ImageFacts::of_file(self.file.as_ref(), "vhd", len)?;
+        Ok(image.and_then(|image| {
+            Facts::now(vec![ImageFacts {
+                sector_size: SECTOR_SIZE,
+                disk_id: self.image.unique_id().to_string(),
+                ..image
+            }])
+        }))
     }
 }
 
