@@ -5,7 +5,7 @@
 //!   suites/map      a scan of a whole disk with its tree: memory, raw file, VHDX
 //!   suites/codec    messages to frames and back
 //!   suites/sync     whole local syncs
-//!   peers.sh        failback over loopback TCP beside rsync, on one disk
+//!   peers           failback beside its peers and floors measured there, on one disk
 //! ```
 //! `docs/benchmarks.md` says how to run them and what they gave on which machine.
 

@@ -172,6 +172,8 @@ fn harm_everywhere(
                     let word = lane.look(&run, this);
                     let again = lane.sync(None);
                     assert_eq!(again.code, Some(0), "{this:?}\n{}", again.stderr);
+                    // An agent answers a moment before it lets go.
+                    wait_until_free(&lane.target);
                     lane.assert_new(this);
                     let sent = count(&again.json(), "/bytes/sent");
                     assert!(sent <= whole_sent, "{this:?}: {sent} of {whole_sent}");

@@ -164,9 +164,7 @@ impl HostNewFile {
             )));
         }
         // What an unfinished job has beside the target is not touched.
-        let mut place = self.beside.clone().into_os_string();
-        place.push(".scratch");
-        let place = PathBuf::from(place);
+        let place = self.scratch();
         let Ok(scratch) = system::make_file(&place, &self.shown, Some(old)) else {
             return Ok(Some(WhyNot::Place(
                 "no file with the same owner and rights can be made",
@@ -183,6 +181,21 @@ impl HostNewFile {
         let removed = system::remove_file(&place);
         removed.map_err(|e| Error::io(e, "remove a scratch file of").path(&self.shown))?;
         Ok(why_not)
+    }
+
+    /// What is made, and removed, to see what can be had here.
+    fn scratch(&self) -> PathBuf {
+        let mut place = self.beside.clone().into_os_string();
+        place.push(".scratch");
+        PathBuf::from(place)
+    }
+
+    /// Whether any of the files that are made here is there: some job could not remove it. So it is
+    /// where that cannot be told.
+    pub(crate) fn has_leftovers(&self) -> bool {
+        let scratch = self.scratch();
+        let is_there = |place: &Path| !matches!(place.try_exists(), Ok(false));
+        is_there(&self.beside) || is_there(&scratch) || is_there(&system::probe_beside(&scratch))
     }
 
     fn open_disk(&self, file: &Arc<HostFile>) -> Result<Arc<dyn Target>> {

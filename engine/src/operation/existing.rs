@@ -19,7 +19,9 @@ use crate::disk::{
 use crate::error::{Error, ErrorKind, Result};
 use crate::identity::Refusal;
 use crate::map::{MapStore, MapWish, TrustedMap};
-use crate::state::{Barriers, Begun, Container, HostFolder, Journal, Word, absolute, lock_state};
+use crate::state::{
+    Barriers, Begun, Container, HostFolder, Journal, Word, absolute, has_needless, lock_state,
+};
 use crate::sync::{Changes, InPlaceChanges, Session, SessionLink, run_target};
 use crate::system::{Access, HostFile};
 
@@ -118,8 +120,9 @@ impl ExistingTarget {
             && self.new_file.standing()?.beside.is_some())
     }
 
-    /// The saved map of the disk, as long as no job is unfinished: what one has staged shows
-    /// through in a comparison, and no map speaks of that.
+    /// The saved map of the disk, as long as no job is unfinished or has left files: what one has
+    /// staged shows through in a comparison, of which no map speaks, and clearing away is the
+    /// session's.
     pub(super) fn load_map(
         &self,
         store: &MapStore,
@@ -129,10 +132,15 @@ impl ExistingTarget {
             Ok(journal) => journal.is_none_or(|journal| journal.word().is_final()),
             Err(_) => false,
         };
-        match is_settled && !self.is_lost {
+        match is_settled && !self.is_lost && !self.has_leftovers() {
             true => store.load(self.access.source(), wish),
             false => Ok(None),
         }
+    }
+
+    /// Whether files are there that some job could not remove, or that cannot be looked for.
+    fn has_leftovers(&self) -> bool {
+        has_needless(&self.folder).unwrap_or(true) || self.new_file.has_leftovers()
     }
 
     /// Plays the target in a session; what the disk is afterwards comes with the results.

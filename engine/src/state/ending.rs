@@ -14,6 +14,23 @@ pub(crate) const CHILD_NAME: &str = "child.avhdx";
 /// Name of the image of what the target had at the child's places.
 pub(crate) const UNDO_NAME: &str = "undo.avhdx";
 
+/// Whether something is there that [`remove_needless`] would remove.
+///
+/// # Errors
+/// `Io`.
+pub(crate) fn has_needless(folder: &dyn Folder) -> Result<bool> {
+    for name in [STAGE_NAME, STAGE_NEW_NAME, CHILD_NAME, UNDO_NAME] {
+        let found = folder.open(name);
+        if found
+            .map_err(|e| Error::io(e, "look for a stage"))?
+            .is_some()
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Removes the stage, one that was to take its place, a child and its undo, and what leads to the
 /// state from another place, unless the target is still mixed.
 ///

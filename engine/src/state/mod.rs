@@ -15,7 +15,9 @@ mod window;
 pub use barrier::{Barrier, Barriers};
 pub use container::Container;
 pub(crate) use elsewhere::{find_elsewhere, lock_state, refuse_elsewhere};
-pub(crate) use ending::{CHILD_NAME, STAGE_NAME, STAGE_NEW_NAME, UNDO_NAME, remove_needless};
+pub(crate) use ending::{
+    CHILD_NAME, STAGE_NAME, STAGE_NEW_NAME, UNDO_NAME, has_needless, remove_needless,
+};
 pub use entry::{Begun, Entry, FileMark, Layered, Made, Sealed, Word};
 pub use folder::{Elsewhere, Folder, HostFolder};
 pub use journal::{Journal, peek};

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{Access, HostFile, platform};
@@ -63,14 +63,20 @@ pub(crate) fn clone_bytes(from: &HostFile, to: &HostFile) -> io::Result<()> {
     platform::clone_file(from.as_file(), to.as_file())
 }
 
+/// A second name for trying, next to a first.
+pub(crate) fn probe_beside(place: &Path) -> PathBuf {
+    let mut probe = place.as_os_str().to_owned();
+    probe.push(".probe");
+    PathBuf::from(probe)
+}
+
 /// Whether files can be cloned where `scratch`, an empty file, is.
 ///
 /// # Errors
 /// The system's error, for most file systems that they cannot do it.
 pub(crate) fn try_clone(scratch: &HostFile) -> io::Result<()> {
-    let mut small = scratch.place().as_os_str().to_owned();
-    small.push(".probe");
-    let small = Path::new(&small);
+    let small = probe_beside(scratch.place());
+    let small = small.as_path();
     remove_file(small)?;
     let mut options = OpenOptions::new();
     options.read(true).write(true).create_new(true);
@@ -103,9 +109,8 @@ pub(crate) fn exchange(a: &Path, b: &Path) -> io::Result<()> {
 /// # Errors
 /// The system's error, for most file systems that they cannot do it.
 pub(crate) fn try_exchange(place: &Path) -> io::Result<()> {
-    let mut probe = place.as_os_str().to_owned();
-    probe.push(".probe");
-    let probe = Path::new(&probe);
+    let probe = probe_beside(place);
+    let probe = probe.as_path();
     remove_file(probe)?;
     File::create_new(probe)?;
     let swapped = exchange(place, probe).and_then(|()| exchange(place, probe));

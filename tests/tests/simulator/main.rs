@@ -30,6 +30,10 @@ mod world;
 use history::Planted;
 use runner::{Campaign, campaign, reproduction, run_twice};
 
+/// Every history copies its disks: the system's allocator gives each back and takes it anew.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Seeds in every run of the tests.
 const SEEDS: u64 = 1_000;
 /// Seeds in the long run.
