@@ -41,7 +41,9 @@ mod tests {
     use crate::hash::{Digest, HashKind, Hasher};
     use crate::identity::{Facts, ImageFacts, Refusal};
     use crate::tree::{Leaf, Place};
-    use crate::units::{BlockIndex, BlockSize, Geometry};
+    #[cfg(unix)]
+    use crate::units::BlockIndex;
+    use crate::units::{BlockSize, Geometry};
 
     const BLOCK_LEN: usize = 64 << 10;
 
