@@ -15,14 +15,7 @@ pub(crate) fn delta(binary: &Path) -> Vec<Contender> {
     vec![
         failback(binary, &in_place),
         failback(binary, &[]),
-        Contender::new("cp", &["cp"], |place| {
-            let mut cp = Command::new("cp");
-            cp.arg("--sparse=auto")
-                .arg(place.source())
-                .arg(place.target());
-            timed_command(place, &mut cp)
-        })
-        .from_nothing(),
+        cp().from_nothing(),
         Contender::new("qemu-img convert -n", &["qemu-img"], |place| {
             let options = ["convert", "-n", "-W", "-m", "16", "-f", "raw", "-O", "raw"];
             qemu_img(place, &options, &[&place.source(), &place.target()])
@@ -49,13 +42,7 @@ pub(crate) fn full(binary: &Path) -> Vec<Contender> {
         failback(binary, &["--verify", "off"]).from_nothing(),
         failback(binary, &["--hash", "xxh3", "--verify", "off"]).from_nothing(),
         failback(binary, &[]).from_nothing(),
-        Contender::new("cp", &["cp"], |place| {
-            let mut cp = Command::new("cp");
-            cp.arg("--sparse=auto")
-                .arg(place.source())
-                .arg(place.target());
-            timed_command(place, &mut cp)
-        }),
+        cp(),
         Contender::new("qemu-img convert -W", &["qemu-img"], |place| {
             let options = ["convert", "-W", "-m", "16", "-f", "raw", "-O", "raw"];
             qemu_img(place, &options, &[&place.source(), &place.target()])
@@ -106,6 +93,13 @@ fn failback(binary: &Path, options: &[&str]) -> Contender {
             place,
             Command::new(&binary).arg("sync").args(disks).args(&options),
         )
+    })
+}
+
+fn cp() -> Contender {
+    Contender::new("cp", &["cp"], |place| {
+        let files = [place.source(), place.target()];
+        timed_command(place, Command::new("cp").arg("--sparse=auto").args(files))
     })
 }
 
