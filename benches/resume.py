@@ -32,7 +32,7 @@ def main():
         make(old, args.size << 30)
         change(old, new, args.percent)
         changed = (args.size << 30) * args.percent / 100
-        sync = [args.failback, "sync", new, target, "--stage", "log", "--events", "-"]
+        sync = [args.failback, "sync", new, target, "--stage", "log", "--events", "-", "--json"]
         seconds = []
         for _ in range(args.rounds):
             subprocess.run(["cp", "--sparse=always", old, target], check=True)
@@ -59,16 +59,16 @@ def kill_once(sync, folder, staged_max):
 
 
 def first_payload(sync):
-    process = subprocess.Popen(sync, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    reasons, sent = [], None
-    for line in process.stderr:
-        event = json.loads(line) if line.startswith("{") else {}
-        reasons = event.get("reasons", reasons)
-        if event.get("event") == "progress" and event["sent"] > 0 and sent is None:
-            sent = event["seconds"]
-    if process.wait() != 0 or sent is None or "resumed" not in reasons:
-        raise SystemExit(f"no resume: {reasons}")
-    return sent
+    with tempfile.TemporaryFile() as stdout:
+        process = subprocess.Popen(sync, stdout=stdout, stderr=subprocess.PIPE, text=True)
+        events = [json.loads(line) for line in process.stderr if line.startswith("{")]
+        process.wait()
+        stdout.seek(0)
+        report = json.load(stdout)
+    sent = [event["seconds"] for event in events if event["event"] == "progress" and event["sent"] > 0]
+    if process.returncode != 0 or not sent or "resumed" not in report["reasons"]:
+        raise SystemExit(f"no resume: {report['reasons']}, {report['error']}")
+    return sent[0]
 
 
 if __name__ == "__main__":
