@@ -22,6 +22,7 @@ use failback_vhdx::{ChildOptions, Description, Image, Merge};
 use super::finish::{Outcome, check_unchanged};
 use super::layer::{growth, of_image, save_old, sum_at, sum_of};
 use super::opening::{is_not_finished, waits_to_be_accepted};
+use super::room::check_room_for;
 use crate::abort::Abort;
 use crate::disk::{
     ImageFile, Layer, Layers, Source, Target, TargetAccess, VhdxDisk, open_chain, vhdx_error_at,
@@ -35,8 +36,6 @@ use crate::sync::Session;
 use crate::system::MediumAccess;
 use crate::verify::root_of_medium;
 
-/// Room beyond what the blocks need: tables of the image, and what others write meanwhile.
-const ROOM_SPARE: u64 = 16 << 20;
 /// Largest block of a layer: what is changed in part takes no more.
 const BLOCK_SIZE_MAX: u32 = 2 << 20;
 
@@ -166,18 +165,9 @@ impl Merging<'_> {
     }
 
     fn check_room(&self, old: &dyn TargetAccess) -> Result<()> {
-        let Some(room) = old.room()? else {
-            return Ok(());
-        };
-        let needed = growth(&self.detached(Layer::Child)?, old, self.abort)?;
-        if needed > 0 && room < needed + ROOM_SPARE {
-            let message = format!(
-                "the target needs {needed} bytes more than it has, and {room} are left; \
-                 nothing was changed"
-            );
-            return Err(Error::new(ErrorKind::NoSpace, message));
-        }
-        Ok(())
+        check_room_for(old, || {
+            growth(&self.detached(Layer::Child)?, old, self.abort)
+        })
     }
 
     /// From `staged`, or from what a rotted COMMIT left: the target is as it was sealed, or the

@@ -17,19 +17,33 @@ impl Finisher<'_> {
     /// # Errors
     /// `NoSpace`; `Damaged`, `Io`.
     pub(super) fn check_room(&self, access: &dyn TargetAccess, stage: &StageLog) -> Result<()> {
-        let Some(room) = access.room()? else {
-            return Ok(());
-        };
-        let needed = growth(access.source(), stage, self.session.geometry)?;
-        if needed > 0 && room < needed + ROOM_SPARE {
-            let message = format!(
-                "the target needs {needed} bytes more than it has, and {room} are left; \
-                 nothing was changed"
-            );
-            return Err(Error::new(ErrorKind::NoSpace, message));
-        }
-        Ok(())
+        check_room_for(access, || {
+            growth(access.source(), stage, self.session.geometry)
+        })
     }
+}
+
+/// Whether there is room for what a target has to grow by; that is only looked up where room is
+/// known.
+///
+/// # Errors
+/// `NoSpace`; those of `growth`.
+pub(super) fn check_room_for(
+    access: &dyn TargetAccess,
+    growth: impl FnOnce() -> Result<u64>,
+) -> Result<()> {
+    let Some(room) = access.room()? else {
+        return Ok(());
+    };
+    let needed = growth()?;
+    if needed > 0 && room < needed + ROOM_SPARE {
+        let message = format!(
+            "the target needs {needed} bytes more than it has, and {room} are left; \
+             nothing was changed"
+        );
+        return Err(Error::new(ErrorKind::NoSpace, message));
+    }
+    Ok(())
 }
 
 /// Bytes of the units, blocks of the image or pages of the file, that the stage fills first.

@@ -14,17 +14,23 @@ pub(crate) const CHILD_NAME: &str = "child.avhdx";
 /// Name of the image of what the target had at the child's places.
 pub(crate) const UNDO_NAME: &str = "undo.avhdx";
 
+/// What a last word makes needless, and how a failure to remove it is told.
+const NEEDLESS: [(&str, &str); 4] = [
+    (STAGE_NAME, "remove stage"),
+    (STAGE_NEW_NAME, "remove stage"),
+    (CHILD_NAME, "remove a differencing image"),
+    (UNDO_NAME, "remove a differencing image"),
+];
+
 /// Whether something is there that [`remove_needless`] would remove.
 ///
 /// # Errors
 /// `Io`.
 pub(crate) fn has_needless(folder: &dyn Folder) -> Result<bool> {
-    for name in [STAGE_NAME, STAGE_NEW_NAME, CHILD_NAME, UNDO_NAME] {
+    for (name, _) in NEEDLESS {
         let found = folder.open(name);
-        if found
-            .map_err(|e| Error::io(e, "look for a stage"))?
-            .is_some()
-        {
+        let found = found.map_err(|e| Error::io(e, "look for a stage"))?;
+        if found.is_some() {
             return Ok(true);
         }
     }
@@ -37,12 +43,8 @@ pub(crate) fn has_needless(folder: &dyn Folder) -> Result<bool> {
 /// # Errors
 /// `Damaged`, `Io`.
 pub(crate) fn remove_needless(folder: &dyn Folder) -> Result<()> {
-    let failed = |e| Error::io(e, "remove stage");
-    folder.remove(STAGE_NAME).map_err(failed)?;
-    folder.remove(STAGE_NEW_NAME).map_err(failed)?;
-    for name in [CHILD_NAME, UNDO_NAME] {
-        let removed = folder.remove(name);
-        removed.map_err(|e| Error::io(e, "remove a differencing image"))?;
+    for (name, what) in NEEDLESS {
+        folder.remove(name).map_err(|e| Error::io(e, what))?;
     }
     marker::remove_if_over(folder)
 }
