@@ -157,7 +157,8 @@ impl Hasher {
     }
 }
 
-static ZEROS: [u8; SUB_BLOCK_LEN] = [0; SUB_BLOCK_LEN];
+/// As long as the pieces that [`LeafHasher::update`] likes.
+static ZEROS: [u8; 128 << 10] = [0; 128 << 10];
 
 /// The digest of a block in the making.
 #[derive(Clone)]
