@@ -51,8 +51,8 @@ pub enum Scanned {
 /// Whether the bytes of a block are handed on.
 ///
 /// Whoever needs only their hash should not ask for them: then all blocks go through one small
-/// buffer for each worker, which never leaves the cache of its core. The copy into it costs half of
-/// one into a buffer of a whole block.
+/// buffer for each worker, which never leaves the cache of its core. Copies into many buffers in
+/// turn cost a quarter more, and where the memory is busy much more (docs/decisions/0016).
 #[derive(Clone, Copy, Debug)]
 pub enum Keep<'a> {
     /// Of every block.

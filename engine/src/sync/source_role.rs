@@ -318,7 +318,7 @@ impl Incoming<'_> {
     }
 }
 
-/// The comparing thread: its own scan beside the target's stream.
+/// The comparison: this side's own scan, or its map, beside the target's stream.
 struct Comparison<'a> {
     session: &'a Session,
     waiting: &'a Waiting,
@@ -368,7 +368,8 @@ impl Again<'_> {
 struct Recent(u64);
 
 impl Recent {
-    /// A block that is read again costs a copy and a bit; keeping costs half a copy for each.
+    /// A second read costs one block a whole copy; keeping costs every block from a quarter of one
+    /// to more than half, as busy as the memory is (docs/decisions/0016).
     const MANY: u32 = 24;
 
     fn push(&mut self, differs: bool) {
