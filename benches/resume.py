@@ -6,7 +6,6 @@
 The disks of stage.py, raw to raw, staged in a log (`--stage log`), one process, page cache hot. The sync is killed when the stage holds six
 tenths of what changed. Then the same command again: the seconds are those of its first `progress` event that has sent something.
 """
-import argparse
 import glob
 import json
 import os
@@ -16,17 +15,11 @@ import subprocess
 import tempfile
 import time
 
-from stage import change, make
+from stage import arguments, change, make
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--size", type=int, default=4, help="GiB")
-    parser.add_argument("--percent", type=float, default=50)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dir")
-    parser.add_argument("--failback", default="target/release/failback")
-    args = parser.parse_args()
+    args = arguments(percent=50)
     with tempfile.TemporaryDirectory(dir=args.dir) as folder:
         old, new, target = (os.path.join(folder, name) for name in ["old.raw", "new.raw", "target.raw"])
         make(old, args.size << 30)

@@ -19,13 +19,7 @@ MODES = {"staged": [], "staged, no undo": ["--no-undo"], "in place": ["--apply",
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--size", type=int, default=4, help="GiB")
-    parser.add_argument("--percent", type=float, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dir")
-    parser.add_argument("--failback", default="target/release/failback")
-    args = parser.parse_args()
+    args = arguments(percent=1)
     with tempfile.TemporaryDirectory(dir=args.dir) as folder:
         old, new, target = (os.path.join(folder, name) for name in ["old.raw", "new.raw", "target.raw"])
         make(old, args.size << 30)
@@ -42,6 +36,16 @@ def main():
     for mode, seconds in times.items():
         middle = statistics.median(seconds)
         print(f"{mode:16} {middle:6.2f} s  {middle / base:5.2f} x   {' '.join(f'{s:.2f}' for s in seconds)}")
+
+
+def arguments(percent):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--size", type=int, default=4, help="GiB")
+    parser.add_argument("--percent", type=float, default=percent)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dir")
+    parser.add_argument("--failback", default="target/release/failback")
+    return parser.parse_args()
 
 
 def make(path, size):
