@@ -20,10 +20,11 @@ use crate::units::{BlockIndex, ByteOffset, Geometry};
 use crate::verify::root_of_medium;
 use failback_transport::{VerifiedFrom, VerifyLevel};
 
-/// Reading back is waiting for a device, one read at a time for each thread.
-const PROOF_THREADS: usize = 8;
+/// Reading back is waiting for a device, one read at a time for each thread. Writing is waiting for
+/// the stage, where that is no longer in memory.
+const FINISHING_THREADS: usize = 8;
 /// Blocks that are worth a thread of their own.
-const PROOF_BLOCKS: usize = 8;
+const THREAD_BLOCKS: usize = 8;
 
 /// Journal and stage of a job.
 #[derive(Debug)]
@@ -125,14 +126,10 @@ impl Finisher<'_> {
         self.go_on(access, job)
     }
 
-    /// Reads the stage again, and not from memory: what was written there was right.
+    /// Reads the stage again, and not from memory, as far as that was not done while it grew: what
+    /// was written there was right.
     pub(super) fn check_on_medium(&self, stage: &StageLog) -> Result<()> {
-        let opened = self.folder.open(STAGE_NAME);
-        let opened = opened.map_err(|e| Error::io(e, "open stage"))?;
-        if opened.is_none() {
-            let message = "the stage is gone; nothing was written to the target";
-            return Err(Error::new(ErrorKind::Damaged, message));
-        }
+        forget_stage(self.folder)?;
         self.each_staged(stage, |block| stage.check_block(block))
     }
 
@@ -287,28 +284,42 @@ impl Finisher<'_> {
         facts_of(self.session, target)
     }
 
+    /// The bytes written.
     fn write_all(&self, target: &dyn Target, stage: &StageLog, way: Direction) -> Result<u64> {
+        let written = AtomicU64::new(0);
+        // A broken link is nothing to this; the operator may still stop it.
+        self.each_staged(stage, |block| {
+            let len = self.write_block(target, stage, block, way)?;
+            written.fetch_add(len, Ordering::Relaxed);
+            Ok(())
+        })?;
+        Ok(written.into_inner())
+    }
+
+    fn write_block(
+        &self,
+        target: &dyn Target,
+        stage: &StageLog,
+        block: BlockIndex,
+        way: Direction,
+    ) -> Result<u64> {
+        let Some(record) = stage.find(block)? else {
+            return Ok(0);
+        };
+        let start = self.session.geometry.start_of(block);
+        let (is_zero, bytes) = content(stage, &record, way)?;
+        let mut bytes = bytes.as_slice();
         let mut written = 0;
-        for block in stage.blocks() {
-            // A broken link is nothing to this; the operator may still stop it.
-            self.abort.check_cancelled()?;
-            let Some(record) = stage.find(block)? else {
+        for run in &record.runs {
+            let at = start.advanced(run.start.into());
+            if is_zero {
+                target.zero(at..start.advanced(run.end.into()))?;
                 continue;
-            };
-            let start = self.session.geometry.start_of(block);
-            let (is_zero, bytes) = content(stage, &record, way)?;
-            let mut bytes = bytes.as_slice();
-            for run in &record.runs {
-                let at = start.advanced(run.start.into());
-                if is_zero {
-                    target.zero(at..start.advanced(run.end.into()))?;
-                    continue;
-                }
-                let (piece, rest) = bytes.split_at((run.end - run.start) as usize);
-                target.write(at, piece)?;
-                written += piece.len() as u64;
-                bytes = rest;
             }
+            let (piece, rest) = bytes.split_at((run.end - run.start) as usize);
+            target.write(at, piece)?;
+            written += piece.len() as u64;
+            bytes = rest;
         }
         Ok(written)
     }
@@ -345,7 +356,7 @@ impl Finisher<'_> {
             }
             Ok(())
         };
-        match PROOF_THREADS.min(count / PROOF_BLOCKS) {
+        match FINISHING_THREADS.min(count / THREAD_BLOCKS) {
             0 | 1 => drop(failed.guard(work)),
             threads => scope(|scope| {
                 for _ in 0..threads {
@@ -402,6 +413,18 @@ impl Finisher<'_> {
                                the target is not to be trusted";
                 Err(Error::new(ErrorKind::VerifyFailed, message))
             }
+        }
+    }
+}
+
+/// Whatever is read of the stage next comes from the medium, if it is there already.
+pub(super) fn forget_stage(folder: &dyn Folder) -> Result<()> {
+    let opened = folder.open(STAGE_NAME);
+    match opened.map_err(|e| Error::io(e, "open stage"))? {
+        Some(_) => Ok(()),
+        None => {
+            let message = "the stage is gone; nothing was written to the target";
+            Err(Error::new(ErrorKind::Damaged, message))
         }
     }
 }

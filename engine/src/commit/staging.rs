@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 
 use crate::abort::Abort;
-use crate::commit::finish::{Finisher, Job, Outcome, has_leaf};
+use crate::commit::finish::{Finisher, Job, Outcome, forget_stage, has_leaf};
 use crate::commit::opening::{Opening, notes_of, waits_to_be_accepted};
 use crate::disk::{DiskInfo, Extent, ExtentKind, Source, TargetAccess};
 use crate::error::{Error, ErrorKind, Result};
@@ -280,7 +280,7 @@ impl Staging {
         let new_leaf = self.session.is_hashed().then_some(Leaf::Data(new_leaf));
         if new_leaf.is_some() && new_leaf == old_leaf {
             return match before {
-                Some(_) => job.stage.drop_block(block),
+                Some(_) => self.drop_block(&job, block),
                 None => Ok(()),
             };
         }
@@ -319,7 +319,7 @@ impl Staging {
             .as_ref()
             .is_some_and(|record| record.old_leaf == Some(Leaf::Zero))
         {
-            return job.stage.drop_block(block);
+            return self.drop_block(&job, block);
         }
         let old_leaf = match &before {
             Some(record) => record.old_leaf,
@@ -363,7 +363,22 @@ impl Staging {
                 Old::Kept(&kept)
             }
         };
-        job.stage.put(block, runs, new, old, (new_leaf, old_leaf))
+        let has_flushed = job.stage.put(block, runs, new, old, (new_leaf, old_leaf))?;
+        self.check_flushed(job, has_flushed)
+    }
+
+    fn drop_block(&self, job: &Job, block: BlockIndex) -> Result<()> {
+        let has_flushed = job.stage.drop_block(block)?;
+        self.check_flushed(job, has_flushed)
+    }
+
+    /// Looks at what was flushed as the medium has it, while the comparison goes on.
+    fn check_flushed(&self, job: &Job, has_flushed: bool) -> Result<()> {
+        if !has_flushed {
+            return Ok(());
+        }
+        forget_stage(self.folder.as_ref())?;
+        job.stage.check_durable()
     }
 
     /// Makes the target what was staged; `new_root` is the root that it has then. Before COMMIT an

@@ -78,5 +78,6 @@ fn copy(record: &Record, from: &StageLog, to: &StageLog) -> Result<()> {
         },
         new_leaf: record.new_leaf,
         old_leaf: record.old_leaf,
-    })
+    })?;
+    Ok(())
 }
