@@ -7,7 +7,8 @@ Needs the packages blake3 and xxhash (pip install blake3 xxhash). Prints the tab
 import blake3
 import xxhash
 
-LEAF, NODE, ROOT = "failback leaf 1", "failback node 1", "failback root 1"
+LEAF, PIECES, NODE, ROOT = "failback leaf 1", "failback pieces 1", "failback node 1", "failback root 1"
+PIECE_LEN = 65536
 
 
 def digest(kind, context, data):
@@ -17,11 +18,17 @@ def digest(kind, context, data):
     return xxhash.xxh3_128_digest(data, seed=seed)
 
 
+def leaf(kind, block):
+    if kind == "blake3" or len(block) <= PIECE_LEN:
+        return digest(kind, LEAF, block)
+    return digest(kind, PIECES, b"".join(digest(kind, LEAF, piece) for piece, _ in cut(block, PIECE_LEN)))
+
+
 def root(kind, blocks, size, block_size):
     """`blocks` yields (content, how many of them in a row)."""
     level = []
     for content, count in blocks:
-        level += [digest(kind, LEAF, content)] * count
+        level += [leaf(kind, content)] * count
     while len(level) > 1:
         cache = {}
         above = []

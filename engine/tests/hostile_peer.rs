@@ -103,6 +103,22 @@ fn whole_block(block: u64, byte: u8) -> Message {
     })
 }
 
+fn want(block: u64) -> Message {
+    Message::Want {
+        block,
+        payload: vec![0; 8].into(),
+    }
+}
+
+/// Sums of `len` bytes for one piece of block 0.
+fn sums(pieces: u64, len: usize) -> Message {
+    Message::SubHashes {
+        block: 0,
+        pieces,
+        payload: vec![0; len].into(),
+    }
+}
+
 fn refused_by_target(script: &[Message]) {
     let (error, after) = target_against(delta(), script);
     assert_eq!(error.kind(), ErrorKind::Protocol, "{}", error.chain());
@@ -116,7 +132,7 @@ fn data_that_was_not_announced() {
 
 #[test]
 fn data_past_the_end() {
-    refused_by_target(&[Message::Want { block: 99 }]);
+    refused_by_target(&[want(99)]);
 }
 
 #[test]
@@ -190,7 +206,7 @@ fn a_hash_of_another_kind() {
         new_hash: Digest::from([9; 16]),
         ..data
     });
-    refused_by_target(&[Message::Want { block: 1 }, short]);
+    refused_by_target(&[want(1), short]);
 }
 
 #[test]
@@ -227,10 +243,7 @@ fn hashes_of_another_kind() {
 
 #[test]
 fn sums_that_nobody_asked_for() {
-    let script = [Message::SubHashes {
-        block: 0,
-        payload: vec![0; 128].into(),
-    }];
+    let script = [sums(1, 128)];
     assert_eq!(source_against(delta(), &script).kind(), ErrorKind::Protocol);
 }
 
@@ -248,13 +261,18 @@ fn too_few_sums() {
         payload: vec![1; 32].into(),
     };
     // Sums before the question are refused too; whichever comes first, it is a protocol error.
-    let script = [
-        hashes,
-        Message::SubHashes {
-            block: 0,
-            payload: vec![0; 8].into(),
-        },
-    ];
+    let script = [hashes, sums(1, 8)];
+    assert_eq!(source_against(delta(), &script).kind(), ErrorKind::Protocol);
+}
+
+#[test]
+fn sums_of_a_piece_past_the_end_of_a_block() {
+    let hashes = Message::Hashes {
+        first_block: 0,
+        hash_len: 32,
+        payload: vec![1; 32].into(),
+    };
+    let script = [hashes, sums(2, 128)];
     assert_eq!(source_against(delta(), &script).kind(), ErrorKind::Protocol);
 }
 

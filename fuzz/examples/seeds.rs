@@ -229,9 +229,13 @@ fn comparing() -> [Message; 9] {
             count: 4,
         },
         Message::ScanEnd { block_count: 7 },
-        Message::Want { block: 1 },
+        Message::Want {
+            block: 1,
+            payload: payload(16),
+        },
         Message::SubHashes {
             block: 1,
+            pieces: 1,
             payload: payload(16),
         },
         Message::Data(BlockData {

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use failback_transport::{Digest, VerifiedFrom, VerifyLevel};
 
+use super::Part;
 use crate::abort::Abort;
 use crate::disk::{ExtentKind, Target};
 use crate::error::{Error, ErrorKind, Result};
@@ -194,31 +195,32 @@ impl<'a> InPlace<'a> {
         }
     }
 
-    /// Writes `ranges` of a block whose content is `new` and whose digest is `digest`.
+    /// Writes `parts` of a block, which then has the digest `digest`.
     ///
     /// # Errors
     /// `NoSpace`, `Io`, as [`InPlace::prove`].
     pub(super) fn write(
         &self,
         block: BlockIndex,
-        new: &[u8],
-        ranges: Vec<Range<ByteOffset>>,
+        parts: &[Part<'_>],
         digest: Digest,
     ) -> Result<()> {
-        let start = self.geometry.start_of(block);
-        for range in &ranges {
-            self.target.write(range.start, &new[within(range, start)])?;
-            self.written.fetch_add(range_len(range), Ordering::Relaxed);
+        let mut len = 0;
+        for (range, bytes) in parts {
+            self.target.write(range.start, bytes)?;
+            len += bytes.len();
         }
-        self.flush_window(ranges.iter().map(range_len).sum())?;
-        let is_whole = ranges.iter().map(range_len).sum::<u64>() == new.len() as u64;
+        self.written.fetch_add(len as u64, Ordering::Relaxed);
+        self.flush_window(len as u64)?;
+        let is_whole = len == self.geometry.block_len(block);
         self.remember(match is_whole && self.is_hashed {
             true => Unproven::Whole(block, digest),
             false => {
                 let mut sum = blake3::Hasher::new();
-                for range in &ranges {
-                    sum.update(&new[within(range, start)]);
+                for (_, bytes) in parts {
+                    sum.update(bytes);
                 }
+                let ranges = parts.iter().map(|(range, _)| range.clone()).collect();
                 Unproven::Parts(ranges, sum.finalize())
             }
         })

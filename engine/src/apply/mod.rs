@@ -12,7 +12,7 @@ pub(crate) use in_place::InPlace;
 use crate::abort::Abort;
 use crate::commit::Staging;
 use crate::error::{Error, ErrorKind, Result};
-use crate::hash::Hasher;
+use crate::hash::{Digest, Hasher, PIECE_LEN, PieceSet, Pieces};
 use crate::sync::{Session, unpack};
 use crate::tree::Leaf;
 use crate::units::{BlockIndex, ByteOffset, Geometry, SUB_BLOCK_LEN, range_len};
@@ -25,6 +25,28 @@ pub(crate) enum Applied {
     Done,
     /// Patching gave another block: two sub-block sums collided. Nothing was written.
     NeedsWhole,
+}
+
+/// What is known of a block before it is patched.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    /// The pieces that may differ.
+    pub(crate) set: PieceSet,
+    /// Their bytes, unless they are to be read again.
+    pub(crate) bytes: Option<Vec<u8>>,
+    /// The digests of all pieces of the block, where they are known.
+    pub(crate) pieces: Option<Pieces>,
+}
+
+/// A range of the disk, and what it gets.
+pub(crate) type Part<'a> = (Range<ByteOffset>, &'a [u8]);
+
+/// What is new of a block: the bytes of some of its pieces, and the digest of the whole.
+struct New {
+    bytes: Bytes,
+    set: PieceSet,
+    /// `None` where nobody wants it.
+    leaf: Option<Digest>,
 }
 
 /// Where a block goes.
@@ -66,8 +88,8 @@ impl<'a> Applier<'a> {
         }
     }
 
-    /// Makes a block what the source says it is. `old` reads its present content, `shown` is its
-    /// present leaf where that is known.
+    /// Makes a block what the source says it is. `kept` is what is known of it, `read` reads some of
+    /// its pieces as they are now, or all of it, and `shown` is its present leaf where that is known.
     ///
     /// # Errors
     /// `Protocol` when the data does not fit the block or its hash, `NoSpace`, `Io`.
@@ -75,19 +97,17 @@ impl<'a> Applier<'a> {
         &self,
         data: &BlockData,
         shown: Option<Leaf>,
-        old: impl FnOnce(&mut [u8]) -> Result<()>,
+        kept: Option<Kept>,
+        read: impl Fn(Option<PieceSet>) -> Result<Vec<u8>>,
     ) -> Result<Applied> {
         let block = BlockIndex(data.block);
-        let parts = self.parts_of(data)?;
+        let runs = self.runs_of(data)?;
         let payload = unpack(data)?;
-        let is_whole_run = parts.len() == 1
-            && range_len(&parts[0].0) == payload.len() as u64
-            && payload.len() == self.geometry.block_len(block);
-        let new = match is_whole_run {
-            true => payload,
-            false => self.patched(data, &parts, &payload, old)?,
+        let new = match data.base {
+            Base::Old => self.patched(block, &runs, &payload, kept, read)?,
+            Base::Zero => self.laid_over_zeros(block, &runs, payload),
         };
-        if self.is_hashed && self.hasher.leaf(&new) != data.new_hash {
+        if new.leaf.is_some_and(|leaf| leaf != data.new_hash) {
             return match data.base {
                 Base::Old => Ok(Applied::NeedsWhole),
                 Base::Zero => Err(Error::new(
@@ -101,13 +121,20 @@ impl<'a> Applier<'a> {
         let ranges = match (data.base, is_known_zero) {
             // Whatever was there goes, also between the runs.
             (Base::Zero, false) => vec![self.geometry.range_of(block, 1)],
-            _ => joined(parts.into_iter().map(|(range, _)| range)),
+            _ => joined(runs.into_iter().map(|(range, _)| range)),
         };
+        let start = self.geometry.start_of(block);
+        let parts: Vec<Part<'_>> = ranges
+            .into_iter()
+            .map(|range| {
+                let place = new.set.place_of(&within(&range, start));
+                let place = place.expect("runs lie within what was patched");
+                (range, &new.bytes[place])
+            })
+            .collect();
         match &self.to {
-            Destination::InPlace(target) => target.write(block, &new, ranges, data.new_hash)?,
-            Destination::Stage(stage) => {
-                stage.put(block, &new, &ranges, data.new_hash, shown)?;
-            }
+            Destination::InPlace(target) => target.write(block, &parts, data.new_hash)?,
+            Destination::Stage(stage) => stage.put(block, &parts, data.new_hash, shown)?,
         }
         Ok(Applied::Done)
     }
@@ -125,9 +152,9 @@ impl<'a> Applier<'a> {
 
     /// The ranges of the disk that the runs name, each with whether it carries data; checked
     /// against the block.
-    fn parts_of(&self, data: &BlockData) -> Result<Vec<(Range<ByteOffset>, bool)>> {
+    fn runs_of(&self, data: &BlockData) -> Result<Vec<(Range<ByteOffset>, bool)>> {
         let block = self.geometry.range_of(BlockIndex(data.block), 1);
-        let mut parts = Vec::with_capacity(data.runs.len());
+        let mut runs = Vec::with_capacity(data.runs.len());
         let mut data_len = 0;
         for run in &data.runs {
             let start = block
@@ -143,10 +170,10 @@ impl<'a> Applier<'a> {
             let range = start..end.min(block.end);
             let is_data = run.kind == failback_transport::RunKind::Data;
             data_len += if is_data { range_len(&range) } else { 0 };
-            parts.push((range, is_data));
+            runs.push((range, is_data));
         }
         match data_len == u64::from(data.raw_len) {
-            true => Ok(parts),
+            true => Ok(runs),
             false => Err(
                 Error::new(ErrorKind::Protocol, "peer: data does not fit its runs")
                     .at(block.start.0),
@@ -154,32 +181,96 @@ impl<'a> Applier<'a> {
         }
     }
 
+    fn laid_over_zeros(
+        &self,
+        block: BlockIndex,
+        runs: &[(Range<ByteOffset>, bool)],
+        payload: Bytes,
+    ) -> New {
+        let block_len = self.geometry.block_len(block);
+        let set = PieceSet::all(block_len);
+        let is_whole = runs.len() == 1
+            && range_len(&runs[0].0) == payload.len() as u64
+            && payload.len() == block_len;
+        let bytes = match is_whole {
+            true => payload,
+            false => {
+                let mut bytes = vec![0; block_len];
+                lay(
+                    &mut bytes,
+                    set,
+                    self.geometry.start_of(block),
+                    runs,
+                    &payload,
+                );
+                Bytes::from(bytes)
+            }
+        };
+        let leaf = self.is_hashed.then(|| self.hasher.leaf(&bytes));
+        New { bytes, set, leaf }
+    }
+
+    /// Of a block whose pieces have known digests only those are hashed that are changed.
     fn patched(
         &self,
-        data: &BlockData,
-        parts: &[(Range<ByteOffset>, bool)],
+        block: BlockIndex,
+        runs: &[(Range<ByteOffset>, bool)],
         payload: &Bytes,
-        old: impl FnOnce(&mut [u8]) -> Result<()>,
-    ) -> Result<Bytes> {
-        let block = BlockIndex(data.block);
+        kept: Option<Kept>,
+        read: impl Fn(Option<PieceSet>) -> Result<Vec<u8>>,
+    ) -> Result<New> {
+        let block_len = self.geometry.block_len(block);
         let start = self.geometry.start_of(block);
-        let mut new = vec![0; self.geometry.block_len(block)];
-        if data.base == Base::Old {
-            old(&mut new)?;
-        }
-        let mut payload = payload.as_ref();
-        for (range, is_data) in parts {
-            let piece = &mut new[within(range, start)];
-            match is_data {
-                true => {
-                    let (head, rest) = payload.split_at(piece.len());
-                    piece.copy_from_slice(head);
-                    payload = rest;
-                }
-                false => piece.fill(0),
+        let all = PieceSet::all(block_len);
+        // A peer may change more than it asked for.
+        let fits = |set: PieceSet| {
+            let mut ranges = runs.iter().map(|(range, _)| within(range, start));
+            ranges.all(|range| set.place_of(&range).is_some())
+        };
+        let (set, bytes, pieces) = match kept.filter(|kept| fits(kept.set)) {
+            Some(kept) if kept.pieces.is_some() || kept.set == all => {
+                let bytes = kept.bytes.map_or_else(|| read(Some(kept.set)), Ok)?;
+                (kept.set, bytes, kept.pieces)
             }
+            _ => (all, read(None)?, None),
+        };
+        let mut bytes = bytes;
+        lay(&mut bytes, set, start, runs, payload);
+        let leaf = match (self.is_hashed, pieces) {
+            (false, _) => None,
+            (true, None) => Some(self.hasher.leaf(&bytes)),
+            (true, Some(mut pieces)) => {
+                let hashed = set.indices().zip(bytes.chunks(PIECE_LEN));
+                for (index, piece) in hashed {
+                    pieces.set(index, self.hasher.piece(block_len, index, piece));
+                }
+                Some(self.hasher.leaf_of(&pieces))
+            }
+        };
+        let bytes = Bytes::from(bytes);
+        Ok(New { bytes, set, leaf })
+    }
+}
+
+/// Lays runs over the bytes of these pieces of the block at `start`.
+fn lay(
+    bytes: &mut [u8],
+    set: PieceSet,
+    start: ByteOffset,
+    runs: &[(Range<ByteOffset>, bool)],
+    mut payload: &[u8],
+) {
+    for (range, is_data) in runs {
+        let place = set.place_of(&within(range, start));
+        let piece = &mut bytes[place.expect("runs lie within these pieces")];
+        match is_data {
+            true => {
+                let (head, rest) = payload.split_at(piece.len());
+                piece.copy_from_slice(head);
+                payload = rest;
+            }
+            false => piece.fill(0),
         }
-        Ok(Bytes::from(new))
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 
 use crate::abort::Abort;
+use crate::apply::Part;
 use crate::commit::finish::{Finisher, Job, Outcome, forget_stage, has_leaf};
 use crate::commit::opening::{Opening, notes_of, waits_to_be_accepted};
 use crate::disk::{DiskInfo, Extent, ExtentKind, Source, TargetAccess};
@@ -247,26 +248,19 @@ impl Staging {
         Ok(begun)
     }
 
-    /// Stages what a block becomes. `new` is the whole block, `runs` what of it differs from what
-    /// this disk shows now, `shown` the block's leaf as it shows now.
+    /// Stages what a block becomes: `parts` are what of it differs from what this disk shows now,
+    /// `shown` is the block's leaf as it shows now.
     ///
     /// # Errors
     /// `NoSpace`, `Io`.
     pub(crate) fn put(
         &self,
         block: BlockIndex,
-        new: &[u8],
-        runs: &[Range<ByteOffset>],
+        parts: &[Part<'_>],
         new_leaf: Digest,
         shown: Option<Leaf>,
     ) -> Result<()> {
         let job = self.begin()?;
-        let start = self.geometry.start_of(block).0;
-        let within = |at: ByteOffset| u32::try_from(at.0 - start).expect("a part of a block");
-        let runs = runs
-            .iter()
-            .map(|run| within(run.start)..within(run.end))
-            .collect();
         let before = job.stage.find(block)?;
         let old_leaf = match &before {
             Some(record) => record.old_leaf,
@@ -284,9 +278,39 @@ impl Staging {
                 None => Ok(()),
             };
         }
-        let runs = joined_with(runs, before.as_ref());
-        let bytes = gather(new, &runs);
+        let (runs, bytes) = self.joined_with(block, parts, before.as_ref())?;
         self.append(&job, block, &runs, Some(&bytes), (new_leaf, old_leaf))
+    }
+
+    /// The runs of both, ascending and joined, and their bytes: a record says everything that
+    /// differs from the target.
+    fn joined_with(
+        &self,
+        block: BlockIndex,
+        parts: &[Part<'_>],
+        before: Option<&Record>,
+    ) -> Result<(Vec<Range<u32>>, Vec<u8>)> {
+        let start = self.geometry.start_of(block);
+        let within = |at: ByteOffset| u32::try_from(at.0 - start.0).expect("a part of a block");
+        let runs = parts
+            .iter()
+            .map(|(range, _)| within(range.start)..within(range.end))
+            .collect();
+        let Some(before) = before else {
+            let bytes: Vec<_> = parts.iter().map(|(_, bytes)| *bytes).collect();
+            return Ok((runs, bytes.concat()));
+        };
+        let mut new = vec![0; self.geometry.block_len(block)];
+        self.read(start, &mut new)?;
+        for (run, (_, bytes)) in runs.iter().zip(parts) {
+            new[run.start as usize..run.end as usize].copy_from_slice(bytes);
+        }
+        let runs = joined(runs, &before.runs);
+        let bytes = runs
+            .iter()
+            .map(|run| &new[run.start as usize..run.end as usize]);
+        let bytes = bytes.collect::<Vec<_>>().concat();
+        Ok((runs, bytes))
     }
 
     /// Stages zeros for `count` blocks from `first` on. Blocks that read zero are left alone.
@@ -477,9 +501,8 @@ impl Staging {
     }
 }
 
-/// The runs of both, ascending and joined: a record says everything that differs from the target.
-fn joined_with(mut runs: Vec<Range<u32>>, before: Option<&Record>) -> Vec<Range<u32>> {
-    runs.extend(before.iter().flat_map(|record| record.runs.iter().cloned()));
+fn joined(mut runs: Vec<Range<u32>>, others: &[Range<u32>]) -> Vec<Range<u32>> {
+    runs.extend_from_slice(others);
     runs.sort_by_key(|run| run.start);
     let mut joined: Vec<Range<u32>> = Vec::with_capacity(runs.len());
     for run in runs {
@@ -489,12 +512,4 @@ fn joined_with(mut runs: Vec<Range<u32>>, before: Option<&Record>) -> Vec<Range<
         }
     }
     joined
-}
-
-fn gather(block: &[u8], runs: &[Range<u32>]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for run in runs {
-        bytes.extend_from_slice(&block[run.start as usize..run.end as usize]);
-    }
-    bytes
 }

@@ -86,6 +86,7 @@ impl Finisher<'_> {
                     block,
                     digest,
                     bytes,
+                    ..
                 } => {
                     let bytes = bytes.expect("the scan keeps them");
                     let mut bytes = bytes.as_ref().to_vec();

@@ -23,7 +23,7 @@ use super::buffer::{BufferPool, PooledBuffer};
 use crate::abort::Abort;
 use crate::disk::{ExtentKind, Source};
 use crate::error::{Error, ErrorKind, Result};
-use crate::hash::{Digest, Hasher, is_zero};
+use crate::hash::{Digest, Hasher, PIECE_LEN, Pieces, is_zero};
 use crate::schedule::{Mutex, MutexGuard, scope, sleep};
 use crate::units::{BlockIndex, ByteOffset, Geometry};
 
@@ -43,6 +43,8 @@ pub enum Scanned {
         block: BlockIndex,
         /// Its digest; `None` when hashing was not asked for.
         digest: Option<Digest>,
+        /// Digests of its pieces, likewise.
+        pieces: Option<Pieces>,
         /// Its bytes, if they were to be kept.
         bytes: Option<PooledBuffer>,
     },
@@ -128,7 +130,7 @@ const ZERO_RUN_MAX: u64 = 1 << 24;
 /// Pieces that may be done before an earlier one; each is some dozens of bytes.
 const AHEAD_MAX: u64 = 4096;
 /// Bytes of a block that are read at once when they are not kept.
-const PIECE_LEN: usize = 128 << 10;
+const STEP_LEN: usize = 2 * PIECE_LEN;
 /// Such a wait is rare and long: one read hangs.
 const AHEAD_POLL: Duration = Duration::from_millis(5);
 
@@ -167,7 +169,7 @@ impl Scanner<'_> {
     ) -> Result<()> {
         // Whichever ends first: the job, or this scan by another worker's error.
         let check = || stop.check().and_then(|()| abort.check());
-        let mut piece = Vec::new();
+        let mut step = Vec::new();
         loop {
             check()?;
             let hasher = self.hasher.filter(|_| !self.keep.is_wanted());
@@ -191,7 +193,7 @@ impl Scanner<'_> {
                     Scanned::Zeros { first, count }
                 }
                 Job::Read { block } => match (buffer, hasher) {
-                    (None, Some(hasher)) => self.read_by_pieces(block, hasher, &mut piece)?,
+                    (None, Some(hasher)) => self.read_by_pieces(block, hasher, &mut step)?,
                     (None, None) => unreachable!("who hashes nothing takes a buffer"),
                     (Some(buffer), _) => self.read(block, buffer)?,
                 },
@@ -210,10 +212,15 @@ impl Scanner<'_> {
                 count: 1,
             });
         }
-        let digest = self.hasher.map(|hasher| hasher.leaf(bytes.as_ref()));
+        let hashed = self.hasher.map(|hasher| {
+            let pieces = hasher.pieces(bytes.as_ref());
+            (hasher.leaf_of(&pieces), pieces)
+        });
+        let (digest, pieces) = hashed.unzip();
         Ok(Scanned::Data {
             block,
             digest,
+            pieces,
             bytes: Some(bytes),
         })
     }
@@ -222,35 +229,37 @@ impl Scanner<'_> {
         &self,
         block: BlockIndex,
         hasher: &Hasher,
-        piece: &mut Vec<u8>,
+        step: &mut Vec<u8>,
     ) -> Result<Scanned> {
         let len = self.geometry.block_len(block);
         let mut start = self.geometry.start_of(block);
         let mut zeros = 0;
-        let mut leaf = None;
+        let mut hashing = None;
         let mut left = len;
         while left > 0 {
-            piece.resize(left.min(PIECE_LEN), 0);
-            self.read_at(start, piece)?;
-            start = start.advanced(piece.len() as u64);
-            left -= piece.len();
-            match &mut leaf {
-                None if is_zero(piece) => zeros += piece.len(),
-                None => leaf.insert(hasher.leaf_after_zeros(zeros)).update(piece),
-                Some(leaf) => leaf.update(piece),
+            step.resize(left.min(STEP_LEN), 0);
+            self.read_at(start, step)?;
+            start = start.advanced(step.len() as u64);
+            left -= step.len();
+            match &mut hashing {
+                None if is_zero(step) => zeros += step.len(),
+                None => hashing.insert(hasher.in_pieces(len, zeros)).update(step),
+                Some(hashing) => hashing.update(step),
             }
         }
         self.counts.hashed_blocks.fetch_add(1, Ordering::Relaxed);
-        Ok(match leaf {
-            None => Scanned::Zeros {
+        let Some(hashing) = hashing else {
+            return Ok(Scanned::Zeros {
                 first: block,
                 count: 1,
-            },
-            Some(leaf) => Scanned::Data {
-                block,
-                digest: Some(leaf.finish()),
-                bytes: None,
-            },
+            });
+        };
+        let pieces = hashing.finish();
+        Ok(Scanned::Data {
+            block,
+            digest: Some(hasher.leaf_of(&pieces)),
+            pieces: Some(pieces),
+            bytes: None,
         })
     }
 
@@ -479,8 +488,8 @@ mod tests {
     #[test]
     fn pieces_and_whole_blocks_agree() {
         for kind in [HashKind::Blake3, HashKind::Xxh3] {
-            for at in [Some(0), Some(PIECE_LEN), Some(3 * PIECE_LEN + 9), None] {
-                let mut bytes = vec![0; 3 * PIECE_LEN + 10];
+            for at in [Some(0), Some(STEP_LEN), Some(3 * STEP_LEN + 9), None] {
+                let mut bytes = vec![0; 3 * STEP_LEN + 10];
                 at.into_iter().for_each(|at| bytes[at] = 1);
                 let disk = MemoryDisk::new(bytes);
                 let len = disk.info().virtual_size;

@@ -1,11 +1,13 @@
 //! What of a differing block travels: dirty 4 KiB runs, zero runs, compressed where that is
 //! shorter.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use failback_transport::{Base, BlockData, Compress, Encoding, RunKind, SubRun};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::hash::{Digest, is_zero, sub_block_sum};
+use crate::hash::{Digest, PieceSet, is_zero, sub_block_sum};
 use crate::pipeline::PooledBuffer;
 use crate::units::SUB_BLOCK_LEN;
 
@@ -20,36 +22,78 @@ pub(super) struct Packed {
     pub(super) changed_len: u64,
 }
 
-/// Sums of all sub-blocks of a block.
-pub(super) fn sub_block_sums(block: &[u8], seed: u64) -> Bytes {
-    block
+/// Some pieces of a block, or all of them.
+#[derive(Debug)]
+pub(super) struct Held {
+    /// The bytes of these pieces, one after the other.
+    pub(super) bytes: PooledBuffer,
+    /// Which they are.
+    pub(super) pieces: PieceSet,
+    /// Bytes of the whole block.
+    pub(super) block_len: usize,
+}
+
+impl Held {
+    /// All of a block.
+    pub(super) fn whole(bytes: PooledBuffer) -> Self {
+        let block_len = bytes.as_ref().len();
+        Self {
+            bytes,
+            pieces: PieceSet::all(block_len),
+            block_len,
+        }
+    }
+
+    fn is_whole(&self) -> bool {
+        self.bytes.as_ref().len() == self.block_len
+    }
+
+    /// Where sub-blocks are in the buffer; they must be there.
+    fn place_of(&self, first: usize, count: usize) -> Range<usize> {
+        let start = first * SUB_BLOCK_LEN;
+        let end = (start + count * SUB_BLOCK_LEN).min(self.block_len);
+        let place = self.pieces.place_of(&(start..end));
+        place.expect("only what is held was asked for")
+    }
+
+    fn sub_block(&self, index: usize) -> &[u8] {
+        &self.bytes.as_ref()[self.place_of(index, 1)]
+    }
+}
+
+/// Sums of all sub-blocks of the pieces in `bytes`.
+pub(super) fn sub_block_sums(bytes: &[u8], seed: u64) -> Bytes {
+    bytes
         .chunks(SUB_BLOCK_LEN)
         .flat_map(|piece| sub_block_sum(piece, seed).to_le_bytes())
         .collect()
 }
 
-/// What turns a block with the sub-block sums `theirs` into `bytes`.
+/// What turns a block whose pieces `asked` have the sub-block sums `theirs` into the one of which
+/// these pieces, or all, are `held`.
 ///
-/// When no sum differs although the blocks do, two sums collide: then everything travels.
+/// When no sum differs although the blocks do, two sums collide: then all that is held travels.
 ///
 /// # Errors
 /// `Protocol` when there are not as many sums as sub-blocks.
 pub(super) fn pack_difference(
     block: u64,
     new_hash: Digest,
-    bytes: PooledBuffer,
-    theirs: &[u8],
+    held: Held,
+    (asked, theirs): (PieceSet, &[u8]),
     seed: u64,
     compress: Compress,
 ) -> Result<Packed> {
     let sums = theirs.chunks_exact(8);
-    if sums.len() != bytes.as_ref().len().div_ceil(SUB_BLOCK_LEN) || !sums.remainder().is_empty() {
+    let wanted = asked.sub_blocks(held.block_len).count();
+    if sums.len() != wanted || !sums.remainder().is_empty() {
         return Err(
             Error::new(ErrorKind::Protocol, "peer: wrong number of sub-block sums").at(block),
         );
     }
     let mut runs = Vec::new();
-    for (index, (piece, sum)) in bytes.as_ref().chunks(SUB_BLOCK_LEN).zip(sums).enumerate() {
+    for (index, sum) in asked.sub_blocks(held.block_len).zip(sums) {
+        let piece = held.sub_block(index);
         if sub_block_sum(piece, seed).to_le_bytes() != *sum {
             let kind = if is_zero(piece) {
                 RunKind::Zero
@@ -59,10 +103,14 @@ pub(super) fn pack_difference(
             push_run(&mut runs, index, kind);
         }
     }
-    match runs.is_empty() {
-        true => Ok(pack_whole(block, new_hash, bytes, compress)),
-        false => Ok(pack(block, Base::Old, new_hash, bytes, runs, compress)),
+    if runs.is_empty() && held.is_whole() {
+        return Ok(pack_whole(block, new_hash, held.bytes, compress));
     }
+    if runs.is_empty() {
+        let all = held.pieces.sub_blocks(held.block_len);
+        all.for_each(|index| push_run(&mut runs, index, RunKind::Data));
+    }
+    Ok(pack(block, Base::Old, new_hash, held, runs, compress))
 }
 
 /// The whole block, for a target that holds zeros there or whose content does not matter. Zero
@@ -89,7 +137,8 @@ pub(super) fn pack_whole(
             kind: RunKind::Zero,
         });
     }
-    pack(block, Base::Zero, new_hash, bytes, runs, compress)
+    let held = Held::whole(bytes);
+    pack(block, Base::Zero, new_hash, held, runs, compress)
 }
 
 fn push_run(runs: &mut Vec<SubRun>, index: usize, kind: RunKind) {
@@ -121,41 +170,35 @@ fn pack(
     block: u64,
     base: Base,
     new_hash: Digest,
-    bytes: PooledBuffer,
+    held: Held,
     runs: Vec<SubRun>,
     compress: Compress,
 ) -> Packed {
-    let block_len = bytes.as_ref().len();
-    let span = |run: &SubRun| {
-        let start = usize::from(run.first) * SUB_BLOCK_LEN;
-        start..(start + usize::from(run.count) * SUB_BLOCK_LEN).min(block_len)
-    };
+    let span = |run: &SubRun| held.place_of(run.first.into(), run.count.into());
     let changed_len = runs.iter().map(|run| span(run).len() as u64).sum();
     let data_runs: Vec<_> = runs
         .iter()
         .filter(|run| run.kind == RunKind::Data)
         .map(span)
         .collect();
-    let raw_len = data_runs.iter().map(std::ops::Range::len).sum::<usize>();
+    let raw_len = data_runs.iter().map(Range::len).sum::<usize>();
+    let bytes = held.bytes;
     let joined = match data_runs.as_slice() {
         [_one] => None,
-        several => Some(
-            several
-                .iter()
-                .flat_map(|run| &bytes.as_ref()[run.clone()])
-                .copied()
-                .collect::<Vec<u8>>(),
-        ),
+        several => {
+            let runs = several.iter().map(|run| &bytes.as_ref()[run.clone()]);
+            Some(runs.collect::<Vec<_>>().concat())
+        }
     };
     let raw = joined
         .as_deref()
         .unwrap_or_else(|| &bytes.as_ref()[data_runs[0].clone()]);
     let (encoding, payload) = match compressed(raw, compress) {
-        Some(shorter) => (Encoding::Zstd, held(shorter, bytes)),
+        Some(shorter) => (Encoding::Zstd, lasting(shorter, bytes)),
         None => (
             Encoding::Raw,
             match joined {
-                Some(joined) => held(joined, bytes),
+                Some(joined) => lasting(joined, bytes),
                 // One run: the block's own buffer travels, not a copy.
                 None => Bytes::from_owner(bytes).slice(data_runs[0].clone()),
             },
@@ -176,7 +219,7 @@ fn pack(
     }
 }
 
-fn held(bytes: Vec<u8>, buffer: PooledBuffer) -> Bytes {
+fn lasting(bytes: Vec<u8>, buffer: PooledBuffer) -> Bytes {
     Bytes::from_owner(HeldPayload {
         bytes,
         _buffer: buffer,
@@ -217,7 +260,7 @@ pub(crate) fn unpack(data: &BlockData) -> Result<Bytes> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hash::{HashKind, Hasher};
+    use crate::hash::{HashKind, Hasher, PIECE_LEN};
     use crate::pipeline::BufferPool;
 
     fn buffer(bytes: &[u8]) -> PooledBuffer {
@@ -239,8 +282,9 @@ mod tests {
         new[SUB_BLOCK_LEN] = 8;
         new[3 * SUB_BLOCK_LEN..].fill(0);
         let sums = sub_block_sums(&old, 42);
-        let packed =
-            pack_difference(9, leaf(&new), buffer(&new), &sums, 42, Compress::Off).unwrap();
+        let held = Held::whole(buffer(&new));
+        let asked = (held.pieces, sums.as_ref());
+        let packed = pack_difference(9, leaf(&new), held, asked, 42, Compress::Off).unwrap();
         assert_eq!(
             packed.data.runs,
             [
@@ -266,9 +310,51 @@ mod tests {
     fn equal_sums_of_a_differing_block_send_all_of_it() {
         let new = vec![3; 2 * SUB_BLOCK_LEN];
         let sums = sub_block_sums(&new, 1);
-        let packed = pack_difference(0, leaf(&new), buffer(&new), &sums, 1, Compress::Off).unwrap();
+        let held = Held::whole(buffer(&new));
+        let asked = (held.pieces, sums.as_ref());
+        let packed = pack_difference(0, leaf(&new), held, asked, 1, Compress::Off).unwrap();
         assert_eq!(packed.data.base, Base::Zero);
         assert_eq!(packed.data.payload.len(), new.len());
+    }
+
+    // Goal: the same runs come of pieces alone as of the whole block. Method: a page at the end of
+    // one piece and the start of the next, and one in the short last piece.
+    #[test]
+    fn pieces_give_the_runs_of_the_block() {
+        let old = vec![7; 3 * PIECE_LEN + 5000];
+        let mut new = old.clone();
+        for at in [2 * PIECE_LEN - 1, 2 * PIECE_LEN, old.len() - 1] {
+            new[at] = 8;
+        }
+        let asked = PieceSet::from_bits(0b1110, new.len()).unwrap();
+        let in_pieces = |block: &[u8]| -> Vec<u8> {
+            let ranges = asked.ranges(block.len()).into_iter();
+            ranges.flat_map(|range| block[range].to_vec()).collect()
+        };
+        let pack_held = |held, sums: &[u8]| {
+            pack_difference(0, leaf(&new), held, (asked, sums), 1, Compress::Off)
+        };
+        let sums = sub_block_sums(&in_pieces(&old), 1);
+        let of_pieces = |sums: &[u8]| {
+            let held = Held {
+                bytes: buffer(&in_pieces(&new)),
+                pieces: asked,
+                block_len: new.len(),
+            };
+            pack_held(held, sums)
+        };
+
+        let whole = pack_held(Held::whole(buffer(&new)), &sums).unwrap().data;
+
+        assert_eq!(whole.runs.len(), 2);
+        assert_eq!(of_pieces(&sums).unwrap().data, whole);
+        // All sums collide: what is held travels.
+        let collided = of_pieces(&sub_block_sums(&in_pieces(&new), 1))
+            .unwrap()
+            .data;
+        assert_eq!(collided.base, Base::Old);
+        assert_eq!(collided.payload, in_pieces(&new));
+        assert!(of_pieces(&sums[8..]).is_err());
     }
 
     // Goal: compression is used where it helps and a lie about its length is found. Method: a

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -11,13 +11,14 @@ use failback_transport::{Digest, Message, MessageReceiver, SourceEnd, TargetResu
 
 use super::map_keeper::MapKeeper;
 use super::outbox::Outbox;
-use super::pack::{Packed, pack_difference, pack_whole};
+use super::pack::{Held, Packed, pack_difference, pack_whole};
 use super::role::{drain, pump, receive, watch};
 use super::session::{Session, SessionLink, SessionOptions, SessionProgress};
 use super::their_stream::{Reached, TheirHashes, TheirStream, their_stream};
 use crate::abort::Abort;
 use crate::disk::Source;
 use crate::error::{Error, ErrorKind, Result};
+use crate::hash::{PieceSet, Pieces};
 use crate::map::{MapBuilder, TrustedMap};
 use crate::pipeline::{BufferPool, Keep, PooledBuffer, Scanned, Scanner};
 use crate::schedule::channel::bounded;
@@ -61,9 +62,14 @@ pub fn run_source(
         abort: abort.clone(),
         outstanding: Outstanding::default(),
         counts: Counts::default(),
+        dirty_share: DirtyShare::default(),
         progress: session.progress.clone(),
     });
     let waiting = Waiting::default();
+    // Two pools: all of the first can be in blocks that wait for the one that needs a buffer of the
+    // second.
+    let reread_count = (session.buffer_count() / 4).max(2);
+    let rereads = BufferPool::new(reread_count);
     let run = |pool: &Pool| {
         let (done, is_done) = bounded::<()>(0);
         scope(|scope| {
@@ -74,6 +80,7 @@ pub fn run_source(
                 disk,
                 peer: &peer,
                 waiting: &waiting,
+                rereads: &rereads,
                 jobs: Jobs {
                     pool,
                     outbox: outbox.clone(),
@@ -98,7 +105,7 @@ pub fn run_source(
             };
             let end = abort.guard(|| {
                 let comparison = Comparison::new(session, &waiting, theirs, jobs);
-                comparison.run(disk, &reached, abort)
+                comparison.run(disk, &reached, (&rereads, reread_count), abort)
             });
             let result = result
                 .join()
@@ -117,13 +124,15 @@ pub fn run_source(
     Ok((end, result))
 }
 
+/// Blocks that may wait for sums, or to be packed. The target takes twice as many.
+const OUTSTANDING_MAX: u64 = 512;
+
 /// A differing block that waits for the target's sub-block sums.
 #[derive(Debug)]
 struct Announced {
     digest: Digest,
-    bytes: PooledBuffer,
-    /// Else the buffer is still to be filled.
-    is_read: bool,
+    /// `None`: they were not kept, and what is needed of them is read again.
+    bytes: Option<PooledBuffer>,
 }
 
 /// By number.
@@ -147,14 +156,40 @@ struct Packing {
     abort: Arc<Abort>,
     outstanding: Outstanding,
     counts: Counts,
+    dirty_share: DirtyShare,
     progress: Arc<SessionProgress>,
+}
+
+/// How much of a differing block differs, of the last few of them: in 64ths, by pieces.
+#[derive(Debug)]
+struct DirtyShare(AtomicU32);
+
+impl Default for DirtyShare {
+    /// All of it, until more is known.
+    fn default() -> Self {
+        Self(AtomicU32::new(64))
+    }
+}
+
+impl DirtyShare {
+    /// Called by one thread.
+    fn push(&self, dirty: PieceSet, block_len: usize) {
+        let all = PieceSet::all(block_len).count();
+        let share = u32::try_from(64 * dirty.count() / all).expect("at most 64");
+        let before = self.0.load(Ordering::Relaxed);
+        self.0.store((7 * before + share) / 8, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// Blocks that were announced and are not queued for sending yet.
 #[derive(Debug, Default)]
 struct Outstanding {
     count: Mutex<u64>,
-    is_idle: Condvar,
+    has_sunk: Condvar,
 }
 
 impl Outstanding {
@@ -165,16 +200,20 @@ impl Outstanding {
     fn remove(&self) {
         let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
         *count -= 1;
-        if *count == 0 {
-            self.is_idle.notify_all();
+        if *count == 0 || *count == OUTSTANDING_MAX - 1 {
+            self.has_sunk.notify_all();
         }
     }
 
     fn wait_until_none(&self, abort: &Abort) -> Result<()> {
+        self.wait_until_below(1, abort)
+    }
+
+    fn wait_until_below(&self, max: u64, abort: &Abort) -> Result<()> {
         let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
-        while *count > 0 {
+        while *count >= max {
             abort.check()?;
-            let waited = self.is_idle.wait_timeout(count, POLL);
+            let waited = self.has_sunk.wait_timeout(count, POLL);
             count = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         abort.check()
@@ -226,6 +265,7 @@ struct Incoming<'a> {
     disk: &'a dyn Source,
     peer: &'a str,
     waiting: &'a Waiting,
+    rereads: &'a BufferPool,
     jobs: Jobs<'a>,
     hashes: TheirHashes,
 }
@@ -247,7 +287,11 @@ impl Incoming<'_> {
                     self.hashes.zeros(first_block, count)?;
                 }
                 Message::ScanEnd { .. } => {}
-                Message::SubHashes { block, payload } => self.answer(block, payload)?,
+                Message::SubHashes {
+                    block,
+                    pieces,
+                    payload,
+                } => self.answer(block, pieces, payload)?,
                 Message::Resend { block } => self.resend(block, &resends)?,
                 Message::Result(result) => return Ok(result),
                 _ => {
@@ -260,38 +304,49 @@ impl Incoming<'_> {
         }
     }
 
-    fn answer(&self, block: u64, sums: Bytes) -> Result<()> {
+    fn answer(&self, block: u64, pieces: u64, sums: Bytes) -> Result<()> {
+        let refused = |message: &str| Error::new(ErrorKind::Protocol, format!("peer: {message}"));
         let waiting = locked(self.waiting).remove(&block);
-        let Some(announced) = waiting else {
-            return Err(Error::new(
-                ErrorKind::Protocol,
-                "peer: sub-block sums nobody asked for",
-            ));
+        let Some(Announced { digest, bytes }) = waiting else {
+            return Err(refused("sub-block sums nobody asked for"));
         };
-        let Announced {
-            digest,
-            mut bytes,
-            is_read,
-        } = announced;
-        if !is_read {
-            // Not hashed again: the target holds what it gets against the digest.
-            let start = self.geometry.start_of(BlockIndex(block));
-            self.disk.read(start, bytes.bytes_mut())?;
-            let counts = &self.jobs.packing.progress.scan;
-            let len = bytes.as_ref().len() as u64;
-            counts.read_len.fetch_add(len, Ordering::Relaxed);
-        }
+        let block_len = self.geometry.block_len(BlockIndex(block));
+        let Some(asked) = PieceSet::from_bits(pieces, block_len) else {
+            return Err(refused("sub-block sums of no piece of the block"));
+        };
+        self.jobs.packing.dirty_share.push(asked, block_len);
+        let held = match bytes {
+            Some(bytes) => Held::whole(bytes),
+            None => self.read_pieces(block, asked, block_len)?,
+        };
         self.jobs.spawn(move |options| {
-            pack_difference(
-                block,
-                digest,
-                bytes,
-                &sums,
-                options.sub_hash_seed,
-                options.compress,
-            )
+            let asked = (asked, sums.as_ref());
+            let (seed, compress) = (options.sub_hash_seed, options.compress);
+            pack_difference(block, digest, held, asked, seed, compress)
         });
         Ok(())
+    }
+
+    /// Not hashed again: the target holds what it gets against the digest. The buffer comes back
+    /// without this thread: it waits in what is to be sent.
+    fn read_pieces(&self, block: u64, pieces: PieceSet, block_len: usize) -> Result<Held> {
+        let abort = &self.jobs.packing.abort;
+        let len = pieces.len(block_len);
+        let mut bytes = self.rereads.take(len, || abort.check())?;
+        let start = self.geometry.start_of(BlockIndex(block));
+        let mut left = bytes.bytes_mut();
+        for range in pieces.ranges(block_len) {
+            let (part, rest) = left.split_at_mut(range.len());
+            self.disk.read(start.advanced(range.start as u64), part)?;
+            left = rest;
+        }
+        let counts = &self.jobs.packing.progress.scan;
+        counts.read_len.fetch_add(len as u64, Ordering::Relaxed);
+        Ok(Held {
+            bytes,
+            pieces,
+            block_len,
+        })
     }
 
     /// Reads the block again: its buffer is long gone, and a second read is cheaper than keeping
@@ -344,18 +399,13 @@ struct Again<'a> {
 }
 
 impl Again<'_> {
-    fn buffer(&self, session: &Session, block: BlockIndex) -> Result<PooledBuffer> {
-        let len = session.geometry.block_len(block);
-        self.buffers.take(len, || self.abort.check())
-    }
-
     fn read(&self, session: &Session, block: BlockIndex) -> Result<PooledBuffer> {
-        let mut bytes = self.buffer(session, block)?;
+        let len = session.geometry.block_len(block);
+        let mut bytes = self.buffers.take(len, || self.abort.check())?;
         let start = session.geometry.start_of(block);
         self.disk.read(start, bytes.bytes_mut())?;
         let counts = &session.progress.scan;
-        let len = bytes.as_ref().len() as u64;
-        counts.read_len.fetch_add(len, Ordering::Relaxed);
+        counts.read_len.fetch_add(len as u64, Ordering::Relaxed);
         Ok(bytes)
     }
 }
@@ -376,8 +426,10 @@ impl Recent {
         self.0 = self.0 << 1 | u64::from(differs);
     }
 
-    fn many_differ(self) -> bool {
-        self.0.count_ones() > Self::MANY
+    /// Whether much of the blocks differs, where `dirty_share` 64ths of one that does are read
+    /// again.
+    fn much_differs(self, dirty_share: u32) -> bool {
+        self.0.count_ones() * dirty_share > Self::MANY * 64
     }
 }
 
@@ -404,7 +456,13 @@ impl<'a> Comparison<'a> {
         }
     }
 
-    fn run(mut self, disk: &dyn Source, reached: &Reached, abort: &Abort) -> Result<SourceEnd> {
+    fn run(
+        mut self,
+        disk: &dyn Source,
+        reached: &Reached,
+        (rereads, reread_count): (&BufferPool, usize),
+        abort: &Abort,
+    ) -> Result<SourceEnd> {
         let session = self.session;
         // A disk whose map is believed has no other.
         let (keeper, writer) = match &session.map.trusted {
@@ -412,14 +470,10 @@ impl<'a> Comparison<'a> {
             Some(_) => MapKeeper::begin_none(session),
         };
         self.tree = MapBuilder::new(&session.hasher, session.geometry, writer);
-        // Two pools: all of the first can be in blocks that wait for the one that needs a buffer of
-        // the second.
-        let reread_count = (session.buffer_count() / 4).max(2);
-        let rereads = BufferPool::new(reread_count);
         let pool = BufferPool::new(session.buffer_count() - reread_count);
         let again = Again {
             disk,
-            buffers: &rereads,
+            buffers: rereads,
             abort,
         };
         match session.trusted() {
@@ -443,7 +497,7 @@ impl<'a> Comparison<'a> {
     fn scan(&mut self, pool: &BufferPool, reached: &Reached, again: &Again<'_>) -> Result<()> {
         let session = self.session;
         let Again { disk, abort, .. } = *again;
-        let many_differ = AtomicBool::new(false);
+        let keeps = AtomicBool::new(false);
         let lead = session.threads as u64;
         let read = |at: ByteOffset, buf: &mut [u8]| {
             if session.options.task != Task::Full {
@@ -457,7 +511,7 @@ impl<'a> Comparison<'a> {
             geometry: session.geometry,
             hasher: session.is_hashed().then_some(&session.hasher),
             keep: match session.options.task {
-                Task::Delta => Keep::While(&many_differ),
+                Task::Delta => Keep::While(&keeps),
                 Task::Compare | Task::Map => Keep::Never,
                 Task::Full => Keep::Always,
             },
@@ -470,7 +524,9 @@ impl<'a> Comparison<'a> {
             Task::Full => self.send_unseen(scanned),
             _ => {
                 self.compare(scanned, again)?;
-                many_differ.store(self.recent.many_differ(), Ordering::Relaxed);
+                let dirty_share = self.jobs.packing.dirty_share.get();
+                let much_differs = self.recent.much_differs(dirty_share);
+                keeps.store(much_differs, Ordering::Relaxed);
                 Ok(())
             }
         })
@@ -498,12 +554,13 @@ impl<'a> Comparison<'a> {
                         self.vouched += len as u64;
                     } else {
                         let bytes = again.read(session, block)?;
-                        if session.hasher.leaf(bytes.as_ref()) != digest {
+                        let pieces = session.hasher.pieces(bytes.as_ref());
+                        if session.hasher.leaf_of(&pieces) != digest {
                             return Err(map_rejected());
                         }
                         let counts = &session.progress.scan;
                         counts.hashed_blocks.fetch_add(1, Ordering::Relaxed);
-                        self.differs(block, digest, Some(bytes), theirs, again)?;
+                        self.differs(block, (digest, Some(pieces)), Some(bytes), theirs, again)?;
                     }
                     self.advance(1);
                 }
@@ -532,6 +589,7 @@ impl<'a> Comparison<'a> {
             Scanned::Data {
                 block,
                 digest,
+                pieces,
                 bytes,
             } => {
                 let digest = digest.expect("a comparison hashes");
@@ -540,7 +598,7 @@ impl<'a> Comparison<'a> {
                 let is_equal = theirs == Leaf::Data(digest);
                 self.recent.push(!is_equal);
                 if !is_equal {
-                    self.differs(block, digest, bytes, theirs, again)?;
+                    self.differs(block, (digest, pieces), bytes, theirs, again)?;
                 }
                 self.advance(1);
             }
@@ -551,7 +609,7 @@ impl<'a> Comparison<'a> {
     fn differs(
         &mut self,
         block: BlockIndex,
-        digest: Digest,
+        (digest, pieces): (Digest, Option<Pieces>),
         bytes: Option<PooledBuffer>,
         theirs: Leaf,
         again: &Again<'_>,
@@ -560,30 +618,29 @@ impl<'a> Comparison<'a> {
         if self.session.options.task == Task::Compare {
             return Ok(());
         }
-        self.jobs.packing.outstanding.add();
+        let outstanding = &self.jobs.packing.outstanding;
+        outstanding.wait_until_below(OUTSTANDING_MAX, again.abort)?;
+        outstanding.add();
         let number = block.0;
-        if theirs == Leaf::Zero {
+        let is_zero = theirs == Leaf::Zero;
+        let want = Message::Want {
+            block: number,
+            payload: pieces
+                .filter(|_| !is_zero)
+                .map_or_else(Bytes::new, |pieces| pieces.ids()),
+        };
+        if is_zero {
             let bytes = match bytes {
                 Some(bytes) => bytes,
                 None => again.read(self.session, block)?,
             };
-            self.jobs.outbox.send(Message::Want { block: number });
+            self.jobs.outbox.send(want);
             self.jobs
                 .spawn(move |options| Ok(pack_whole(number, digest, bytes, options.compress)));
             return Ok(());
         }
-        let is_read = bytes.is_some();
-        let bytes = match bytes {
-            Some(bytes) => bytes,
-            None => again.buffer(self.session, block)?,
-        };
-        let announced = Announced {
-            digest,
-            bytes,
-            is_read,
-        };
-        locked(self.waiting).insert(number, announced);
-        self.jobs.outbox.send(Message::Want { block: number });
+        locked(self.waiting).insert(number, Announced { digest, bytes });
+        self.jobs.outbox.send(want);
         Ok(())
     }
 
@@ -601,6 +658,7 @@ impl<'a> Comparison<'a> {
                 block,
                 digest,
                 bytes,
+                ..
             } => {
                 if let Some(digest) = digest {
                     self.tree.push(Leaf::Data(digest), 1);

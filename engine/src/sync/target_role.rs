@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use failback_transport as wire;
 use failback_transport::{
     BlockData, Message, MessageReceiver, SourceEnd, TargetResult, Task, VerifyLevel,
@@ -20,13 +21,13 @@ use super::role::{drain, pump, receive, watch};
 use super::session::{Session, SessionLink};
 use super::source_role::map_rejected;
 use crate::abort::Abort;
-use crate::apply::{Applied, Applier, Destination, InPlace};
+use crate::apply::{Applied, Applier, Destination, InPlace, Kept};
 use crate::commit::Staging;
 use crate::disk::{ExtentKind, Source, Target};
 use crate::error::{Error, ErrorKind, Result};
-use crate::hash::{Digest, is_zero};
+use crate::hash::{Digest, PieceSet, Pieces, is_zero};
 use crate::map::{MapBuilder, MapWriter, TrustedMap};
-use crate::pipeline::{BufferPool, Keep, PooledBuffer, Scanned, Scanner};
+use crate::pipeline::{BufferPool, Keep, Scanned, Scanner};
 use crate::schedule::channel::{Receiver, Sender, bounded};
 use crate::schedule::{Condvar, Mutex, MutexGuard, now, scope};
 use crate::state::Barriers;
@@ -188,9 +189,37 @@ pub fn run_target(
 }
 
 enum Work {
-    Want(u64),
+    /// A block, and the names of the source's pieces of it.
+    Want(u64, Bytes),
     Data(BlockData),
-    Zero { first: BlockIndex, count: u64 },
+    Zero {
+        first: BlockIndex,
+        count: u64,
+    },
+}
+
+/// What is known of wanted blocks between the question for their sums and their patch; their bytes
+/// as far as there is room.
+#[derive(Default)]
+struct KeptBlocks {
+    blocks: HashMap<u64, Kept>,
+    len: usize,
+}
+
+impl KeptBlocks {
+    fn insert(&mut self, block: u64, kept: Kept) {
+        let len = kept.bytes.as_ref().map_or(0, Vec::len);
+        let has_room = self.len + len <= KEPT_BUDGET;
+        let bytes = kept.bytes.filter(|_| has_room);
+        self.len += if has_room { len } else { 0 };
+        self.blocks.insert(block, Kept { bytes, ..kept });
+    }
+
+    fn remove(&mut self, block: u64) -> Option<Kept> {
+        let kept = self.blocks.remove(&block)?;
+        self.len -= kept.bytes.as_ref().map_or(0, Vec::len);
+        Some(kept)
+    }
 }
 
 struct Role<'a> {
@@ -203,9 +232,7 @@ struct Role<'a> {
     ledger: Mutex<Ledger>,
     /// The ledger changed: there is room for the scan, or a block is settled.
     moved: Condvar,
-    /// Old content of wanted blocks, as far as there is room.
-    kept: Mutex<HashMap<u64, PooledBuffer>>,
-    kept_pool: BufferPool,
+    kept: Mutex<KeptBlocks>,
     wanted: AtomicU64,
     /// Blocks whose patch did not give the right hash; the source sends them whole.
     resending: Mutex<HashSet<u64>>,
@@ -238,7 +265,6 @@ impl<'a> Role<'a> {
             ledger: Mutex::new(ledger),
             moved: Condvar::new(),
             kept: Mutex::default(),
-            kept_pool: BufferPool::new(KEPT_BUDGET / session.options.block_size.len()),
             wanted: AtomicU64::new(0),
             resending: Mutex::default(),
             busy: AtomicU64::new(0),
@@ -294,7 +320,7 @@ impl<'a> Role<'a> {
                 // As long as a scan tells at once.
                 let count = left.min(ZERO_RUN_MAX);
                 self.make_room(batch)?;
-                self.ledger().scanned(leaf, count);
+                self.ledger().scanned(leaf, count, None);
                 batch.push(leaf, count);
                 (block, left) = (block + count, left - count);
             }
@@ -318,12 +344,14 @@ impl<'a> Role<'a> {
             counts: &session.progress.scan,
         };
         scanner.run(self.abort, |scanned| {
-            let (leaf, count) = match scanned {
-                Scanned::Zeros { count, .. } => (Leaf::Zero, count),
-                Scanned::Data { digest, .. } => (Leaf::Data(digest.expect("a scan hashes")), 1),
+            let (leaf, count, pieces) = match scanned {
+                Scanned::Zeros { count, .. } => (Leaf::Zero, count, None),
+                Scanned::Data { digest, pieces, .. } => {
+                    (Leaf::Data(digest.expect("a scan hashes")), 1, pieces)
+                }
             };
             self.make_room(batch)?;
-            self.ledger().scanned(leaf, count);
+            self.ledger().scanned(leaf, count, pieces);
             batch.push(leaf, count);
             Ok(())
         })
@@ -381,7 +409,7 @@ impl<'a> Role<'a> {
                 self.moved.notify_all();
                 return Ok(());
             }
-            Message::Want { block } => {
+            Message::Want { block, payload } => {
                 let old = self.ledger().announce(block, 1)?;
                 if self.wanted.fetch_add(1, Ordering::SeqCst) >= WANTED_MAX {
                     return Err(protocol("asks for more blocks than it has buffers for"));
@@ -389,7 +417,7 @@ impl<'a> Role<'a> {
                 if old == Some(Leaf::Zero) {
                     return Ok(());
                 }
-                Work::Want(block)
+                Work::Want(block, payload)
             }
             Message::Data(data) => {
                 self.check_expected(&data)?;
@@ -455,7 +483,7 @@ impl<'a> Role<'a> {
             self.abort.check()?;
             let applier = applier.expect("work is only queued where there is an applier");
             match work {
-                Work::Want(block) => self.answer(block)?,
+                Work::Want(block, names) => self.answer(block, &names)?,
                 Work::Data(data) => self.apply(applier, &data)?,
                 Work::Zero { first, count } => {
                     applier.zeros(first, count, self.abort)?;
@@ -475,27 +503,59 @@ impl<'a> Role<'a> {
         self.moved.notify_all();
     }
 
-    fn answer(&self, block: u64) -> Result<()> {
-        let len = self.session.geometry.block_len(BlockIndex(block));
-        let seed = self.session.options.sub_hash_seed;
-        let payload = match self.kept_pool.try_take(len) {
-            Some(mut bytes) => {
-                self.read_old(block, bytes.bytes_mut())?;
-                let sums = sub_block_sums(bytes.as_ref(), seed);
-                self.kept().insert(block, bytes);
-                sums
+    /// Tells the sums of what may differ from the source's pieces, which are named.
+    fn answer(&self, block: u64, names: &[u8]) -> Result<()> {
+        let block_len = self.session.geometry.block_len(BlockIndex(block));
+        let scanned = self.ledger().take_pieces(block);
+        let (set, bytes, pieces) = match scanned {
+            Some(mine) => {
+                let set = mine.differing(names);
+                (set, self.read_pieces(block, set)?, Some(mine))
             }
             None => {
-                let mut bytes = vec![0; len];
-                self.read_old(block, &mut bytes)?;
-                sub_block_sums(&bytes, seed)
+                let all = PieceSet::all(block_len);
+                let mut bytes = vec![0; block_len];
+                match self.read_old(block, &mut bytes)? {
+                    None => (all, bytes, None),
+                    Some(mine) => {
+                        let set = mine.differing(names);
+                        let parts = set.ranges(block_len).into_iter();
+                        let parts: Vec<_> = parts.map(|range| &bytes[range]).collect();
+                        (set, parts.concat(), Some(mine))
+                    }
+                }
             }
         };
-        self.outbox().send(Message::SubHashes { block, payload });
+        let payload = sub_block_sums(&bytes, self.session.options.sub_hash_seed);
+        let kept = Kept {
+            set,
+            bytes: Some(bytes),
+            pieces,
+        };
+        self.kept().insert(block, kept);
+        self.outbox().send(Message::SubHashes {
+            block,
+            pieces: set.bits(),
+            payload,
+        });
         Ok(())
     }
 
-    fn kept(&self) -> MutexGuard<'_, HashMap<u64, PooledBuffer>> {
+    fn read_pieces(&self, block: u64, set: PieceSet) -> Result<Vec<u8>> {
+        let block_len = self.session.geometry.block_len(BlockIndex(block));
+        let start = self.session.geometry.start_of(BlockIndex(block));
+        let mut bytes = vec![0; set.len(block_len)];
+        let mut left = bytes.as_mut_slice();
+        for range in set.ranges(block_len) {
+            let (part, rest) = left.split_at_mut(range.len());
+            self.disk.read(start.advanced(range.start as u64), part)?;
+            left = rest;
+        }
+        self.reread.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(bytes)
+    }
+
+    fn kept(&self) -> MutexGuard<'_, KeptBlocks> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -505,17 +565,21 @@ impl<'a> Role<'a> {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn read_old(&self, block: u64, bytes: &mut [u8]) -> Result<()> {
+    /// Reads a whole block, and holds it against the map where that was believed; its pieces then.
+    fn read_old(&self, block: u64, bytes: &mut [u8]) -> Result<Option<Pieces>> {
         self.reread.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.disk
             .read(self.session.geometry.start_of(BlockIndex(block)), bytes)?;
-        let said = self.session.trusted().and(self.ledger().old_leaf(block));
-        match said {
-            Some(Leaf::Data(digest)) if self.session.hasher.leaf(bytes) != digest => {
-                Err(map_rejected())
+        match self.session.trusted().and(self.ledger().old_leaf(block)) {
+            Some(Leaf::Data(digest)) => {
+                let pieces = self.session.hasher.pieces(bytes);
+                match self.session.hasher.leaf_of(&pieces) == digest {
+                    true => Ok(Some(pieces)),
+                    false => Err(map_rejected()),
+                }
             }
             Some(Leaf::Zero) if !is_zero(bytes) => Err(map_rejected()),
-            _ => Ok(()),
+            _ => Ok(None),
         }
     }
 
@@ -528,7 +592,7 @@ impl<'a> Role<'a> {
             return Ok(());
         }
         let mut bytes = vec![0; self.session.geometry.block_len(BlockIndex(block))];
-        self.read_old(block, &mut bytes)
+        self.read_old(block, &mut bytes).map(drop)
     }
 
     fn apply(&self, applier: &Applier<'_>, data: &BlockData) -> Result<()> {
@@ -537,13 +601,14 @@ impl<'a> Role<'a> {
         if self.session.trusted().is_some() && shown == Some(Leaf::Zero) {
             self.check_zero(block)?;
         }
-        let kept = self.kept().remove(&block);
-        let applied = applier.block(data, shown, |bytes| match kept {
-            Some(old) => {
-                bytes.copy_from_slice(old.as_ref());
-                Ok(())
+        let kept = self.kept().remove(block);
+        let applied = applier.block(data, shown, kept, |set| match set {
+            Some(set) => self.read_pieces(block, set),
+            None => {
+                let mut bytes = vec![0; self.session.geometry.block_len(BlockIndex(block))];
+                self.read_old(block, &mut bytes)?;
+                Ok(bytes)
             }
-            None => self.read_old(block, bytes),
         })?;
         if applied == Applied::NeedsWhole {
             if !self.resending().insert(block) {

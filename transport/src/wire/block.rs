@@ -4,7 +4,10 @@ use bytes::{Bytes, BytesMut};
 
 use super::digest::Digest;
 use super::field::{Fault, Field, HeadReader, codes, fields};
-use super::limit::{BLOCK_COUNT_MAX, HASH_COUNT_MAX, RUN_COUNT_MAX, SUB_BLOCK_LEN, SUB_HASH_LEN};
+use super::limit::{
+    BLOCK_COUNT_MAX, HASH_COUNT_MAX, PIECE_COUNT_MAX, PIECE_ID_LEN, PIECE_LEN, RUN_COUNT_MAX,
+    SUB_BLOCK_LEN, SUB_HASH_LEN,
+};
 
 /// What makes one block of the target equal to the source's.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,20 +133,35 @@ pub(super) fn check_hashes(first_block: u64, hash_len: u8, payload: &Bytes) -> R
     if hash_len != 16 && hash_len != 32 {
         return Err("a hash has neither 16 nor 32 bytes");
     }
-    let count = piece_count(payload, u32::from(hash_len), HASH_COUNT_MAX)?;
+    let count = hash_count(payload, u32::from(hash_len), HASH_COUNT_MAX)?;
     check_blocks(first_block, count)
 }
 
-/// The hashes of the sub-blocks of one block.
-pub(super) fn check_sub_hashes(block: u64, payload: &Bytes) -> Result<(), Fault> {
+/// The hashes of the sub-blocks of some pieces of one block. Only the last piece of a block may be
+/// short, which one that is depends on the disk.
+pub(super) fn check_sub_hashes(block: u64, pieces: u64, payload: &Bytes) -> Result<(), Fault> {
     check_blocks(block, 1)?;
-    piece_count(payload, SUB_HASH_LEN, RUN_COUNT_MAX).map(|_| ())
+    let count = hash_count(payload, SUB_HASH_LEN, RUN_COUNT_MAX)?;
+    let whole = u64::from(PIECE_LEN / SUB_BLOCK_LEN);
+    match count.div_ceil(whole) == u64::from(pieces.count_ones()) {
+        true => Ok(()),
+        false => Err("sub-block hashes do not fit their pieces"),
+    }
 }
 
-fn piece_count(payload: &Bytes, piece_len: u32, count_max: u32) -> Result<u64, Fault> {
-    let (len, piece_len) = (payload.len() as u64, u64::from(piece_len));
-    let count = len / piece_len;
-    if len % piece_len != 0 || count == 0 || count > u64::from(count_max) {
+/// The names of the pieces of one block, where there are any.
+pub(super) fn check_want(block: u64, payload: &Bytes) -> Result<(), Fault> {
+    check_blocks(block, 1)?;
+    match payload.is_empty() {
+        true => Ok(()),
+        false => hash_count(payload, PIECE_ID_LEN, PIECE_COUNT_MAX).map(drop),
+    }
+}
+
+fn hash_count(payload: &Bytes, hash_len: u32, count_max: u32) -> Result<u64, Fault> {
+    let (len, hash_len) = (payload.len() as u64, u64::from(hash_len));
+    let count = len / hash_len;
+    if len % hash_len != 0 || count == 0 || count > u64::from(count_max) {
         return Err("hash list is empty, too long or cut");
     }
     Ok(count)

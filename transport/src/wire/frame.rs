@@ -8,8 +8,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::field::Fault;
 use super::limit::{
-    HASH_COUNT_MAX, HEAD_LEN_MAX, NAME_LEN_MAX, PAYLOAD_LEN_MAX, RUN_COUNT_MAX, SUB_HASH_LEN,
-    TEXT_LEN_MAX,
+    HASH_COUNT_MAX, HEAD_LEN_MAX, NAME_LEN_MAX, PAYLOAD_LEN_MAX, PIECE_COUNT_MAX, PIECE_ID_LEN,
+    RUN_COUNT_MAX, SUB_HASH_LEN, TEXT_LEN_MAX,
 };
 
 /// First bytes of every frame: `FBK` and the version of the frame itself.
@@ -139,6 +139,7 @@ impl MessageType {
             Self::Data => PAYLOAD_LEN_MAX,
             Self::Hashes => HASH_COUNT_MAX * 32,
             Self::SubHashes => RUN_COUNT_MAX * SUB_HASH_LEN,
+            Self::Want => PIECE_COUNT_MAX * PIECE_ID_LEN,
             _ => 0,
         }
     }

@@ -21,6 +21,16 @@ pub const SUB_BLOCK_LEN: u32 = 4 << 10;
 /// Bytes of the hash of one sub-block. It only picks what to send; the block's hash proves it.
 pub const SUB_HASH_LEN: u32 = 8;
 
+/// Bytes of a piece: the unit in which two blocks that differ are compared by what both sides know
+/// of them already.
+pub const PIECE_LEN: u32 = 64 << 10;
+
+/// Most pieces of a block; a set of them is a `u64`.
+pub const PIECE_COUNT_MAX: u32 = BLOCK_SIZE_MAX / PIECE_LEN;
+
+/// Bytes of the name of one piece: of its digest, which is cut off. It only picks what to look at.
+pub const PIECE_ID_LEN: u32 = 8;
+
 /// Most bytes of the head of a frame: room for [`RUN_COUNT_MAX`] runs and two texts.
 pub const HEAD_LEN_MAX: u32 = 64 << 10;
 

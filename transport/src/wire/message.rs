@@ -3,8 +3,8 @@
 use bytes::{Bytes, BytesMut};
 
 use super::block::{
-    BlockData, check_block_end, check_blocks, check_hashes, check_sub_hashes, put_block_data,
-    take_block_data,
+    BlockData, check_block_end, check_blocks, check_hashes, check_sub_hashes, check_want,
+    put_block_data, take_block_data,
 };
 use super::control::{DiskInfo, Failure, Hello, OpenRequest, SessionParams};
 use super::field::{Fault, Field, HeadReader};
@@ -54,7 +54,10 @@ pub enum Message {
     SubHashes {
         /// The block.
         block: u64,
-        /// [`SUB_HASH_LEN`](super::SUB_HASH_LEN) bytes for each sub-block; at least one.
+        /// The pieces that may differ, one bit each, the first is the lowest; at least one.
+        pieces: u64,
+        /// [`SUB_HASH_LEN`](super::SUB_HASH_LEN) bytes for each sub-block of these pieces; at least
+        /// one.
         payload: Bytes,
     },
     /// Target to source: a patched block did not get its hash; the whole block is needed.
@@ -74,6 +77,10 @@ pub enum Message {
     Want {
         /// The block.
         block: u64,
+        /// [`PIECE_ID_LEN`](super::PIECE_ID_LEN) bytes for each piece of it: names of what the
+        /// source has, so that the target need not look at pieces that are equal; at most
+        /// [`PIECE_COUNT_MAX`](super::PIECE_COUNT_MAX) pieces, none where nothing is needed.
+        payload: Bytes,
     },
     /// Source to target: the new content of one block.
     Data(BlockData),
@@ -93,7 +100,9 @@ impl Message {
     pub(super) fn payload(&self) -> Option<&Bytes> {
         match self {
             Self::Data(data) => Some(&data.payload),
-            Self::Hashes { payload, .. } | Self::SubHashes { payload, .. } => Some(payload),
+            Self::Hashes { payload, .. }
+            | Self::SubHashes { payload, .. }
+            | Self::Want { payload, .. } => Some(payload),
             _ => None,
         }
     }
@@ -141,8 +150,13 @@ impl Message {
             Self::ScanEnd { block_count: end } | Self::Compared { up_to_block: end } => {
                 check_block_end(*end)
             }
-            Self::SubHashes { block, payload } => check_sub_hashes(*block, payload),
-            Self::Resend { block } | Self::Want { block } => check_blocks(*block, 1),
+            Self::SubHashes {
+                block,
+                pieces,
+                payload,
+            } => check_sub_hashes(*block, *pieces, payload),
+            Self::Want { block, payload } => check_want(*block, payload),
+            Self::Resend { block } => check_blocks(*block, 1),
             Self::Data(data) => data.check(),
         }
     }
@@ -171,9 +185,15 @@ impl Message {
             Self::ScanEnd { block_count: end } | Self::Compared { up_to_block: end } => {
                 end.put(out);
             }
-            Self::SubHashes { block, payload: _ }
-            | Self::Resend { block }
-            | Self::Want { block } => block.put(out),
+            Self::SubHashes {
+                block,
+                pieces,
+                payload: _,
+            } => {
+                block.put(out);
+                pieces.put(out);
+            }
+            Self::Resend { block } | Self::Want { block, payload: _ } => block.put(out),
             Self::Result(result) => result.put(out),
             Self::Data(data) => put_block_data(data, out),
             Self::End(end) => end.put(out),
@@ -211,6 +231,7 @@ impl Message {
             },
             MessageType::SubHashes => Self::SubHashes {
                 block: Field::take(head)?,
+                pieces: Field::take(head)?,
                 payload,
             },
             MessageType::Resend => Self::Resend {
@@ -222,6 +243,7 @@ impl Message {
             },
             MessageType::Want => Self::Want {
                 block: Field::take(head)?,
+                payload,
             },
             MessageType::Data => Self::Data(take_block_data(head, payload)?),
             MessageType::Zero => Self::Zero {

@@ -150,6 +150,7 @@ fn unsummed_payload_needs_a_trusted_link() {
     let mut parts = Vec::new();
     let hashes = Message::SubHashes {
         block: 1,
+        pieces: 1,
         payload: Bytes::from_static(&[7; 8]),
     };
     Encoder::new(true).encode(&hashes, &mut parts).unwrap();

@@ -88,6 +88,7 @@ fn samples_of_comparison() -> Vec<Message> {
         Message::ScanEnd { block_count: 19 },
         Message::SubHashes {
             block: 11,
+            pieces: 4,
             payload: numbered(16),
         },
         Message::Resend { block: 12 },
@@ -114,7 +115,10 @@ fn samples_of_comparison() -> Vec<Message> {
 fn samples_of_copy() -> Vec<Message> {
     vec![
         Message::Compared { up_to_block: 13 },
-        Message::Want { block: 14 },
+        Message::Want {
+            block: 14,
+            payload: numbered(8),
+        },
         Message::Data(BlockData {
             block: 15,
             base: Base::Zero,

@@ -66,14 +66,18 @@ fn data_arrives_whole_and_in_order() {
         thread::scope(|scope| {
             scope.spawn(|| {
                 for (block, payload) in (0..).zip(&blocks) {
-                    sender.send(&Message::Want { block }).unwrap();
+                    sender.send(&Message::Resend { block }).unwrap();
                     sender.send(&raw_block(block, payload.clone())).unwrap();
                 }
                 sender.send(&Message::Bye).unwrap();
                 sender.flush().unwrap();
             });
             for (block, payload) in (0..).zip(&blocks) {
-                assert_eq!(receiver.recv().unwrap(), Message::Want { block }, "{name}");
+                assert_eq!(
+                    receiver.recv().unwrap(),
+                    Message::Resend { block },
+                    "{name}"
+                );
                 let expected = raw_block(block, payload.clone());
                 assert!(receiver.recv().unwrap() == expected, "{name} block {block}");
             }

@@ -58,7 +58,7 @@ fn version_mismatch_names_both_ranges() {
     assert!(!error.is_transient());
     assert_eq!(
         error.to_string(),
-        "no common protocol version: this side speaks 4 to 4, peer\\n9 speaks 200 to 300"
+        "no common protocol version: this side speaks 5 to 5, peer\\n9 speaks 200 to 300"
     );
 }
 
@@ -112,7 +112,7 @@ fn small_messages_are_coalesced() {
         .unwrap();
     assert!(out.bytes_out() > 64 << 10);
     let before = out.bytes_out();
-    (0..2000).for_each(|block| sender.send(&Message::Want { block }).unwrap());
+    (0..2000).for_each(|block| sender.send(&Message::Resend { block }).unwrap());
     assert!(out.bytes_out() >= before + (64 << 10));
     let Link {
         receiver: mut bytes,

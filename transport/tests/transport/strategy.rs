@@ -20,15 +20,33 @@ pub(crate) fn message() -> BoxedStrategy<Message> {
         range().prop_map(|(first_block, count)| Message::Zero { first_block, count }),
         (0..=BLOCK_COUNT_MAX).prop_map(|block_count| Message::ScanEnd { block_count }),
         (0..=BLOCK_COUNT_MAX).prop_map(|up_to_block| Message::Compared { up_to_block }),
-        (block(), payload(SUB_HASH_LEN as usize))
-            .prop_map(|(block, payload)| Message::SubHashes { block, payload }),
+        (block(), sub_hashes()).prop_map(|(block, (pieces, payload))| Message::SubHashes {
+            block,
+            pieces,
+            payload,
+        }),
         block().prop_map(|block| Message::Resend { block }),
-        block().prop_map(|block| Message::Want { block }),
+        (
+            block(),
+            prop_oneof![Just(Bytes::new()), payload(PIECE_ID_LEN as usize)]
+        )
+            .prop_map(|(block, payload)| Message::Want { block, payload }),
         block_data().prop_map(Message::Data),
         result(),
         end(),
     ]
     .boxed()
+}
+
+/// Sums of sub-blocks, and a set of as many pieces as these fill.
+fn sub_hashes() -> BoxedStrategy<(u64, Bytes)> {
+    let in_piece = (PIECE_LEN / SUB_BLOCK_LEN) as usize;
+    payload(SUB_HASH_LEN as usize)
+        .prop_map(move |payload| {
+            let pieces = (payload.len() / SUB_HASH_LEN as usize).div_ceil(in_piece);
+            (u64::MAX >> (64 - pieces), payload)
+        })
+        .boxed()
 }
 
 fn control() -> BoxedStrategy<Message> {

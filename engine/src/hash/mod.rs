@@ -11,14 +11,20 @@
 //! root = H("failback root 1", u64 disk length, u64 block size, top)     little-endian
 //! ```
 //! For XXH3-128 the contexts become seeds (the first 8 bytes of the BLAKE3 hash of the context,
-//! little-endian) and sums are written in their canonical big-endian form. A disk of length 0 has
-//! no blocks; its root is taken over the empty `top`. Vectors: docs/formats.md.
+//! little-endian) and sums are written in their canonical big-endian form; the leaf of a block of
+//! more than 64 KiB is `H("failback pieces 1", sums of its pieces of 64 KiB, as leaves)`. A disk of
+//! length 0 has no blocks; its root is taken over the empty `top`. Vectors: docs/formats.md.
+
+mod pieces;
 
 use std::fmt;
 
+use blake3::hazmat::{self, ChainingValue, HasherExt, Mode};
 pub use failback_transport::Digest;
 use serde::Serialize;
-use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed, xxh3_128_with_seed};
+use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128_with_seed};
+
+pub use pieces::{PIECE_LEN, PieceSet, Pieces};
 
 use crate::units::{Geometry, SUB_BLOCK_LEN};
 
@@ -69,7 +75,9 @@ pub struct Hasher {
     leaf: blake3::Hasher,
     node: blake3::Hasher,
     root: blake3::Hasher,
+    leaf_key: hazmat::ContextKey,
     leaf_seed: u64,
+    pieces_seed: u64,
     node_seed: u64,
     root_seed: u64,
 }
@@ -83,6 +91,7 @@ impl fmt::Debug for Hasher {
 }
 
 const LEAF_CONTEXT: &str = "failback leaf 1";
+const PIECES_CONTEXT: &str = "failback pieces 1";
 const NODE_CONTEXT: &str = "failback node 1";
 const ROOT_CONTEXT: &str = "failback root 1";
 
@@ -95,7 +104,9 @@ impl Hasher {
             leaf: blake3::Hasher::new_derive_key(LEAF_CONTEXT),
             node: blake3::Hasher::new_derive_key(NODE_CONTEXT),
             root: blake3::Hasher::new_derive_key(ROOT_CONTEXT),
+            leaf_key: hazmat::hash_derive_key_context(LEAF_CONTEXT),
             leaf_seed: context_seed(LEAF_CONTEXT),
+            pieces_seed: context_seed(PIECES_CONTEXT),
             node_seed: context_seed(NODE_CONTEXT),
             root_seed: context_seed(ROOT_CONTEXT),
         }
@@ -110,23 +121,84 @@ impl Hasher {
     /// Digest of the bytes of one block.
     #[must_use]
     pub fn leaf(&self, block: &[u8]) -> Digest {
-        self.digest(&self.leaf, self.leaf_seed, block)
+        match self.kind {
+            HashKind::Xxh3 if block.len() > PIECE_LEN => self.leaf_of(&self.pieces(block)),
+            _ => self.digest(&self.leaf, self.leaf_seed, block),
+        }
     }
 
-    /// Digest of a block that comes in pieces, the first `zeros` bytes of which are zeros.
+    /// Digests of the pieces of a block.
     #[must_use]
-    pub fn leaf_after_zeros(&self, zeros: usize) -> LeafHasher {
-        let mut leaf = match self.kind {
-            HashKind::Blake3 => LeafHasher::Blake3(Box::new(self.leaf.clone())),
-            HashKind::Xxh3 => LeafHasher::Xxh3(Box::new(Xxh3::with_seed(self.leaf_seed))),
-        };
-        let mut left = zeros;
-        while left > 0 {
-            let len = left.min(ZEROS.len());
-            leaf.update(&ZEROS[..len]);
-            left -= len;
+    pub fn pieces(&self, block: &[u8]) -> Pieces {
+        let mut hasher = self.in_pieces(block.len(), 0);
+        hasher.update(block);
+        hasher.finish()
+    }
+
+    /// Digest of the piece `index` of a block of `block_len` bytes.
+    #[must_use]
+    pub fn piece(&self, block_len: usize, index: usize, piece: &[u8]) -> Digest {
+        if self.kind == HashKind::Xxh3 || block_len <= PIECE_LEN {
+            return self.digest(&self.leaf, self.leaf_seed, piece);
         }
-        leaf
+        let mut hasher = self.leaf.clone();
+        hasher.set_input_offset((index * PIECE_LEN) as u64);
+        Digest::from(hasher.update(piece).finalize_non_root())
+    }
+
+    /// Digest of the block that has these pieces: the same as [`Hasher::leaf`].
+    #[must_use]
+    pub fn leaf_of(&self, Pieces(pieces): &Pieces) -> Digest {
+        match (self.kind, pieces.as_ref()) {
+            (_, [only]) => *only,
+            (HashKind::Blake3, pieces) => {
+                let (left, right) = self.halves(pieces);
+                let mode = Mode::DeriveKeyMaterial(&self.leaf_key);
+                Digest::from(*hazmat::merge_subtrees_root(&left, &right, mode).as_bytes())
+            }
+            (HashKind::Xxh3, pieces) => {
+                let sums: Vec<u8> = pieces
+                    .iter()
+                    .flat_map(|sum| sum.as_bytes())
+                    .copied()
+                    .collect();
+                Digest::from(xxh3_128_with_seed(&sums, self.pieces_seed).to_be_bytes())
+            }
+        }
+    }
+
+    /// BLAKE3's own tree: the left side has the largest power of two that leaves something for the
+    /// right one.
+    fn halves(&self, pieces: &[Digest]) -> (ChainingValue, ChainingValue) {
+        let middle = 1 << (pieces.len() - 1).ilog2();
+        let (left, right) = pieces.split_at(middle);
+        (self.subtree(left), self.subtree(right))
+    }
+
+    fn subtree(&self, pieces: &[Digest]) -> ChainingValue {
+        match pieces {
+            [one] => one.as_bytes().try_into().expect("BLAKE3 has 32 bytes"),
+            several => {
+                let (left, right) = self.halves(several);
+                let mode = Mode::DeriveKeyMaterial(&self.leaf_key);
+                hazmat::merge_subtrees_non_root(&left, &right, mode)
+            }
+        }
+    }
+
+    /// Digests of the pieces of a block of `block_len` bytes that comes bit by bit, the first
+    /// `zeros` bytes of which, a number of whole pieces, are zeros.
+    #[must_use]
+    pub fn in_pieces(&self, block_len: usize, zeros: usize) -> PiecesHasher<'_> {
+        let mut hasher = PiecesHasher {
+            hasher: self,
+            block_len,
+            pieces: Vec::with_capacity(pieces::piece_count(block_len).max(1)),
+        };
+        for _ in 0..zeros / PIECE_LEN {
+            hasher.update(&ZEROS);
+        }
+        hasher
     }
 
     /// Digest of two neighbours.
@@ -157,43 +229,34 @@ impl Hasher {
     }
 }
 
-/// As long as the pieces that [`LeafHasher::update`] likes.
-static ZEROS: [u8; 128 << 10] = [0; 128 << 10];
+static ZEROS: [u8; PIECE_LEN] = [0; PIECE_LEN];
 
-/// The digest of a block in the making.
-#[derive(Clone)]
-pub enum LeafHasher {
-    /// BLAKE3.
-    Blake3(Box<blake3::Hasher>),
-    /// XXH3-128.
-    Xxh3(Box<Xxh3>),
+/// Digests of pieces in the making.
+#[derive(Debug)]
+pub struct PiecesHasher<'a> {
+    hasher: &'a Hasher,
+    block_len: usize,
+    pieces: Vec<Digest>,
 }
 
-impl fmt::Debug for LeafHasher {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LeafHasher").finish_non_exhaustive()
-    }
-}
-
-impl LeafHasher {
-    /// Adds what comes next. Pieces of a power of two of at least 128 KiB cost no more than the
-    /// whole block at once.
-    pub fn update(&mut self, piece: &[u8]) {
-        match self {
-            Self::Blake3(hasher) => {
-                hasher.update(piece);
-            }
-            Self::Xxh3(hasher) => hasher.update(piece),
+impl PiecesHasher<'_> {
+    /// Adds what comes next: whole pieces, but for the last one of the block.
+    pub fn update(&mut self, bytes: &[u8]) {
+        for piece in bytes.chunks(PIECE_LEN) {
+            let index = self.pieces.len();
+            self.pieces
+                .push(self.hasher.piece(self.block_len, index, piece));
         }
     }
 
-    /// The same as [`Hasher::leaf`] of all pieces.
+    /// The pieces, once all of the block was added.
     #[must_use]
-    pub fn finish(&self) -> Digest {
-        match self {
-            Self::Blake3(hasher) => Digest::from(*hasher.finalize().as_bytes()),
-            Self::Xxh3(hasher) => Digest::from(hasher.digest128().to_be_bytes()),
+    pub fn finish(mut self) -> Pieces {
+        if self.pieces.is_empty() {
+            // An empty block has a leaf, too.
+            self.pieces.push(self.hasher.piece(0, 0, &[]));
         }
+        Pieces(self.pieces.into_boxed_slice())
     }
 }
 
@@ -251,6 +314,46 @@ mod tests {
             let a = hasher.leaf(b"a");
             let both = [a.as_bytes(), a.as_bytes()].concat();
             assert_ne!(hasher.leaf(&both), hasher.node(&a, &a));
+        }
+    }
+
+    // Goal: a leaf is the same however it is made: at once, of pieces, of a patched piece. Method:
+    // blocks of every shape of tree, around the edges of pieces; one piece changed.
+    #[test]
+    fn leaves_of_pieces_are_leaves() {
+        let lens = (0..=17).flat_map(|pieces| {
+            [0, 1, 1023, 1024, 1025, PIECE_LEN - 1].map(|more| pieces * PIECE_LEN + more)
+        });
+        for (kind, len) in lens.flat_map(|len| [(HashKind::Blake3, len), (HashKind::Xxh3, len)]) {
+            let hasher = Hasher::new(kind);
+            let mut block: Vec<u8> = (0_usize..len).map(|at| (at % 251) as u8).collect();
+            let mut pieces = hasher.pieces(&block);
+            assert_eq!(
+                hasher.leaf_of(&pieces),
+                hasher.leaf(&block),
+                "{kind:?} {len}"
+            );
+            let at = len / 2;
+            let index = at / PIECE_LEN;
+            let Some(byte) = block.get_mut(at) else {
+                continue;
+            };
+            *byte ^= 1;
+            assert_ne!(
+                hasher.leaf_of(&pieces),
+                hasher.leaf(&block),
+                "{kind:?} {len}"
+            );
+            let changed = hasher.pieces(&block);
+            assert_eq!(changed.differing(&pieces.ids()).bits(), 1 << index);
+            let piece = block.chunks(PIECE_LEN).nth(index).unwrap();
+            pieces.set(index, hasher.piece(len, index, piece));
+            assert_eq!(pieces, changed);
+            assert_eq!(
+                hasher.leaf_of(&pieces),
+                hasher.leaf(&block),
+                "{kind:?} {len}"
+            );
         }
     }
 
