@@ -276,7 +276,7 @@ fn run(
             run_target(&session, disk.as_ref(), None, link, &abort).map(drop)
         }
         (OpenDisk::Write(target), Role::Target, true) => {
-            target.run(&session, link, &abort).map(drop)
+            target.run(&session, link.into(), &abort).map(drop)
         }
         _ => refuse(
             link,

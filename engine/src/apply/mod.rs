@@ -88,8 +88,9 @@ impl<'a> Applier<'a> {
         }
     }
 
-    /// Makes a block what the source says it is. `kept` is what is known of it, `read` reads some of
-    /// its pieces as they are now, or all of it, and `shown` is its present leaf where that is known.
+    /// Makes a block what the source says it is. `kept` is what is known of it, `read` reads some
+    /// of its pieces as they are now, or all of it, and `shown` is its present leaf where that is
+    /// known.
     ///
     /// # Errors
     /// `Protocol` when the data does not fit the block or its hash, `NoSpace`, `Io`.
@@ -132,11 +133,26 @@ impl<'a> Applier<'a> {
                 (range, &new.bytes[place])
             })
             .collect();
-        match &self.to {
-            Destination::InPlace(target) => target.write(block, &parts, data.new_hash)?,
-            Destination::Stage(stage) => stage.put(block, &parts, data.new_hash, shown)?,
-        }
+        self.put(block, &parts, data.new_hash, shown)?;
         Ok(Applied::Done)
+    }
+
+    /// Hands on what a block becomes, which is known to be right: `parts` are what differs from
+    /// what is there, whose leaf is `shown`.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Io`.
+    pub(crate) fn put(
+        &self,
+        block: BlockIndex,
+        parts: &[Part<'_>],
+        new_leaf: Digest,
+        shown: Option<Leaf>,
+    ) -> Result<()> {
+        match &self.to {
+            Destination::InPlace(target) => target.write(block, parts, new_leaf),
+            Destination::Stage(stage) => stage.put(block, parts, new_leaf, shown),
+        }
     }
 
     /// Makes `count` blocks from `first` on read zero. Space that reads zero already is left alone.

@@ -157,11 +157,7 @@ impl Hasher {
                 Digest::from(*hazmat::merge_subtrees_root(&left, &right, mode).as_bytes())
             }
             (HashKind::Xxh3, pieces) => {
-                let sums: Vec<u8> = pieces
-                    .iter()
-                    .flat_map(|sum| sum.as_bytes())
-                    .copied()
-                    .collect();
+                let sums: Vec<u8> = pieces.iter().flat_map(Digest::as_bytes).copied().collect();
                 Digest::from(xxh3_128_with_seed(&sums, self.pieces_seed).to_be_bytes())
             }
         }
@@ -326,7 +322,7 @@ mod tests {
         });
         for (kind, len) in lens.flat_map(|len| [(HashKind::Blake3, len), (HashKind::Xxh3, len)]) {
             let hasher = Hasher::new(kind);
-            let mut block: Vec<u8> = (0_usize..len).map(|at| (at % 251) as u8).collect();
+            let mut block: Vec<u8> = (0..=250).cycle().take(len).collect();
             let mut pieces = hasher.pieces(&block);
             assert_eq!(
                 hasher.leaf_of(&pieces),

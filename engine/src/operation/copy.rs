@@ -436,9 +436,9 @@ fn run_verify(
     Ok(())
 }
 
-/// Whether both sides state the same root. Only a full copy that nobody wanted proven has none.
+/// Whether both sides state the same root. Only where nobody wanted a proof may there be none.
 fn are_roots_equal(outcome: &SessionOutcome, options: &SessionOptions) -> bool {
-    let may_be_unknown = options.task == Task::Full && options.verify == VerifyLevel::Off;
+    let may_be_unknown = options.verify == VerifyLevel::Off;
     match (outcome.end.root, outcome.result.root) {
         (None, None) => may_be_unknown,
         (source, target) => source == target,

@@ -22,7 +22,7 @@ use crate::map::{MapStore, MapWish, TrustedMap};
 use crate::state::{
     Barriers, Begun, Container, HostFolder, Journal, Word, absolute, has_needless, lock_state,
 };
-use crate::sync::{Changes, InPlaceChanges, Session, SessionLink, run_target};
+use crate::sync::{Changes, InPlaceChanges, Peer, Session, run_target};
 use crate::system::{Access, HostFile};
 
 /// See the module's head. Open for reading only, and locked, as is its state directory.
@@ -150,24 +150,24 @@ impl ExistingTarget {
     pub(crate) fn run(
         self,
         session: &Session,
-        mut link: SessionLink,
+        mut peer: Peer<'_>,
         abort: &Arc<Abort>,
     ) -> Result<(SourceEnd, TargetResult, DiskInfo)> {
         if session.options.apply == Apply::InPlace {
             return match self.prepare_in_place(session) {
-                Ok((marked, notes)) => run_in_place(marked, notes, session, link, abort),
-                Err(error) => Err(told(&mut link, error)),
+                Ok((marked, notes)) => run_in_place(marked, notes, session, peer, abort),
+                Err(error) => Err(told(&mut peer, error)),
             };
         }
         match self.prepare_staged(session) {
             Ok(Staged::Log(staging)) => {
                 let changes = Changes::Staged(&staging);
                 let (end, result) =
-                    run_target(session, staging.as_ref(), Some(changes), link, abort)?;
+                    run_target(session, staging.as_ref(), Some(changes), peer, abort)?;
                 Ok((end, result, staging.info_now()))
             }
-            Ok(Staged::Replaced(replacing)) => run_replacing(&replacing, session, link, abort),
-            Err(error) => Err(told(&mut link, error)),
+            Ok(Staged::Replaced(replacing)) => run_replacing(&replacing, session, peer, abort),
+            Err(error) => Err(told(&mut peer, error)),
         }
     }
 
@@ -380,7 +380,7 @@ fn run_in_place(
     marked: Marked,
     resume_notes: u8,
     session: &Session,
-    link: SessionLink,
+    peer: Peer<'_>,
     abort: &Arc<Abort>,
 ) -> Result<(SourceEnd, TargetResult, DiskInfo)> {
     let target = marked.target();
@@ -389,13 +389,15 @@ fn run_in_place(
         resume_notes,
         ..InPlaceChanges::new(target.as_ref(), false, finish)
     });
-    let (end, result) = run_target(session, target.as_ref(), Some(changes), link, abort)?;
+    let (end, result) = run_target(session, target.as_ref(), Some(changes), peer, abort)?;
     Ok((end, result, target.info()))
 }
 
-/// The error, after the peer was told.
-pub(super) fn told(link: &mut SessionLink, error: Error) -> Error {
-    // Told, not expected to arrive: the peer may be gone.
-    drop(link.say(&wire::Message::Failure(error.to_wire())));
+/// The error, after a peer behind a link was told.
+pub(super) fn told(peer: &mut Peer<'_>, error: Error) -> Error {
+    if let Peer::Link(link) = peer {
+        // Told, not expected to arrive: the peer may be gone.
+        drop(link.say(&wire::Message::Failure(error.to_wire())));
+    }
     error
 }

@@ -18,7 +18,8 @@ use crate::error::{Error, Result, peer_error};
 use crate::event::{Event, Observer};
 use crate::report::Bytes;
 use crate::sync::{
-    Phase, Session, SessionLink, SessionOptions, SessionProgress, SideMap, run_source, run_target,
+    Beside, Peer, Phase, Session, SessionLink, SessionOptions, SessionProgress, SideMap,
+    run_source, run_target,
 };
 
 /// How often progress is told.
@@ -49,6 +50,13 @@ impl LocalTarget {
         match self {
             Self::Hosted(target, _) => target.info(),
             Self::Compared(disk) => disk.info(),
+        }
+    }
+
+    fn map(&self) -> Option<&SideMap> {
+        match self {
+            Self::Hosted(_, map) => Some(map),
+            Self::Compared(_) => None,
         }
     }
 }
@@ -159,7 +167,7 @@ fn run_sides(
         }
         (SourceSide::Remote(connection, _), TargetSide::Local(target)) => {
             let (link, counters) = connection.start(&session.options, Role::Source)?;
-            let (end, result, info) = play_target(session, target, link, &abort())?;
+            let (end, result, info) = play_target(session, target, link.into(), &abort())?;
             Ok(SessionOutcome {
                 end,
                 result,
@@ -182,21 +190,35 @@ fn run_sides(
     }
 }
 
-/// Both roles in this process, over a link that hands memory over.
+/// Both disks in this process: beside each other, or where a map stands for one of them, both roles
+/// over a link that hands memory over.
 fn run_local(
     (source, map): (&dyn Source, SideMap),
     target: LocalTarget,
     session: &Session,
     abort: &dyn Fn() -> Arc<Abort>,
 ) -> Result<SessionOutcome> {
+    let source_session = Session::new(session.options, session.geometry.disk_len())?.with_map(map);
+    let beside = Beside {
+        source,
+        session: &source_session,
+    };
+    if beside.fits(target.map().unwrap_or(&SideMap::default())) {
+        let (end, result, info) = play_target(session, target, Peer::Beside(beside), &abort())?;
+        return Ok(SessionOutcome {
+            end,
+            result,
+            wire: (0, 0),
+            target: Some(info),
+        });
+    }
     let (near, far) = loopback::pair();
     let (near, counters) = in_process(near)?;
     let (far, _) = in_process(far)?;
-    let source_session = Session::new(session.options, session.geometry.disk_len())?.with_map(map);
     let (source_abort, target_abort) = (abort(), abort());
     let (sent, received) = std::thread::scope(|scope| {
         let sending = scope.spawn(|| run_source(&source_session, source, near, &source_abort));
-        let received = play_target(session, target, far, &target_abort);
+        let received = play_target(session, target, far.into(), &target_abort);
         (
             sending.join().expect("a role turns its errors into values"),
             received,
@@ -217,15 +239,15 @@ fn run_local(
 fn play_target(
     session: &Session,
     target: LocalTarget,
-    link: SessionLink,
+    peer: Peer<'_>,
     abort: &Arc<Abort>,
 ) -> Result<(SourceEnd, TargetResult, DiskInfo)> {
     match target {
         LocalTarget::Compared(disk) => {
-            let (end, result) = run_target(session, disk.as_ref(), None, link, abort)?;
+            let (end, result) = run_target(session, disk.as_ref(), None, peer, abort)?;
             Ok((end, result, disk.info()))
         }
-        LocalTarget::Hosted(target, map) => target.run(&session.clone().with_map(map), link, abort),
+        LocalTarget::Hosted(target, map) => target.run(&session.clone().with_map(map), peer, abort),
     }
 }
 

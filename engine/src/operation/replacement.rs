@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::state::{
     Barriers, Begun, Container, HostFolder, Journal, Word, lock_state, peek, state_directory,
 };
-use crate::sync::{Changes, InPlaceChanges, Session, SessionLink, SideMap, run_target};
+use crate::sync::{Changes, InPlaceChanges, Peer, Session, SideMap, run_target};
 
 /// A target of this host.
 #[derive(Debug)]
@@ -104,12 +104,12 @@ impl HostedTarget {
     pub(crate) fn run(
         self,
         session: &Session,
-        link: SessionLink,
+        peer: Peer<'_>,
         abort: &Arc<Abort>,
     ) -> Result<(SourceEnd, TargetResult, DiskInfo)> {
         match self {
-            Self::Existing(target) => target.run(session, link, abort),
-            Self::Missing(target) => target.run(session, link, abort),
+            Self::Existing(target) => target.run(session, peer, abort),
+            Self::Missing(target) => target.run(session, peer, abort),
         }
     }
 }
@@ -166,7 +166,7 @@ impl MissingTarget {
     fn run(
         self,
         session: &Session,
-        mut link: SessionLink,
+        mut peer: Peer<'_>,
         abort: &Arc<Abort>,
     ) -> Result<(SourceEnd, TargetResult, DiskInfo)> {
         let prepared = self.begun(session).and_then(|begun| {
@@ -174,8 +174,8 @@ impl MissingTarget {
             Replacing::open(None, new_file, folder, Barriers::new(), session, begun)
         });
         match prepared {
-            Ok(replacing) => run_replacing(&replacing, session, link, abort),
-            Err(error) => Err(told(&mut link, error)),
+            Ok(replacing) => run_replacing(&replacing, session, peer, abort),
+            Err(error) => Err(told(&mut peer, error)),
         }
     }
 
@@ -198,7 +198,7 @@ impl MissingTarget {
 pub(super) fn run_replacing(
     replacing: &Replacing,
     session: &Session,
-    link: SessionLink,
+    peer: Peer<'_>,
     abort: &Arc<Abort>,
 ) -> Result<(SourceEnd, TargetResult, DiskInfo)> {
     let changes = Changes::InPlace(InPlaceChanges {
@@ -212,7 +212,7 @@ pub(super) fn run_replacing(
             Ok(used.map(Container::to_wire))
         }),
     });
-    let (end, result) = run_target(session, replacing, Some(changes), link, abort)?;
+    let (end, result) = run_target(session, replacing, Some(changes), peer, abort)?;
     if !result.equal {
         replacing.give_up()?;
     }

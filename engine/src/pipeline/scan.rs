@@ -23,7 +23,7 @@ use super::buffer::{BufferPool, PooledBuffer};
 use crate::abort::Abort;
 use crate::disk::{ExtentKind, Source};
 use crate::error::{Error, ErrorKind, Result};
-use crate::hash::{Digest, Hasher, PIECE_LEN, Pieces, is_zero};
+use crate::hash::{Digest, Hasher, PIECE_LEN, Pieces, PiecesHasher, is_zero};
 use crate::schedule::{Mutex, MutexGuard, scope, sleep};
 use crate::units::{BlockIndex, ByteOffset, Geometry};
 
@@ -99,7 +99,7 @@ pub struct Scanner<'a> {
     pub geometry: Geometry,
     /// What to hash with; `None` reads only.
     pub hasher: Option<&'a Hasher>,
-    /// What to do with the bytes; without a hasher they are always kept.
+    /// What to do with the bytes.
     pub keep: Keep<'a>,
     /// Where buffers of kept blocks come from. More than [`Scanner::threads`], or the sink's share
     /// starves the workers.
@@ -172,10 +172,9 @@ impl Scanner<'_> {
         let mut step = Vec::new();
         loop {
             check()?;
-            let hasher = self.hasher.filter(|_| !self.keep.is_wanted());
-            let buffer = match hasher {
-                Some(_) => None,
-                None => Some(self.pool.take(self.geometry.block_size().len(), check)?),
+            let buffer = match self.keep.is_wanted() {
+                false => None,
+                true => Some(self.pool.take(self.geometry.block_size().len(), check)?),
             };
             order.wait_for_room(check)?;
             let next = walker
@@ -192,10 +191,9 @@ impl Scanner<'_> {
                         .fetch_add(count, Ordering::Relaxed);
                     Scanned::Zeros { first, count }
                 }
-                Job::Read { block } => match (buffer, hasher) {
-                    (None, Some(hasher)) => self.read_by_pieces(block, hasher, &mut step)?,
-                    (None, None) => unreachable!("who hashes nothing takes a buffer"),
-                    (Some(buffer), _) => self.read(block, buffer)?,
+                Job::Read { block } => match buffer {
+                    None => self.read_by_steps(block, &mut step)?,
+                    Some(buffer) => self.read(block, buffer)?,
                 },
             };
             order.put(number, scanned, check)?;
@@ -225,40 +223,39 @@ impl Scanner<'_> {
         })
     }
 
-    fn read_by_pieces(
-        &self,
-        block: BlockIndex,
-        hasher: &Hasher,
-        step: &mut Vec<u8>,
-    ) -> Result<Scanned> {
+    fn read_by_steps(&self, block: BlockIndex, step: &mut Vec<u8>) -> Result<Scanned> {
         let len = self.geometry.block_len(block);
         let mut start = self.geometry.start_of(block);
         let mut zeros = 0;
-        let mut hashing = None;
+        let mut hashing: Option<PiecesHasher<'_>> = None;
         let mut left = len;
         while left > 0 {
             step.resize(left.min(STEP_LEN), 0);
             self.read_at(start, step)?;
             start = start.advanced(step.len() as u64);
             left -= step.len();
-            match &mut hashing {
-                None if is_zero(step) => zeros += step.len(),
-                None => hashing.insert(hasher.in_pieces(len, zeros)).update(step),
-                Some(hashing) => hashing.update(step),
+            match (&mut hashing, self.hasher) {
+                (Some(hashing), _) => hashing.update(step),
+                (None, _) if zeros + left + step.len() == len && is_zero(step) => {
+                    zeros += step.len();
+                }
+                (None, Some(hasher)) => hashing.insert(hasher.in_pieces(len, zeros)).update(step),
+                (None, None) => {}
             }
         }
         self.counts.hashed_blocks.fetch_add(1, Ordering::Relaxed);
-        let Some(hashing) = hashing else {
+        if zeros == len {
             return Ok(Scanned::Zeros {
                 first: block,
                 count: 1,
             });
-        };
-        let pieces = hashing.finish();
+        }
+        let pieces = hashing.map(PiecesHasher::finish);
+        let leaf = |pieces: &Pieces| self.hasher.map(|hasher| hasher.leaf_of(pieces));
         Ok(Scanned::Data {
             block,
-            digest: Some(hasher.leaf_of(&pieces)),
-            pieces: Some(pieces),
+            digest: pieces.as_ref().and_then(leaf),
+            pieces,
             bytes: None,
         })
     }

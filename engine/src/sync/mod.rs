@@ -12,10 +12,14 @@
 //!   END with root ---------------------------------->  flush, read back, close
 //!                              RESULT with root <------'
 //! ```
+//! Two disks of one process need none of this: [`Beside`].
+//!
 //! Neither side waits for a reply while it has blocks to compare; what is under way is bounded by
 //! the window of hashes and by the source's buffers. No receiving thread ever waits for the sending
 //! one of its own side, so the two streams cannot block each other.
 
+mod beside;
+mod conclusion;
 mod hash_batch;
 mod ledger;
 mod map_keeper;
@@ -27,6 +31,7 @@ mod source_role;
 mod target_role;
 mod their_stream;
 
+pub use beside::Beside;
 pub(crate) use outbox::KEEP_ALIVE;
 pub(crate) use pack::unpack;
 pub(crate) use role::watch;
@@ -35,4 +40,4 @@ pub use session::{
     Phase, Session, SessionLink, SessionOptions, SessionProgress, SideMap, Task, source_mark,
 };
 pub use source_role::run_source;
-pub use target_role::{Changes, Finish, InPlaceChanges, run_target};
+pub use target_role::{Changes, Finish, InPlaceChanges, Peer, run_target};

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use failback_transport as wire;
-use failback_transport::{
-    BlockData, Message, MessageReceiver, SourceEnd, TargetResult, Task, VerifyLevel,
-};
+use failback_transport::{BlockData, Message, MessageReceiver, SourceEnd, TargetResult, Task};
 
+use super::beside::{self, Beside};
+use super::conclusion::{Conclusion, is_changed};
 use super::hash_batch::HashBatch;
 use super::ledger::Ledger;
 use super::map_keeper::MapKeeper;
@@ -29,11 +29,10 @@ use crate::hash::{Digest, PieceSet, Pieces, is_zero};
 use crate::map::{MapBuilder, MapWriter, TrustedMap};
 use crate::pipeline::{BufferPool, Keep, Scanned, Scanner};
 use crate::schedule::channel::{Receiver, Sender, bounded};
-use crate::schedule::{Condvar, Mutex, MutexGuard, now, scope};
+use crate::schedule::{Condvar, Mutex, MutexGuard, scope};
 use crate::state::Barriers;
 use crate::tree::Leaf;
 use crate::units::BlockIndex;
-use crate::verify::root_of_medium;
 
 /// Blocks that may be announced and not yet sent: more than any honest source has buffers for.
 const WANTED_MAX: u64 = 1024;
@@ -103,28 +102,42 @@ impl std::fmt::Debug for InPlaceChanges<'_> {
     }
 }
 
+/// Where the source of a session is.
+pub enum Peer<'a> {
+    /// Behind a link, with an agent or thread that plays its role.
+    Link(Box<SessionLink>),
+    /// In this process; [`Beside::fits`] for it.
+    Beside(Beside<'a>),
+}
+
+impl From<SessionLink> for Peer<'_> {
+    fn from(link: SessionLink) -> Self {
+        Self::Link(Box::new(link))
+    }
+}
+
+impl std::fmt::Debug for Peer<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Link(_) => "Link",
+            Self::Beside(_) => "Beside",
+        })
+    }
+}
+
 /// Runs the target's role to its end: what the source says it did, and what this side holds now.
 /// `changes` is `None` for a comparison that changes nothing. Whether the roots are equal is in the
 /// result, not in the error.
 ///
 /// # Errors
 /// The first error of either side. The link is closed then.
-pub fn run_target(
+pub fn run_target<'a>(
     session: &Session,
     disk: &dyn Source,
     changes: Option<Changes<'_>>,
-    link: SessionLink,
+    peer: impl Into<Peer<'a>>,
     abort: &Arc<Abort>,
 ) -> Result<(SourceEnd, TargetResult)> {
-    let SessionLink {
-        mut sender,
-        mut receiver,
-        closer,
-        peer,
-    } = link;
-    tracing::debug!(peer, task = ?session.options.task, "session as target");
-    abort.add_closer(closer);
-    let (outbox, outgoing) = Outbox::new();
     let (applier, last_step) = match changes {
         None => (None, None),
         Some(Changes::InPlace(changes)) => {
@@ -138,8 +151,44 @@ pub fn run_target(
         }
     };
     let left_open = last_step.as_ref().map(|changes| changes.target);
+    let outcome = match peer.into() {
+        Peer::Link(link) => over_link(session, disk, (applier.as_ref(), last_step), *link, abort),
+        Peer::Beside(source) => {
+            let changes = (applier.as_ref(), last_step);
+            abort.guard(|| beside::run(session, disk, changes, &source, abort))
+        }
+    };
+    if let (None, Some(Destination::Stage(staging))) = (&outcome, applier.as_ref().map(|a| &a.to)) {
+        staging.keep();
+    }
+    if let (None, Some(target)) = (&outcome, left_open) {
+        // Nobody writes any more. A VHDX is left with an empty log where that is possible; the
+        // first error is the one that counts.
+        drop(target.close());
+    }
+    abort.verdict()?;
+    Ok(outcome.expect("without a verdict the role has ended well"))
+}
+
+/// The role beside a source that is behind a link; `None` after an error, which is in `abort`.
+fn over_link(
+    session: &Session,
+    disk: &dyn Source,
+    (applier, last_step): (Option<&Applier<'_>>, Option<InPlaceChanges<'_>>),
+    link: SessionLink,
+    abort: &Arc<Abort>,
+) -> Option<(SourceEnd, TargetResult)> {
+    let SessionLink {
+        mut sender,
+        mut receiver,
+        closer,
+        peer,
+    } = link;
+    tracing::debug!(peer, task = ?session.options.task, "session as target");
+    abort.add_closer(closer);
+    let (outbox, outgoing) = Outbox::new();
     let (keeper, writer) = MapKeeper::begin(session, disk, true);
-    let role = Role::new(session, disk, applier.as_ref(), (outbox, writer), abort);
+    let role = Role::new(session, disk, applier, (outbox, writer), abort);
     let (done, is_done) = bounded::<()>(0);
     let (work, work_queue) = bounded((WORK_BUDGET / session.options.block_size.len()).max(2));
     let outcome = scope(|scope| {
@@ -174,18 +223,11 @@ pub fn run_target(
         drop(done);
         outcome
     });
-    if let (None, Some(Destination::Stage(staging))) = (&outcome, applier.as_ref().map(|a| &a.to)) {
-        staging.keep();
+    if outcome.is_some() {
+        // The source says goodbye once it has the result; closing earlier could lose it on the way.
+        drop(receiver.recv());
     }
-    if let (None, Some(target)) = (&outcome, left_open) {
-        // Nobody writes any more. A VHDX is left with an empty log where that is possible; the
-        // first error is the one that counts.
-        drop(target.close());
-    }
-    abort.verdict()?;
-    // The source says goodbye once it has the result; closing earlier could lose it on the way.
-    drop(receiver.recv());
-    Ok(outcome.expect("without a verdict the role has ended well"))
+    outcome
 }
 
 enum Work {
@@ -629,9 +671,7 @@ impl<'a> Role<'a> {
     fn keep_map(&self, keeper: MapKeeper<'_>, result: &TargetResult) {
         if result.equal && self.session.keeps_map() {
             let (root, writer) = self.ledger().take_map();
-            let is_changed =
-                result.container.is_some() || result.written + result.zeroed_blocks > 0;
-            keeper.keep(writer, root, self.disk, is_changed);
+            keeper.keep(writer, root, self.disk, is_changed(result));
         }
     }
 
@@ -641,76 +681,20 @@ impl<'a> Role<'a> {
         end: &SourceEnd,
         last_step: Option<InPlaceChanges<'_>>,
     ) -> Result<TargetResult> {
-        let started = now();
-        let progress = &self.session.progress;
-        let scan = &progress.scan;
+        let scan = &self.session.progress.scan;
         let known = self.session.is_hashed().then(|| self.ledger().root());
-        let mut result = TargetResult {
-            root: known,
-            equal: known == end.root,
-            differing_blocks: end.differing_blocks,
-            ..TargetResult::default()
+        let conclusion = Conclusion {
+            session: self.session,
+            to: self.applier.map(|applier| &applier.to),
+            abort: self.abort,
         };
-        match (self.applier.map(|applier| &applier.to), last_step) {
-            (Some(Destination::InPlace(applied)), Some(step)) => {
-                self.conclude_in_place(applied, end, step, &mut result)?;
-            }
-            (Some(Destination::Stage(staging)), _) => {
-                self.conclude_staged(staging, &mut result)?;
-            }
-            _ => {}
-        }
-        result.target_read =
-            scan.read_len.load(Ordering::Relaxed) + self.reread.load(Ordering::Relaxed);
-        let vouched = self.vouched.load(Ordering::Relaxed);
-        result.vouched_bytes = vouched.saturating_sub(self.reread.load(Ordering::Relaxed));
+        let mut result = conclusion.conclude(known, end, last_step)?;
+        let reread = self.reread.load(Ordering::Relaxed);
+        result.target_read = scan.read_len.load(Ordering::Relaxed) + reread;
+        result.vouched_bytes = self.vouched.load(Ordering::Relaxed).saturating_sub(reread);
         result.hashed_blocks = scan.hashed_blocks.load(Ordering::Relaxed);
         result.skipped_blocks = scan.skipped_blocks.load(Ordering::Relaxed);
-        result.verify_micros = u64::try_from((now() - started).as_micros()).unwrap_or(u64::MAX);
         Ok(result)
-    }
-
-    /// Flush, read back, close, name.
-    fn conclude_in_place(
-        &self,
-        applied: &InPlace<'_>,
-        end: &SourceEnd,
-        changes: InPlaceChanges<'_>,
-        result: &mut TargetResult,
-    ) -> Result<()> {
-        let target = changes.target;
-        result.resume_notes = changes.resume_notes;
-        self.session.progress.enter_verify();
-        applied.finish()?;
-        if self.session.options.verify == VerifyLevel::Full {
-            let (root, _) = root_of_medium(target, self.session, self.abort)?;
-            result.root = Some(root);
-            result.equal = result.root == end.root;
-        }
-        if result.equal {
-            result.container = (changes.finish)(result.root)?;
-        }
-        result.written = applied.written_len();
-        result.zeroed_blocks = applied.zeroed_count();
-        result.verified = self.session.progress.verified.load(Ordering::Relaxed);
-        result.verified_from = applied.verified_from();
-        Ok(())
-    }
-
-    /// Seal, commit, apply, read back; or nothing at all when the roots do not agree.
-    fn conclude_staged(&self, staging: &Staging, result: &mut TargetResult) -> Result<()> {
-        result.resumed_blocks = staging.resumed_blocks();
-        result.resume_notes = staging.notes();
-        if !result.equal {
-            return staging.give_up();
-        }
-        result.container = staging.is_used().then_some(wire::Container::Log);
-        let outcome = staging.commit(result.root, self.abort)?;
-        result.written = outcome.written;
-        result.verified = outcome.verified;
-        result.verified_from = outcome.verified_from;
-        result.zeroed_blocks = staging.zeroed_count();
-        Ok(())
     }
 }
 
