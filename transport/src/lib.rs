@@ -7,7 +7,8 @@
 //!              |                                        ^
 //!           Encoder    frames with sums and numbers  Decoder          sans-IO codec
 //!              |                                        ^
-//!          LinkSender ------- loopback | unix | tcp --- LinkReceiver  two ordered byte streams
+//!          LinkSender ------- loopback | unix | tcp --- LinkReceiver  two ordered byte streams,
+//!                             slowed down by `shaped`
 //! ```
 //!
 //! A [`Link`](link::Link) carries bytes, [`split`] puts messages on it, [`handshake`] agrees on a
