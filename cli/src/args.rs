@@ -13,6 +13,7 @@ use failback_engine::operation::{CompressChoice, Strategy};
 use failback_engine::transport::{Apply, Container, VerifyLevel};
 use failback_engine::units::BlockSize;
 
+use crate::link_args::LinkArgs;
 use crate::size;
 
 const AFTER_HELP: &str = "\
@@ -230,6 +231,8 @@ pub(crate) struct SyncArgs {
     #[arg(long)]
     pub(crate) no_sibling_check: bool,
     #[command(flatten)]
+    pub(crate) link: LinkArgs,
+    #[command(flatten)]
     pub(crate) open: SidesArgs,
     #[command(flatten)]
     pub(crate) hashing: HashArgs,
@@ -245,6 +248,8 @@ pub(crate) struct VerifyArgs {
     /// The other disk
     #[arg(value_parser = parse_engine::<Endpoint>)]
     pub(crate) b: Endpoint,
+    #[command(flatten)]
+    pub(crate) link: LinkArgs,
     #[command(flatten)]
     pub(crate) open: SidesArgs,
     #[command(flatten)]
@@ -294,6 +299,8 @@ pub(crate) struct ServeArgs {
     /// Let peers write to a VHDX though an image beside it stands on it, which breaks that one
     #[arg(long)]
     pub(crate) no_sibling_check: bool,
+    #[command(flatten)]
+    pub(crate) link: LinkArgs,
     #[command(flatten)]
     pub(crate) state: StateArgs,
     /// Print what is printed as JSON lines

@@ -167,6 +167,7 @@ fn sync(args: SyncArgs) -> anyhow::Result<u8> {
         container,
         state: args.applying.state.state_dir,
         maps: (!args.no_map).then(|| args.audit.audit()),
+        link: args.link.shape(),
         ..SyncRequest::new(args.source, args.target)
     };
     let report = operation::sync(&request, &watchers, &cancel);
@@ -215,6 +216,7 @@ fn verify(args: VerifyArgs) -> anyhow::Result<u8> {
         b_open: args.open.target(true),
         hash: args.hashing.hash(),
         block_size: args.hashing.block_size,
+        link: args.link.shape(),
     };
     let report = operation::verify(&request, &watchers, &cancel);
     drop(watchers);
@@ -258,7 +260,7 @@ fn serve(args: &ServeArgs) -> anyhow::Result<u8> {
             _ => {}
         }
     };
-    serve_peers(&listener, &grants, &observer, &cancel)?;
+    serve_peers(&listener, &grants, args.link.shape(), &observer, &cancel)?;
     Ok(0)
 }
 

@@ -6,6 +6,7 @@
 
 mod args;
 mod command;
+mod link_args;
 mod output;
 mod progress;
 mod size;

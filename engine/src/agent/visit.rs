@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{RecvTimeoutError, bounded};
 use failback_transport as wire;
-use failback_transport::link::{HANDSHAKE_LIMIT, IDLE_LIMIT, Link};
+use failback_transport::link::{HANDSHAKE_LIMIT, IDLE_LIMIT, Link, Shape};
 use failback_transport::{Access, Compress, Message, OpenRequest, Role, SessionParams, Task};
 
 use super::grant::{Grant, Grants};
@@ -14,7 +14,9 @@ use crate::disk::{DiskInfo, NewDisk, Source, open_source};
 use crate::error::{Error, ErrorKind, Result, peer_error};
 use crate::event::{Event, Observer};
 use crate::hash::HashKind;
-use crate::operation::{HostedTarget, MapUse, SOFTWARE, new_disk, refuse_mixed_source, source_map};
+use crate::operation::{
+    HostedTarget, MapUse, SOFTWARE, in_shape, new_disk, refuse_mixed_source, source_map,
+};
 use crate::sync::{
     KEEP_ALIVE, Session, SessionLink, SessionOptions, SideMap, run_source, run_target,
 };
@@ -29,12 +31,15 @@ const UNREAD_MAX: usize = 4;
 /// Serves one peer to the end, and tells the observer how it ended.
 pub(super) fn receive_peer(
     link: Link,
+    shape: Shape,
     grants: &Grants,
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) {
     let peer = link.peer.clone();
-    let outcome = match converse(link, grants, observer, cancel) {
+    let conversation =
+        in_shape(link, shape).and_then(|link| converse(link, grants, observer, cancel));
+    let outcome = match conversation {
         Ok(()) => "done".to_owned(),
         Err(error) => error.chain(),
     };

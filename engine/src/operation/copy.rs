@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use failback_transport as wire;
+use failback_transport::link::Shape;
 use failback_transport::{Compress, Task, VerifyLevel};
 
 use super::account::{apply_name, new_report, tell, tell_vouched, undo_name};
@@ -69,6 +70,8 @@ pub struct SyncRequest {
     /// Saved maps are believed where they may be, after this audit, and made anew; `None`: they are
     /// left alone.
     pub maps: Option<Audit>,
+    /// What each connection to an agent is slowed down to; without one there is nothing to slow.
+    pub link: Shape,
 }
 
 impl SyncRequest {
@@ -89,6 +92,7 @@ impl SyncRequest {
             container: None,
             state: None,
             maps: Some(Audit::Quick),
+            link: Shape::default(),
         }
     }
 }
@@ -108,6 +112,8 @@ pub struct VerifyRequest {
     pub hash: HashKind,
     /// The unit of comparison.
     pub block_size: BlockSize,
+    /// What each connection to an agent is slowed down to.
+    pub link: Shape,
 }
 
 /// Makes the target's content equal to the source's. Never panics and never prints; how it ended is
@@ -278,7 +284,7 @@ impl Job<'_> {
         let request = self.request;
         let state = request.state.as_deref();
         let (mut source, mut source_map) =
-            open_source_side(&request.source, &request.source_open, maps)?;
+            open_source_side(&request.source, &request.source_open, maps, request.link)?;
         report.source.describe(&source.info());
         let info = source.info();
         let (loaded, target) = std::thread::scope(|scope| {
@@ -391,9 +397,9 @@ fn run_verify(
     started: Instant,
 ) -> Result<()> {
     observer.event(&Event::Phase { phase: "plan" });
-    let (a, _) = open_source_side(&request.a, &request.a_open, None)?;
+    let (a, _) = open_source_side(&request.a, &request.a_open, None, request.link)?;
     report.source.describe(&a.info());
-    let b = match open_source_side(&request.b, &request.b_open, None)?.0 {
+    let b = match open_source_side(&request.b, &request.b_open, None, request.link)?.0 {
         SourceSide::Local(disk, _) => TargetSide::Local(LocalTarget::Compared(disk)),
         SourceSide::Remote(connection, info) => TargetSide::Remote(connection, info),
     };
@@ -475,6 +481,7 @@ fn open_source_side(
     endpoint: &Endpoint,
     options: &OpenOptions,
     maps: Option<&MapUse>,
+    shape: Shape,
 ) -> Result<(SourceSide, MapStanding)> {
     match endpoint {
         Endpoint::Path(path) => {
@@ -483,7 +490,8 @@ fn open_source_side(
             Ok((side, MapStanding::default()))
         }
         remote => {
-            let (connection, opened) = Connection::open(remote, wire::Access::Read, None, maps)?;
+            let (connection, opened) =
+                Connection::open(remote, wire::Access::Read, None, maps, shape)?;
             let side = SourceSide::Remote(Box::new(connection), opened.info);
             Ok((side, opened.map))
         }
@@ -529,8 +537,13 @@ fn open_target_side(
         logical_sector_size: source.logical_sector_size.unwrap_or(0),
         block_size_hint: source.image_block_size.unwrap_or(0),
     };
-    let (connection, opened) =
-        Connection::open(&request.target, wire::Access::Write, Some(create), maps)?;
+    let (connection, opened) = Connection::open(
+        &request.target,
+        wire::Access::Write,
+        Some(create),
+        maps,
+        request.link,
+    )?;
     Ok(OpenedTarget {
         side: TargetSide::Remote(Box::new(connection), opened.info),
         is_new: opened.is_new,
