@@ -9,9 +9,9 @@ use failback_transport::{Compress, Task, VerifyLevel};
 
 use super::account::{apply_name, new_report, tell, tell_vouched, undo_name};
 use super::connection::Connection;
+use super::fit::check_fit;
 use super::job::{LocalTarget, SessionOutcome, SourceSide, TargetSide, run};
 use super::maps::{MapStanding, MapUse};
-use super::plan::{Strategy, check_fit, choose};
 use super::recovery::refuse_mixed_source;
 use super::replacement::HostedTarget;
 use crate::abort::CancelToken;
@@ -23,6 +23,7 @@ use crate::event::{Event, Observer};
 use crate::hash::HashKind;
 use crate::identity::Refusal;
 use crate::map::{Audit, MapStore, MapWish};
+use crate::plan::{Known, Strategy, Wish, choose};
 use crate::report::{Outcome, Report};
 use crate::sync::{SessionOptions, SideMap, source_mark};
 use crate::units::BlockSize;
@@ -235,11 +236,16 @@ impl Job<'_> {
             refuse_mixed_source(path)?;
         }
         let opened = self.open_sides(maps.as_ref(), report)?;
-        let plan = choose(
-            request.strategy,
-            opened.is_new,
-            opened.standings.0.root.is_some() || opened.standings.1.root.is_some(),
-        );
+        let wish = Wish {
+            strategy: request.strategy,
+            ..Wish::default()
+        };
+        let known = Known {
+            is_new: opened.is_new,
+            has_map: opened.standings.0.root.is_some() || opened.standings.1.root.is_some(),
+            costs: None,
+        };
+        let plan = choose(&wish, &known);
         report.strategy = Some(plan.strategy());
         let (source_map, target_map) = &opened.standings;
         let refusals = [source_map.refusal, target_map.refusal];

@@ -5,22 +5,22 @@ mod check;
 mod connection;
 mod copy;
 mod existing;
+mod fit;
 mod inspection;
 mod job;
 mod mapping;
 mod maps;
 mod merge;
-mod plan;
 mod recovery;
 mod relay;
 mod replacement;
 
+pub use crate::plan::{Plan, Strategy, choose};
 pub use check::{CheckFinding, ImageCheck, ImageSummary, check};
 pub use copy::{CompressChoice, SyncRequest, VerifyRequest, sync, verify};
 pub use inspection::{ImageInfo, ParentInfo, VhdInfo, VhdxInfo, info};
 pub use mapping::{MapPlace, MapReport, MapRequest, map};
 pub use merge::{MergeReport, merge};
-pub use plan::{Plan, Strategy, choose};
 pub(crate) use recovery::refuse_mixed_source;
 pub use recovery::{RecoveryReport, accept, recover, roll_back};
 
