@@ -5,6 +5,7 @@
 //! closed when the session or the link ends. Nothing that a peer sends ends the agent.
 
 mod grant;
+mod planning;
 mod visit;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,6 +16,7 @@ use crossbeam::channel::{RecvTimeoutError, bounded};
 use failback_transport::link::{Link, Listener, Shape};
 
 pub use grant::{Grant, Grants};
+pub(crate) use planning::probe_payload;
 
 use crate::abort::CancelToken;
 use crate::error::{Error, ErrorKind, Result};

@@ -97,6 +97,15 @@ impl Connection {
         }
     }
 
+    /// Asks a question and hears the answer.
+    ///
+    /// # Errors
+    /// The agent's failure, `PeerGone`, `Protocol`.
+    pub(super) fn ask(&mut self, question: &Message, limit: Duration) -> Result<Message> {
+        self.link.say(question)?;
+        self.link.hear(limit)
+    }
+
     /// Ends the conversation without a session: there is nothing to do. Bytes that were sent and
     /// received.
     pub(crate) fn leave(mut self) -> (u64, u64) {

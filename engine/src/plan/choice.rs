@@ -50,6 +50,8 @@ pub struct Known {
     pub is_new: bool,
     /// A saved map of a side is believed.
     pub has_map: bool,
+    /// Those of both sides are: a delta reads only what differs.
+    pub are_both_mapped: bool,
     /// What each strategy would cost; `None` where nobody measured.
     pub costs: Option<Costs>,
 }
@@ -98,8 +100,8 @@ impl Costs {
         }
     }
 
-    /// Whether a full copy has less of what is asked for. Equal costs are a delta's: it leaves alone
-    /// what is equal.
+    /// Whether a full copy has less of what is asked for. Equal costs are a delta's: it leaves
+    /// alone what is equal.
     fn is_full_better(&self, objective: Objective) -> bool {
         measure(&self.full, objective) < measure(&self.delta, objective)
     }
@@ -125,6 +127,7 @@ pub fn choose(wish: &Wish, known: &Known) -> Plan {
         (Strategy::Full, _) => (Task::Full, vec!["operator_forced"]),
         (Strategy::Auto, _) if known.is_new => (Task::Full, vec![]),
         (Strategy::Auto, None) => (Task::Delta, base(known)),
+        (Strategy::Auto, _) if known.are_both_mapped => (Task::Delta, base(known)),
         (Strategy::Auto, Some(costs)) => choose_by(&costs, wish, known),
     };
     let missing = known.is_new.then_some("target_missing");
@@ -234,7 +237,7 @@ mod tests {
             let known = Known {
                 is_new,
                 has_map,
-                costs: None,
+                ..Known::default()
             };
             let plan = choose(&wish, &known);
             assert_eq!(
@@ -268,6 +271,29 @@ mod tests {
         assert_eq!(planned(by(Objective::Downtime), bad).0, "full");
         let by_bytes = planned(by(Objective::Transfer), bad);
         assert_eq!(by_bytes, ("full", vec!["sampled_change_rate"], false));
+    }
+
+    // Goal: two maps that are believed need no costs. Method: costs that speak for a full copy.
+    #[test]
+    fn two_maps_make_a_delta() {
+        let wish = Wish {
+            objective: Objective::Time,
+            ..Wish::default()
+        };
+        let known = Known {
+            has_map: true,
+            are_both_mapped: true,
+            costs: Some(Costs {
+                delta: cost(30.0, 10, 5.0),
+                full: cost(20.0, 100, 20.0),
+            }),
+            ..Known::default()
+        };
+        let plan = choose(&wish, &known);
+        assert_eq!(
+            (plan.strategy(), plan.reasons),
+            ("delta", vec!["map_trusted"])
+        );
     }
 
     // Goal: a budget goes before the objective, and one that nobody keeps is told and changes

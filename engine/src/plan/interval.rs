@@ -17,8 +17,8 @@ pub struct Interval {
 const DEVIATIONS: f64 = 1.96;
 
 impl Interval {
-    /// Wilson's score interval for `hits` of `count`: unlike the simple one it is right where few or
-    /// all were hits, and never empty. Without a sample anything can be.
+    /// Wilson's score interval for `hits` of `count`: unlike the simple one it is right where few
+    /// or all were hits, and never empty. Without a sample anything can be.
     #[must_use]
     pub fn of(hits: u64, count: u64) -> Self {
         if count == 0 {

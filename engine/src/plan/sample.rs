@@ -35,7 +35,8 @@ const SCATTERED_WEIGHT: f64 = 4.0;
 /// overlooked, which no estimate notices.
 pub type PieceSums = [u16; SUMS];
 
-/// What is to be looked at, in the order drawn: whoever has no time for all looks at the first ones.
+/// What is to be looked at, in the order drawn: whoever has no time for all looks at the first
+/// ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Picks {
     /// Positions in units of [`PIECE_LEN`].
@@ -206,8 +207,8 @@ fn ratio(part: u64, all: u64) -> f64 {
 }
 
 /// Share of the blocks that differ, where that share of the pieces does. Changes may be scattered,
-/// then a block has the chances of all its pieces, or lie together. Which of it shows in how many of
-/// the spans differ: as if they had so many pieces that go their own ways, 1 to 16. Of blocks of
+/// then a block has the chances of all its pieces, or lie together. Which of it shows in how many
+/// of the spans differ: as if they had so many pieces that go their own ways, 1 to 16. Of blocks of
 /// another size it is taken to grow with the same power of the length.
 fn share_of_blocks(share: f64, (hits, spans): (u64, u64), block_size: BlockSize) -> f64 {
     if share <= 0.0 || share >= 1.0 {
@@ -275,8 +276,9 @@ mod tests {
         assert_eq!(pick(1, &[]), Picks::default());
     }
 
-    // Goal: the interval holds the truth as often as it says. Method: 400 seeded samples of a disk of
-    // 4 GiB of which a known share of pieces differs, for several shares; 19 of 20 with some slack.
+    // Goal: the interval holds the truth as often as it says. Method: 400 seeded samples of a disk
+    // of 4 GiB of which a known share of pieces differs, for several shares; 19 of 20 with some
+    // slack.
     #[test]
     fn the_truth_is_in_the_interval() {
         let disk = std::slice::from_ref(&(0..4096 * MIB));

@@ -22,13 +22,18 @@ use crate::units::{ByteOffset, SUB_BLOCK_LEN};
 /// time, so that the same disk always gives the same sample.
 const WALK_COUNT_MAX: usize = 16 << 10;
 /// Longest time for spans.
-const SPAN_TIME: Duration = Duration::from_millis(45);
+const SPAN_TIME: Duration = Duration::from_millis(35);
 /// Longest time for pieces, after the spans.
-const PIECE_TIME: Duration = Duration::from_millis(45);
+const PIECE_TIME: Duration = Duration::from_millis(55);
+/// Threads that read pieces at least: where these are not in memory, reading them is waiting.
+const PIECE_THREADS: usize = 8;
 /// Processor time, all threads together, for finding out how well the pieces compress.
 const PACK_TIME: Duration = Duration::from_millis(20);
 /// What is taken for the rate of a disk that had nothing to measure, in bytes per second.
 const RATE_UNKNOWN: f64 = 1e9;
+/// Bounds of a rate, in bytes per second.
+const RATE_MIN: f64 = 1e3;
+const RATE_MAX: f64 = 1e12;
 
 /// What is allocated, and what is to be looked at.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -106,10 +111,49 @@ pub struct Reading {
     pub pieces: Vec<PieceSums>,
     /// Of the first spans: a part of their hash.
     pub spans: Vec<u32>,
-    /// Bytes of spans read and hashed per second.
-    pub scan_rate: f64,
-    /// How the pieces compress; `None` where nobody asked, or nothing was tried.
-    pub packing: Option<Packing>,
+    /// How the spans were read and hashed.
+    pub scan: Timed,
+    /// How pieces were compressed; no bytes where nobody asked, or nothing was tried.
+    pub pack: Timed,
+    /// Bytes that compression made of them.
+    pub packed: u64,
+}
+
+/// Bytes, and how long work on them took with all threads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timed {
+    /// Bytes.
+    pub bytes: u64,
+    /// Microseconds.
+    pub micros: u64,
+}
+
+impl Timed {
+    /// Bytes per second; `None` where there was too little to tell. Never 0, and never more than
+    /// any memory does: half of it comes from peers.
+    #[must_use]
+    pub fn rate(&self) -> Option<f64> {
+        let is_told = self.bytes > 0 && self.micros > 0;
+        let rate = || (float(self.bytes) / float(self.micros) * 1e6).clamp(RATE_MIN, RATE_MAX);
+        is_told.then(rate)
+    }
+}
+
+impl Reading {
+    /// Bytes read and hashed per second.
+    #[must_use]
+    pub fn scan_rate(&self) -> f64 {
+        self.scan.rate().unwrap_or(RATE_UNKNOWN)
+    }
+
+    /// How data compresses, where that was tried.
+    #[must_use]
+    pub fn packing(&self) -> Option<Packing> {
+        self.pack.rate().map(|rate| Packing {
+            ratio: (float(self.packed) / float(self.pack.bytes)).min(1.0),
+            rate,
+        })
+    }
 }
 
 /// Reads what was picked: as much of it as there is time for.
@@ -126,10 +170,13 @@ pub fn read_sample(disk: &dyn Source, picks: &Picks, task: &SurveyTask<'_>) -> R
         first.copy_from_slice(&digest.as_bytes()[..4]);
         Ok((u32::from_le_bytes(first), bytes.len() as u64))
     })?;
-    let seconds = started.elapsed().as_secs_f64();
-    let read: u64 = spans.iter().map(|(_, len)| len).sum();
+    let scan = Timed {
+        bytes: spans.iter().map(|(_, len)| len).sum(),
+        micros: micros(started.elapsed()),
+    };
     let packer = Packer::default();
-    let pieces = in_order(&picks.pieces, (task.threads, PIECE_TIME), |piece| {
+    let readers = task.threads.max(PIECE_THREADS);
+    let pieces = in_order(&picks.pieces, (readers, PIECE_TIME), |piece| {
         let bytes = bytes_at(disk, len, u64::from(piece) * PIECE_LEN, PIECE_LEN)?;
         if let Some(level) = task.level {
             packer.try_on(&bytes, level);
@@ -139,12 +186,17 @@ pub fn read_sample(disk: &dyn Source, picks: &Picks, task: &SurveyTask<'_>) -> R
     Ok(Reading {
         pieces,
         spans: spans.into_iter().map(|(sum, _)| sum).collect(),
-        scan_rate: match read > 0 && seconds > 0.0 {
-            true => float(read) / seconds,
-            false => RATE_UNKNOWN,
+        scan,
+        pack: Timed {
+            bytes: packer.raw.into_inner(),
+            micros: packer.nanos.into_inner() / 1000 / task.threads.max(1) as u64,
         },
-        packing: packer.found(task.threads),
+        packed: packer.packed.into_inner(),
     })
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Empty past the end of the disk: positions come from peers.
@@ -200,7 +252,7 @@ fn in_order<T: Send>(
         run();
     });
     failed.verdict()?;
-    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut done = std::mem::take(&mut *done.lock().unwrap_or_else(PoisonError::into_inner));
     done.sort_unstable_by_key(|(number, _)| *number);
     Ok(done.into_iter().map(|(_, result)| result).collect())
 }
@@ -229,15 +281,6 @@ impl Packer {
         let (raw, packed) = (bytes.len() as u64, packed.len() as u64);
         self.raw.fetch_add(raw, Ordering::Relaxed);
         self.packed.fetch_add(packed.min(raw), Ordering::Relaxed);
-    }
-
-    fn found(self, threads: usize) -> Option<Packing> {
-        let (raw, packed) = (self.raw.into_inner(), self.packed.into_inner());
-        let seconds = float(self.nanos.into_inner()) / 1e9 / float(threads as u64);
-        (raw > 0 && seconds > 0.0).then(|| Packing {
-            ratio: float(packed) / float(raw),
-            rate: float(raw) / seconds,
-        })
     }
 }
 
@@ -291,8 +334,8 @@ mod tests {
         );
     }
 
-    // Goal: equal disks look equal, and a change shows with about its share. Method: all pieces of a
-    // disk against themselves, and against a disk with each fourth piece changed.
+    // Goal: equal disks look equal, and a change shows with about its share. Method: all pieces of
+    // a disk against themselves, and against a disk with each fourth piece changed.
     #[test]
     fn a_reading_tells_equal_from_changed() {
         let (old, new) = (disk(None), disk(Some(4)));
@@ -314,8 +357,8 @@ mod tests {
         assert!((share - 0.25).abs() < 0.01, "{share}");
         let blocks = of(&new, &old).change.blocks;
         assert!(blocks > 0.9, "{blocks}");
-        assert!(new.scan_rate > 0.0);
-        assert!(new.packing.is_some_and(|packing| packing.ratio < 0.5));
+        assert!(new.scan.bytes > 0);
+        assert!(new.packing().is_some_and(|packing| packing.ratio < 0.5));
     }
 
     // Goal: positions that no disk has are harmless: a peer may send them. Method: the last ones.
