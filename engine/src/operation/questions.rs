@@ -13,13 +13,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::hash::HashKind;
 use crate::plan::{LinkFacts, Picks, Reading, Survey};
 
-/// Bytes of the first probe, ...
+/// Bytes of the first probe.
 const PROBE_LEN_MIN: u32 = 16 << 10;
-/// ... and by how much the next is longer than the one before.
-const PROBE_GROWTH: u32 = 4;
 /// A probe that took so long beyond the round trip tells the rate; a longer one would clog a slow
 /// link.
-const PROBE_TIME: Duration = Duration::from_millis(10);
+const PROBE_TIME: Duration = Duration::from_millis(25);
 /// Empty probes; the fastest is the round trip.
 const PINGS: usize = 2;
 
@@ -83,18 +81,23 @@ impl Connection {
         for _ in 0..PINGS {
             round_trip = round_trip.min(self.time_probe(heading, 0)?);
         }
-        let mut len = PROBE_LEN_MIN;
+        // What a link lets pass at once (a burst, buffers on the way) is in all times alike: the rate
+        // is what a longer probe took longer.
+        let (mut shorter, mut len) = ((0, round_trip), PROBE_LEN_MIN);
         loop {
-            let took = self.time_probe(heading, len)?.saturating_sub(round_trip);
-            if took >= PROBE_TIME || len >= PROBE_LEN_MAX {
+            let took = self.time_probe(heading, len)?;
+            let beyond = took.saturating_sub(round_trip);
+            if beyond >= PROBE_TIME || len >= PROBE_LEN_MAX {
                 // The clock is finer than that.
-                let seconds = took.max(Duration::from_micros(1)).as_secs_f64();
+                let longer = took.saturating_sub(shorter.1).max(Duration::from_micros(1));
                 return Ok(LinkFacts {
-                    rate: f64::from(len) / seconds,
+                    rate: f64::from(len - shorter.0) / longer.as_secs_f64(),
                     round_trip,
                 });
             }
-            len = len.saturating_mul(PROBE_GROWTH).min(PROBE_LEN_MAX);
+            shorter = (len, took);
+            let growth = if beyond < PROBE_TIME / 8 { 4 } else { 2 };
+            len = len.saturating_mul(growth).min(PROBE_LEN_MAX);
         }
     }
 

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::cost::Packing;
@@ -27,8 +27,10 @@ const SPAN_TIME: Duration = Duration::from_millis(35);
 const PIECE_TIME: Duration = Duration::from_millis(55);
 /// Threads that read pieces at least: where these are not in memory, reading them is waiting.
 const PIECE_THREADS: usize = 8;
-/// Processor time, all threads together, for finding out how well the pieces compress.
-const PACK_TIME: Duration = Duration::from_millis(20);
+/// Longest time for compressing some of them.
+const PACK_TIME: Duration = Duration::from_millis(10);
+/// Pieces that are compressed at most.
+const PACKED_COUNT: usize = 64;
 /// What is taken for the rate of a disk that had nothing to measure, in bytes per second.
 const RATE_UNKNOWN: f64 = 1e9;
 /// Bounds of a rate, in bytes per second.
@@ -129,6 +131,25 @@ pub struct Timed {
 }
 
 impl Timed {
+    fn since(started: Instant, len: usize) -> Self {
+        Self {
+            bytes: len as u64,
+            micros: micros(started.elapsed()),
+        }
+    }
+
+    /// All bytes, at the pace of the median: one thread that was kept waiting is no news of a disk.
+    fn of_median(mut times: Vec<Self>, threads: usize) -> Self {
+        let bytes: u64 = times.iter().map(|time| time.bytes).sum();
+        times.sort_unstable_by_key(|time| time.micros);
+        let median = times.get(times.len() / 2).copied().unwrap_or_default();
+        let pieces = bytes.checked_div(median.bytes).unwrap_or(0);
+        Self {
+            bytes,
+            micros: pieces * median.micros.max(1) / threads.max(1) as u64,
+        }
+    }
+
     /// Bytes per second; `None` where there was too little to tell. Never 0, and never more than
     /// any memory does: half of it comes from peers.
     #[must_use]
@@ -162,37 +183,55 @@ impl Reading {
 /// Those of the disk.
 pub fn read_sample(disk: &dyn Source, picks: &Picks, task: &SurveyTask<'_>) -> Result<Reading> {
     let len = disk.info().virtual_size;
-    let started = now();
-    let spans = in_order(&picks.spans, (task.threads, SPAN_TIME), |span| {
-        let bytes = bytes_at(disk, len, u64::from(span) * SPAN_LEN, SPAN_LEN)?;
+    let scan = |span: &u32| {
+        let started = now();
+        let bytes = bytes_at(disk, len, u64::from(*span) * SPAN_LEN, SPAN_LEN)?;
         let digest = task.hasher.leaf(&bytes);
         let mut first = [0; 4];
         first.copy_from_slice(&digest.as_bytes()[..4]);
-        Ok((u32::from_le_bytes(first), bytes.len() as u64))
-    })?;
-    let scan = Timed {
-        bytes: spans.iter().map(|(_, len)| len).sum(),
-        micros: micros(started.elapsed()),
+        let sum = u32::from_le_bytes(first);
+        Ok((sum, Timed::since(started, bytes.len())))
     };
-    let packer = Packer::default();
+    let spans = in_order(&picks.spans, (task.threads, SPAN_TIME), scan)?;
+    let (spans, times): (Vec<_>, Vec<_>) = spans.into_iter().unzip();
+    let kept = if task.level.is_some() {
+        PACKED_COUNT
+    } else {
+        0
+    };
+    let kept: Vec<u32> = picks.pieces.iter().take(kept).copied().collect();
+    let read = |piece: &u32| {
+        let bytes = bytes_at(disk, len, u64::from(*piece) * PIECE_LEN, PIECE_LEN)?;
+        Ok((sums_of(&bytes), kept.contains(piece).then_some(bytes)))
+    };
     let readers = task.threads.max(PIECE_THREADS);
-    let pieces = in_order(&picks.pieces, (readers, PIECE_TIME), |piece| {
-        let bytes = bytes_at(disk, len, u64::from(piece) * PIECE_LEN, PIECE_LEN)?;
-        if let Some(level) = task.level {
-            packer.try_on(&bytes, level);
-        }
-        Ok(sums_of(&bytes))
-    })?;
+    let pieces = in_order(&picks.pieces, (readers, PIECE_TIME), read)?;
+    let (pieces, kept): (Vec<_>, Vec<_>) = pieces.into_iter().unzip();
+    let (pack, packed) = pack(kept.into_iter().flatten().collect(), task)?;
     Ok(Reading {
         pieces,
-        spans: spans.into_iter().map(|(sum, _)| sum).collect(),
-        scan,
-        pack: Timed {
-            bytes: packer.raw.into_inner(),
-            micros: packer.nanos.into_inner() / 1000 / task.threads.max(1) as u64,
-        },
-        packed: packer.packed.into_inner(),
+        spans,
+        scan: Timed::of_median(times, task.threads),
+        pack,
+        packed,
     })
+}
+
+/// How well pieces compress, and how fast. Zeros do not travel, so they say nothing.
+fn pack(mut pieces: Vec<Vec<u8>>, task: &SurveyTask<'_>) -> Result<(Timed, u64)> {
+    let Some(level) = task.level else {
+        return Ok((Timed::default(), 0));
+    };
+    pieces.retain(|piece| !is_zero(piece));
+    let packed = in_order(&pieces, (task.threads, PACK_TIME), |piece| {
+        let started = now();
+        // What cannot be compressed travels as it is.
+        let packed = zstd::bulk::compress(piece, i32::from(level));
+        let packed = packed.map_or(piece.len(), |packed| packed.len().min(piece.len()));
+        Ok((packed as u64, Timed::since(started, piece.len())))
+    })?;
+    let (lens, times): (Vec<u64>, Vec<_>) = packed.into_iter().unzip();
+    Ok((Timed::of_median(times, task.threads), lens.iter().sum()))
 }
 
 fn micros(time: Duration) -> u64 {
@@ -222,10 +261,10 @@ fn sums_of(piece: &[u8]) -> PieceSums {
 
 /// Does `work` for the first positions, on several threads, until the time is over. The results, in
 /// order and without a gap: a position that was begun is ended.
-fn in_order<T: Send>(
-    positions: &[u32],
+fn in_order<P: Sync, T: Send>(
+    positions: &[P],
     (threads, time): (usize, Duration),
-    work: impl Fn(u32) -> Result<T> + Sync,
+    work: impl Fn(&P) -> Result<T> + Sync,
 ) -> Result<Vec<T>> {
     let deadline = now() + time;
     let next = AtomicUsize::new(0);
@@ -238,7 +277,7 @@ fn in_order<T: Send>(
                 let Some(position) = positions.get(number) else {
                     break;
                 };
-                let result = work(*position)?;
+                let result = work(position)?;
                 let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
                 done.push((number, result));
             }
@@ -255,33 +294,6 @@ fn in_order<T: Send>(
     let mut done = std::mem::take(&mut *done.lock().unwrap_or_else(PoisonError::into_inner));
     done.sort_unstable_by_key(|(number, _)| *number);
     Ok(done.into_iter().map(|(_, result)| result).collect())
-}
-
-/// Finds out how well pieces compress, and how fast.
-#[derive(Default)]
-struct Packer {
-    nanos: AtomicU64,
-    raw: AtomicU64,
-    packed: AtomicU64,
-}
-
-impl Packer {
-    /// Zeros do not travel, so they say nothing.
-    fn try_on(&self, bytes: &[u8], level: i8) {
-        let budget = u64::try_from(PACK_TIME.as_nanos()).expect("20 ms");
-        if self.nanos.load(Ordering::Relaxed) >= budget || is_zero(bytes) {
-            return;
-        }
-        let started: Instant = now();
-        let Ok(packed) = zstd::bulk::compress(bytes, i32::from(level)) else {
-            return;
-        };
-        let nanos = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.nanos.fetch_add(nanos, Ordering::Relaxed);
-        let (raw, packed) = (bytes.len() as u64, packed.len() as u64);
-        self.raw.fetch_add(raw, Ordering::Relaxed);
-        self.packed.fetch_add(packed.min(raw), Ordering::Relaxed);
-    }
 }
 
 #[cfg(test)]
