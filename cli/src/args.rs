@@ -13,6 +13,8 @@ use failback_engine::operation::{CompressChoice, Strategy};
 use failback_engine::transport::{Apply, Container, VerifyLevel};
 use failback_engine::units::BlockSize;
 
+use crate::link_args::LinkArgs;
+use crate::plan_args::PlanningArgs;
 use crate::size;
 
 const AFTER_HELP: &str = "\
@@ -74,6 +76,8 @@ pub(crate) enum Command {
     Create(CreateArgs),
     /// Build the checksum map of a disk; print its root and counts, and save it if asked to
     Map(MapArgs),
+    /// Say what sync would do with these arguments, what it would cost, and why; change nothing
+    Plan(SyncArgs),
     /// Make TARGET's content equal to SOURCE's, sending only what differs; a missing TARGET is made
     Sync(SyncArgs),
     /// Write what a differencing VHDX holds into its parent, which then is the disk
@@ -207,9 +211,12 @@ pub(crate) struct SyncArgs {
     /// The disk that is made equal
     #[arg(value_parser = parse_engine::<Endpoint>)]
     pub(crate) target: Endpoint,
-    /// Delta compares and sends what differs; full sends all data and compares nothing
+    /// Delta compares and sends what differs; full sends all data and compares nothing; auto: the
+    /// better one, by what a sample of both disks tells
     #[arg(long, value_enum, default_value_t = StrategyArg::Auto)]
     pub(crate) strategy: StrategyArg,
+    #[command(flatten)]
+    pub(crate) planning: PlanningArgs,
     /// What is read back at the end: all of the target, what was written, or nothing
     #[arg(long, value_enum, default_value_t = VerifyArg::Changed)]
     pub(crate) verify: VerifyArg,
@@ -230,6 +237,8 @@ pub(crate) struct SyncArgs {
     #[arg(long)]
     pub(crate) no_sibling_check: bool,
     #[command(flatten)]
+    pub(crate) link: LinkArgs,
+    #[command(flatten)]
     pub(crate) open: SidesArgs,
     #[command(flatten)]
     pub(crate) hashing: HashArgs,
@@ -245,6 +254,8 @@ pub(crate) struct VerifyArgs {
     /// The other disk
     #[arg(value_parser = parse_engine::<Endpoint>)]
     pub(crate) b: Endpoint,
+    #[command(flatten)]
+    pub(crate) link: LinkArgs,
     #[command(flatten)]
     pub(crate) open: SidesArgs,
     #[command(flatten)]
@@ -294,6 +305,8 @@ pub(crate) struct ServeArgs {
     /// Let peers write to a VHDX though an image beside it stands on it, which breaks that one
     #[arg(long)]
     pub(crate) no_sibling_check: bool,
+    #[command(flatten)]
+    pub(crate) link: LinkArgs,
     #[command(flatten)]
     pub(crate) state: StateArgs,
     /// Print what is printed as JSON lines
@@ -550,8 +563,8 @@ pub(crate) fn explain(error: &clap::Error) -> ExitCode {
         }
         ClapKind::DisplayHelpOnMissingArgumentOrSubcommand | ClapKind::MissingSubcommand => {
             crate::output::complain(
-                "a command is missing: info, check, create, map, sync, merge, verify, recover, \
-                 rollback, commit, serve; see --help",
+                "a command is missing: info, check, create, map, plan, sync, merge, verify, \
+                 recover, rollback, commit, serve; see --help",
             );
             ExitCode::from(crate::output::EXIT_USAGE)
         }

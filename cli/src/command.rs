@@ -26,6 +26,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<u8> {
         Command::Check(args) => check(&args),
         Command::Create(args) => create(&args),
         Command::Map(args) => map(args),
+        Command::Plan(args) => plan(args),
         Command::Sync(args) => sync(args),
         Command::Merge(args) => merge(args),
         Command::Verify(args) => verify(args),
@@ -143,7 +144,26 @@ fn map(args: MapArgs) -> anyhow::Result<u8> {
     Ok(0)
 }
 
+fn plan(args: SyncArgs) -> anyhow::Result<u8> {
+    let json = args.output_args.json;
+    let watchers = Watchers::new(args.output_args.events.as_deref())?;
+    let report = operation::plan(&sync_request(args)?, &watchers);
+    drop(watchers);
+    output::report(&report, json)
+}
+
 fn sync(args: SyncArgs) -> anyhow::Result<u8> {
+    let json = args.output_args.json;
+    let events = args.output_args.events.clone();
+    let request = sync_request(args)?;
+    let watchers = Watchers::new(events.as_deref())?;
+    let cancel = cancel_on_signals()?;
+    let report = operation::sync(&request, &watchers, &cancel);
+    drop(watchers);
+    output::report(&report, json)
+}
+
+fn sync_request(args: SyncArgs) -> anyhow::Result<SyncRequest> {
     let apply = args.applying.apply().ok_or_else(|| {
         let message = "a sync in place keeps no undo: --apply in-place goes without --keep-undo";
         Error::new(ErrorKind::Usage, message)
@@ -153,9 +173,7 @@ fn sync(args: SyncArgs) -> anyhow::Result<u8> {
         let message = "nothing is staged in place: --apply in-place goes without --stage";
         return Err(Error::new(ErrorKind::Usage, message).into());
     }
-    let watchers = Watchers::new(args.output_args.events.as_deref())?;
-    let cancel = cancel_on_signals()?;
-    let request = SyncRequest {
+    Ok(SyncRequest {
         source_open: args.open.source(),
         target_open: args.open.target(args.no_sibling_check),
         strategy: args.strategy.strategy(),
@@ -167,11 +185,12 @@ fn sync(args: SyncArgs) -> anyhow::Result<u8> {
         container,
         state: args.applying.state.state_dir,
         maps: (!args.no_map).then(|| args.audit.audit()),
+        link: args.link.shape(),
+        objective: args.planning.objective(),
+        downtime_budget: args.planning.downtime_budget,
+        seed: args.planning.seed,
         ..SyncRequest::new(args.source, args.target)
-    };
-    let report = operation::sync(&request, &watchers, &cancel);
-    drop(watchers);
-    output::report(&report, args.output_args.json)
+    })
 }
 
 fn merge(args: MergeArgs) -> anyhow::Result<u8> {
@@ -215,6 +234,7 @@ fn verify(args: VerifyArgs) -> anyhow::Result<u8> {
         b_open: args.open.target(true),
         hash: args.hashing.hash(),
         block_size: args.hashing.block_size,
+        link: args.link.shape(),
     };
     let report = operation::verify(&request, &watchers, &cancel);
     drop(watchers);
@@ -258,7 +278,7 @@ fn serve(args: &ServeArgs) -> anyhow::Result<u8> {
             _ => {}
         }
     };
-    serve_peers(&listener, &grants, &observer, &cancel)?;
+    serve_peers(&listener, &grants, args.link.shape(), &observer, &cancel)?;
     Ok(0)
 }
 

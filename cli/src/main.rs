@@ -6,7 +6,10 @@
 
 mod args;
 mod command;
+mod link_args;
 mod output;
+mod plan_args;
+mod plan_output;
 mod progress;
 mod size;
 mod watch;

@@ -15,6 +15,7 @@ use failback_engine::report::{Outcome, Report};
 use failback_engine::{Error, ErrorKind, Remedy, one_line};
 use serde::Serialize;
 
+use crate::plan_output;
 use crate::size::show;
 
 /// Exit code of a wrong command line.
@@ -118,7 +119,10 @@ pub(crate) fn report(report: &Report, json: bool) -> anyhow::Result<u8> {
     if json {
         document(report)?;
     } else if report.error.is_none() {
-        print_report(report)?;
+        match report.command {
+            "plan" => plan_output::print(report)?,
+            _ => print_report(report)?,
+        }
     }
     if let Some(error) = &report.error {
         complain(&(error.message.clone() + advice(report.remedy())));

@@ -20,6 +20,7 @@ pub mod agent;
 mod apply;
 pub mod commit;
 pub mod disk;
+mod draws;
 pub mod endpoint;
 mod error;
 mod event;
@@ -28,6 +29,7 @@ pub mod identity;
 pub mod map;
 pub mod operation;
 pub mod pipeline;
+pub mod plan;
 pub mod report;
 #[cfg(feature = "simulate")]
 pub mod schedule;

@@ -1,12 +1,17 @@
 //! What a job did: the document that `--json` prints. Fields are published in docs/report.md and
 //! keep their names.
 
+mod plan;
+
 use serde::Serialize;
 
 use crate::disk::DiskInfo;
 use crate::error::{Error, ErrorKind, Remedy};
 use crate::hash::HashKind;
 use crate::operation::SideMapReport;
+use crate::plan::Cost;
+
+pub use plan::{CostReport, PlanReport, RatesReport, SampleReport};
 
 /// Version of the report's shape.
 pub const REPORT_SCHEMA: &str = "failback.report/1";
@@ -141,13 +146,25 @@ pub struct Roots {
     pub target: Option<String>,
 }
 
-/// What was expected before the job. This release does not predict: both are `null`.
+/// What was expected before the job; `null` where nothing was measured.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Predicted {
-    /// Seconds.
+    /// Seconds, without those of the plan.
     pub seconds: Option<f64>,
-    /// Payload bytes.
+    /// Payload bytes, after compression.
     pub bytes: Option<u64>,
+    /// Seconds for which the machine that uses the source stands still.
+    pub downtime: Option<f64>,
+}
+
+impl Predicted {
+    pub(crate) fn of(cost: &Cost) -> Self {
+        Self {
+            seconds: Some(cost.seconds),
+            bytes: Some(cost.bytes),
+            downtime: Some(cost.downtime),
+        }
+    }
 }
 
 /// Durations.
@@ -190,7 +207,7 @@ pub struct Failure {
 pub struct Report {
     /// [`REPORT_SCHEMA`].
     pub schema: &'static str,
-    /// `sync` or `verify`.
+    /// `sync`, `plan` or `verify`.
     pub command: &'static str,
     /// How it ended.
     pub outcome: Outcome,
@@ -227,6 +244,9 @@ pub struct Report {
     pub undo: Option<&'static str>,
     /// What was expected.
     pub predicted: Predicted,
+    /// What either strategy would cost, and what that rests on; `null` for `verify`, and when it
+    /// failed before the choice.
+    pub plan: Option<PlanReport>,
     /// Durations.
     pub seconds: Seconds,
     /// The saved maps of the two disks.

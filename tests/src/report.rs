@@ -35,7 +35,7 @@ const COUNTS: &[(&str, &[&str])] = &[
 ];
 const SECONDS: &[(&str, &[&str])] = &[("seconds", &["total", "plan", "copy", "verify"])];
 /// Null where nothing was predicted.
-const PREDICTED: &[(&str, &[&str])] = &[("predicted", &["seconds", "bytes"])];
+const PREDICTED: &[(&str, &[&str])] = &[("predicted", &["seconds", "bytes", "downtime"])];
 const TEXTS: &[(&str, &[&str])] = &[
     ("source", &["endpoint", "format"]),
     ("target", &["endpoint", "format"]),
@@ -73,7 +73,7 @@ pub fn assert_done(report: &Value) {
     assert!(
         report["predicted"]
             .as_object()
-            .is_some_and(|both| both.len() == 2),
+            .is_some_and(|all| all.len() == 3),
         "{report}"
     );
     assert_each(report, PREDICTED, |value| {

@@ -19,6 +19,8 @@ pub const VERSION_MIN: u16 = 5;
 /// - 4: saved maps: asked for in `Open`, told in `Opened`; `End` and `Result` count what was not
 ///   read because of them. A client need not wait for `Hello` before `Open`, nor begin a session.
 /// - 5: `Want` names the pieces that the source has, `SubHashes` says which of them may differ.
+/// - 5: between `Opened` and `Start` a client may ask for a survey and a sample of the disk, and
+///   measure the link; a disk can be opened to plan.
 pub const VERSION_MAX: u16 = 5;
 
 /// Optional features of this release, one bit each; none yet.

@@ -7,7 +7,8 @@
 //!              |                                        ^
 //!           Encoder    frames with sums and numbers  Decoder          sans-IO codec
 //!              |                                        ^
-//!          LinkSender ------- loopback | unix | tcp --- LinkReceiver  two ordered byte streams
+//!          LinkSender ------- loopback | unix | tcp --- LinkReceiver  two ordered byte streams,
+//!                             slowed down by `shaped`
 //! ```
 //!
 //! A [`Link`](link::Link) carries bytes, [`split`] puts messages on it, [`handshake`] agrees on a
@@ -37,7 +38,8 @@ pub use wire::{
     Container, DISK_SIZE_MAX, Decoder, Digest, DiskInfo, Encoder, Encoding, FRAME_MAGIC, Failure,
     HASH_COUNT_MAX, HEAD_LEN_MAX, HashKind, Hello, MapState, MapWish, Message, NAME_LEN_MAX,
     NEW_DISK_BLOCK_SIZE_MAX, NewDisk, OpenRequest, PAYLOAD_LEN_MAX, PIECE_COUNT_MAX, PIECE_ID_LEN,
-    PIECE_LEN, RUN_COUNT_MAX, Role, RunKind, SUB_BLOCK_LEN, SUB_HASH_LEN, SessionParams, SourceEnd,
-    SubRun, TEXT_LEN_MAX, TargetResult, Task, VerifiedFrom, VerifyLevel, ZSTD_LEVEL_MAX,
-    ZSTD_LEVEL_MIN,
+    PIECE_LEN, PIECE_SUMS_LEN, POSITION_LEN, PROBE_LEN_MAX, Positions, Probe, RUN_COUNT_MAX, Role,
+    RunKind, SAMPLE_PIECE_COUNT_MAX, SAMPLE_SPAN_COUNT_MAX, SPAN_SUM_LEN, SUB_BLOCK_LEN,
+    SUB_HASH_LEN, SampleWish, Sampled, SessionParams, SourceEnd, SubRun, SurveyWish, Surveyed,
+    TEXT_LEN_MAX, TargetResult, Task, VerifiedFrom, VerifyLevel, ZSTD_LEVEL_MAX, ZSTD_LEVEL_MIN,
 };

@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 mod listener;
 pub mod loopback;
+mod shaped;
 mod socket;
 pub mod tcp;
 #[cfg(unix)]
@@ -22,6 +23,7 @@ mod wake;
 mod wake;
 
 pub use listener::{Listener, StopHandle};
+pub use shaped::{DELAY_MAX, RATE_MIN, Shape, shaped};
 
 /// A peer must have said hello within this time.
 pub const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);

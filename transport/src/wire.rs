@@ -10,6 +10,7 @@ mod frame;
 mod limit;
 mod message;
 mod outcome;
+mod survey;
 
 pub use block::{Base, BlockData, Encoding, RunKind, SubRun};
 pub use control::{
@@ -23,8 +24,10 @@ pub use frame::FRAME_MAGIC;
 pub use limit::{
     BLOCK_COUNT_MAX, BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, DISK_SIZE_MAX, HASH_COUNT_MAX, HEAD_LEN_MAX,
     NAME_LEN_MAX, NEW_DISK_BLOCK_SIZE_MAX, PAYLOAD_LEN_MAX, PIECE_COUNT_MAX, PIECE_ID_LEN,
-    PIECE_LEN, RUN_COUNT_MAX, SUB_BLOCK_LEN, SUB_HASH_LEN, TEXT_LEN_MAX, ZSTD_LEVEL_MAX,
+    PIECE_LEN, PIECE_SUMS_LEN, POSITION_LEN, PROBE_LEN_MAX, RUN_COUNT_MAX, SAMPLE_PIECE_COUNT_MAX,
+    SAMPLE_SPAN_COUNT_MAX, SPAN_SUM_LEN, SUB_BLOCK_LEN, SUB_HASH_LEN, TEXT_LEN_MAX, ZSTD_LEVEL_MAX,
     ZSTD_LEVEL_MIN,
 };
 pub use message::Message;
 pub use outcome::{SourceEnd, TargetResult, VerifiedFrom};
+pub use survey::{Positions, Probe, SampleWish, Sampled, SurveyWish, Surveyed};

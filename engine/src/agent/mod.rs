@@ -5,6 +5,7 @@
 //! closed when the session or the link ends. Nothing that a peer sends ends the agent.
 
 mod grant;
+mod planning;
 mod visit;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,9 +13,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crossbeam::channel::{RecvTimeoutError, bounded};
-use failback_transport::link::{Link, Listener};
+use failback_transport::link::{Link, Listener, Shape};
 
 pub use grant::{Grant, Grants};
+pub(crate) use planning::probe_payload;
 
 use crate::abort::CancelToken;
 use crate::error::{Error, ErrorKind, Result};
@@ -27,13 +29,15 @@ const PEERS_MAX: usize = 16;
 /// How often it looks for `cancel`.
 const POLL: Duration = Duration::from_millis(100);
 
-/// Accepts peers until `cancel`, and ends the sessions under way then.
+/// Accepts peers until `cancel`, and ends the sessions under way then. Each connection is slowed
+/// down to `shape` by itself.
 ///
 /// # Errors
 /// None so far; an accept that fails is told to the observer and tried again.
 pub fn serve(
     listener: &Listener,
     grants: &Grants,
+    shape: Shape,
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<()> {
@@ -74,7 +78,7 @@ pub fn serve(
             scope.spawn(move || {
                 // A defect met by one peer must not end the others' agent.
                 let served = catch_unwind(AssertUnwindSafe(|| {
-                    visit::receive_peer(link, grants, observer, cancel);
+                    visit::receive_peer(link, shape, grants, observer, cancel);
                 }));
                 peers.fetch_sub(1, Ordering::SeqCst);
                 if served.is_err() {

@@ -1,27 +1,32 @@
 //! One peer, from hello to goodbye.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{RecvTimeoutError, bounded};
 use failback_transport as wire;
-use failback_transport::link::{HANDSHAKE_LIMIT, IDLE_LIMIT, Link};
+use failback_transport::link::{HANDSHAKE_LIMIT, IDLE_LIMIT, Link, Shape};
 use failback_transport::{Access, Compress, Message, OpenRequest, Role, SessionParams, Task};
 
 use super::grant::{Grant, Grants};
+use super::planning::{Asked, Planning};
 use crate::abort::{Abort, CancelToken};
 use crate::disk::{DiskInfo, NewDisk, Source, open_source};
 use crate::error::{Error, ErrorKind, Result, peer_error};
 use crate::event::{Event, Observer};
 use crate::hash::HashKind;
-use crate::operation::{HostedTarget, MapUse, SOFTWARE, new_disk, refuse_mixed_source, source_map};
+use crate::operation::{
+    HostedTarget, MapUse, PlannedTarget, SOFTWARE, in_shape, likely_containers, new_disk,
+    refuse_mixed_source, source_map,
+};
 use crate::sync::{
     KEEP_ALIVE, Session, SessionLink, SessionOptions, SideMap, run_source, run_target,
 };
 use crate::units::BlockSize;
 
 /// Highest zstd level that a peer can make this host compress at: some 200 MB/s a core.
-const ZSTD_LEVEL_MAX: i8 = 3;
+pub(super) const ZSTD_LEVEL_MAX: i8 = 3;
 
 /// Messages of a peer of another version that are taken until it hangs up.
 const UNREAD_MAX: usize = 4;
@@ -29,12 +34,15 @@ const UNREAD_MAX: usize = 4;
 /// Serves one peer to the end, and tells the observer how it ended.
 pub(super) fn receive_peer(
     link: Link,
+    shape: Shape,
     grants: &Grants,
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) {
     let peer = link.peer.clone();
-    let outcome = match converse(link, grants, observer, cancel) {
+    let conversation =
+        in_shape(link, shape).and_then(|link| converse(link, grants, observer, cancel));
+    let outcome = match conversation {
         Ok(()) => "done".to_owned(),
         Err(error) => error.chain(),
     };
@@ -45,6 +53,8 @@ pub(super) fn receive_peer(
 enum OpenDisk {
     Read(Arc<dyn Source>),
     Write(Box<HostedTarget>),
+    /// For a plan.
+    Look(PlannedTarget),
 }
 
 /// What a peer has opened.
@@ -60,6 +70,28 @@ impl OpenDisk {
         match self {
             Self::Read(disk) => disk.info(),
             Self::Write(target) => target.info(),
+            Self::Look(target) => target.info(),
+        }
+    }
+
+    fn is_new(&self) -> bool {
+        match self {
+            Self::Read(_) => false,
+            Self::Write(target) => target.is_new(),
+            Self::Look(target) => target.is_new(),
+        }
+    }
+
+    fn is_partial(&self) -> bool {
+        matches!(self, Self::Write(target) if target.is_partial())
+    }
+
+    /// `None`: it is not there yet.
+    fn source(&self) -> Option<&dyn Source> {
+        match self {
+            Self::Read(disk) => Some(disk.as_ref()),
+            Self::Write(target) => target.source(),
+            Self::Look(target) => target.source(),
         }
     }
 }
@@ -121,6 +153,7 @@ fn prepare(
         let map = match &disk {
             OpenDisk::Read(disk) => source_map(path, state, wanted.as_ref(), disk.as_ref()),
             OpenDisk::Write(target) => target.map(path, state, wanted.as_ref()),
+            OpenDisk::Look(target) => (SideMap::default(), target.standing(wanted.as_ref())),
         };
         Ok((disk, map))
     })?;
@@ -130,8 +163,8 @@ fn prepare(
         virtual_size: info.virtual_size,
         logical_sector_size: info.logical_sector_size.unwrap_or(0),
         identity: info.identity,
-        is_new: matches!(&disk, OpenDisk::Write(target) if target.is_new()),
-        is_partial: matches!(&disk, OpenDisk::Write(target) if target.is_partial()),
+        is_new: disk.is_new(),
+        is_partial: disk.is_partial(),
         allocated_bytes: 0,
         map: standing.to_wire(),
     });
@@ -139,7 +172,7 @@ fn prepare(
     link.receiver
         .set_idle_limit(IDLE_LIMIT)
         .map_err(peer_error)?;
-    match link.hear(IDLE_LIMIT)? {
+    match hear_start(link, &disk, &grant.path)? {
         Message::Start(params) => {
             let is_change = matches!(params.task, Task::Delta | Task::Full);
             if is_change && params.peer_role == Role::Source {
@@ -155,6 +188,24 @@ fn prepare(
         }
         Message::Bye => Ok(None),
         _ => Err(out_of_place()),
+    }
+}
+
+/// The first message that is no question of planning; those before it are answered.
+fn hear_start(link: &mut SessionLink, disk: &OpenDisk, path: &Path) -> Result<Message> {
+    let mut planning = Planning::new();
+    let asked = Asked {
+        disk: disk.source(),
+        likely: likely_containers(path),
+    };
+    let until = Instant::now() + IDLE_LIMIT;
+    loop {
+        let message = link.hear(until.saturating_duration_since(Instant::now()))?;
+        let answer = while_alive(link, KEEP_ALIVE, || planning.answer(&message, &asked))?;
+        match answer {
+            Some(answer) => link.say(&answer)?,
+            None => return Ok(message),
+        }
     }
 }
 
@@ -196,6 +247,9 @@ fn open(grant: &Grant, request: &OpenRequest, cancel: &CancelToken) -> Result<Op
     }
     let state = grant.state.as_deref();
     let wanted = || wanted_disk(grant, request.create);
+    if request.access == Access::Plan {
+        return PlannedTarget::open(&grant.path, &grant.open, state, wanted).map(OpenDisk::Look);
+    }
     let until = Instant::now() + LET_GO_MAX;
     loop {
         match HostedTarget::open(&grant.path, &grant.open, state, wanted, cancel) {
@@ -305,10 +359,7 @@ fn options(params: &SessionParams) -> Result<SessionOptions> {
     }
     Ok(SessionOptions {
         task: params.task,
-        hash: match params.hash {
-            wire::HashKind::Blake3 => HashKind::Blake3,
-            wire::HashKind::Xxh3 => HashKind::Xxh3,
-        },
+        hash: hash_kind(params.hash),
         block_size: BlockSize::new(params.block_size.into())?,
         verify: params.verify,
         // The peer asks, this host pays: a level is a matter of its own processors.
@@ -324,7 +375,14 @@ fn options(params: &SessionParams) -> Result<SessionOptions> {
     })
 }
 
-fn out_of_place() -> Error {
+pub(super) fn hash_kind(kind: wire::HashKind) -> HashKind {
+    match kind {
+        wire::HashKind::Blake3 => HashKind::Blake3,
+        wire::HashKind::Xxh3 => HashKind::Xxh3,
+    }
+}
+
+pub(super) fn out_of_place() -> Error {
     Error::new(ErrorKind::Protocol, "peer: a message out of place")
 }
 

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use super::MapFile;
 use super::format::GROUP_LEN;
 use crate::disk::{ExtentKind, Source};
+use crate::draws::Draws;
 use crate::error::{ErrorKind, Result};
 use crate::hash::{Hasher, is_zero};
 use crate::identity::Refusal;
@@ -59,7 +60,7 @@ pub(super) fn audit(map: &MapFile, disk: &dyn Source, how: Audit) -> Judged<u64>
         }
     };
     let picker = Picker::new(map).map_err(of_map)?;
-    let mut dice = Dice::new();
+    let mut dice = Draws::unforeseen();
     let hasher = Hasher::new(map.hash());
     let (mut audited, mut steps) = (0, 0);
     // All of them, each once, where that is no more.
@@ -155,21 +156,3 @@ impl Picker {
 }
 
 const _: () = assert!(GROUP_LEN <= u16::MAX as u64);
-
-/// `SplitMix64`, begun anew each time at a number that nobody can know.
-struct Dice(u64);
-
-impl Dice {
-    fn new() -> Self {
-        Self(uuid::Uuid::new_v4().as_u64_pair().0 ^ uuid::Uuid::new_v4().as_u64_pair().0)
-    }
-
-    /// Below `end`; none is likelier than another by more than 2^-34.
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = self.0;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (bits ^ (bits >> 31)) % end
-    }
-}

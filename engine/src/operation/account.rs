@@ -39,6 +39,7 @@ pub(super) fn new_report(
         stage: None,
         undo: None,
         predicted: Predicted::default(),
+        plan: None,
         seconds: Seconds::default(),
         map: Maps::default(),
         error: None,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use failback_transport as wire;
-use failback_transport::link::{Link, tcp, unix};
+use failback_transport::link::{Link, Shape, shaped, tcp, unix};
 use failback_transport::{Counters, Message, OpenRequest, Role, SessionParams};
 
 use super::maps::{MapStanding, MapUse};
@@ -47,6 +47,7 @@ impl Connection {
         access: wire::Access,
         create: Option<wire::NewDisk>,
         map: Option<&MapUse>,
+        shape: Shape,
     ) -> Result<(Self, Opened)> {
         let (link, grant) = match endpoint {
             Endpoint::Path(path) => {
@@ -55,7 +56,7 @@ impl Connection {
             Endpoint::Unix { socket, name } => (unix::connect(socket), name),
             Endpoint::Tcp { address, name } => (tcp::connect(address), name),
         };
-        let link = link.map_err(peer_error)?;
+        let link = in_shape(link.map_err(peer_error)?, shape)?;
         let request = Message::Open(OpenRequest {
             name: grant.clone(),
             access,
@@ -96,6 +97,15 @@ impl Connection {
         }
     }
 
+    /// Asks a question and hears the answer.
+    ///
+    /// # Errors
+    /// The agent's failure, `PeerGone`, `Protocol`.
+    pub(super) fn ask(&mut self, question: &Message, limit: Duration) -> Result<Message> {
+        self.link.say(question)?;
+        self.link.hear(limit)
+    }
+
     /// Ends the conversation without a session: there is nothing to do. Bytes that were sent and
     /// received.
     pub(crate) fn leave(mut self) -> (u64, u64) {
@@ -117,6 +127,15 @@ impl Connection {
             .say(&Message::Start(to_wire(options, peer_role)))?;
         Ok((self.link, self.counters))
     }
+}
+
+/// The link, slowed down.
+///
+/// # Errors
+/// `Io` when there is no thread for a delay.
+pub(crate) fn in_shape(link: Link, shape: Shape) -> Result<Link> {
+    shaped(link, shape)
+        .map_err(|error| Error::new(ErrorKind::Io, "shape the link").caused_by(error))
 }
 
 fn from_wire(info: &wire::DiskInfo) -> DiskInfo {

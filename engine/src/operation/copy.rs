@@ -1,16 +1,18 @@
 //! `sync` and `verify`: open both sides, choose, run the session, report.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use failback_transport as wire;
+use failback_transport::link::Shape;
 use failback_transport::{Compress, Task, VerifyLevel};
 
-use super::account::{apply_name, new_report, tell, tell_vouched, undo_name};
+use super::account::{new_report, tell, tell_vouched};
 use super::connection::Connection;
+use super::fit::check_fit;
 use super::job::{LocalTarget, SessionOutcome, SourceSide, TargetSide, run};
 use super::maps::{MapStanding, MapUse};
-use super::plan::{Strategy, check_fit, choose};
+use super::planning::{decide, predict, side_of_source, side_of_target};
 use super::recovery::refuse_mixed_source;
 use super::replacement::HostedTarget;
 use crate::abort::CancelToken;
@@ -22,6 +24,7 @@ use crate::event::{Event, Observer};
 use crate::hash::HashKind;
 use crate::identity::Refusal;
 use crate::map::{Audit, MapStore, MapWish};
+use crate::plan::{Objective, Strategy};
 use crate::report::{Outcome, Report};
 use crate::sync::{SessionOptions, SideMap, source_mark};
 use crate::units::BlockSize;
@@ -69,6 +72,14 @@ pub struct SyncRequest {
     /// Saved maps are believed where they may be, after this audit, and made anew; `None`: they are
     /// left alone.
     pub maps: Option<Audit>,
+    /// What each connection to an agent is slowed down to; without one there is nothing to slow.
+    pub link: Shape,
+    /// What the better strategy has less of.
+    pub objective: Objective,
+    /// Longest downtime, which goes before the objective.
+    pub downtime_budget: Option<Duration>,
+    /// Seed of the sample; `None`: one that nobody knows before.
+    pub seed: Option<u64>,
 }
 
 impl SyncRequest {
@@ -89,7 +100,24 @@ impl SyncRequest {
             container: None,
             state: None,
             maps: Some(Audit::Quick),
+            link: Shape::default(),
+            objective: Objective::Downtime,
+            downtime_budget: None,
+            seed: None,
         }
+    }
+
+    /// What is asked of the saved maps of both sides.
+    pub(super) fn map_use(&self) -> Option<MapUse> {
+        self.maps.map(|audit| MapUse {
+            wish: MapWish {
+                hash: self.hash,
+                block_size: self.block_size,
+                audit,
+            },
+            // All of the target is to be read; what a map says of it would only be in the way.
+            trust: self.verify != VerifyLevel::Full,
+        })
     }
 }
 
@@ -108,6 +136,8 @@ pub struct VerifyRequest {
     pub hash: HashKind,
     /// The unit of comparison.
     pub block_size: BlockSize,
+    /// What each connection to an agent is slowed down to.
+    pub link: Shape,
 }
 
 /// Makes the target's content equal to the source's. Never panics and never prints; how it ended is
@@ -141,7 +171,7 @@ pub fn verify(request: &VerifyRequest, observer: &dyn Observer, cancel: &CancelT
     })
 }
 
-fn observed(
+pub(super) fn observed(
     report: &mut Report,
     observer: &dyn Observer,
     job: impl FnOnce(&mut Report, Instant) -> Result<()>,
@@ -171,15 +201,7 @@ fn run_sync(
     cancel: &CancelToken,
     started: Instant,
 ) -> Result<()> {
-    let maps = request.maps.map(|audit| MapUse {
-        wish: MapWish {
-            hash: request.hash,
-            block_size: request.block_size,
-            audit,
-        },
-        // All of the target is to be read; what a map says of it would only be in the way.
-        trust: request.verify != VerifyLevel::Full,
-    });
+    let maps = request.map_use();
     let job = Job {
         request,
         observer,
@@ -228,38 +250,35 @@ impl Job<'_> {
         if let Endpoint::Path(path) = &request.source {
             refuse_mixed_source(path)?;
         }
-        let opened = self.open_sides(maps.as_ref(), report)?;
-        let plan = choose(
-            request.strategy,
-            opened.is_new,
-            opened.standings.0.root.is_some() || opened.standings.1.root.is_some(),
-        );
-        report.strategy = Some(plan.strategy());
-        let (source_map, target_map) = &opened.standings;
-        let refusals = [source_map.refusal, target_map.refusal];
-        for refusal in refusals.into_iter().flatten().map(Refusal::code) {
-            if !report.reasons.contains(&refusal) {
-                report.reasons.push(refusal);
+        let mut opened = self.open_sides(maps.as_ref(), report)?;
+        let (source_map, target_map) = opened.standings;
+        let are_both_mapped = source_map.root.is_some() && target_map.root.is_some();
+        // What is known without asking need not be asked, and what an earlier job left shows only
+        // in the comparison.
+        let measured = match are_both_mapped || opened.is_partial {
+            true => None,
+            false => {
+                let (source, target) = (side_of_source(&mut opened.source), &mut opened.target);
+                let is_new = opened.is_new;
+                let standings = (&source_map, &target_map);
+                predict(
+                    request,
+                    (source, side_of_target(target, request)),
+                    is_new,
+                    standings,
+                )?
             }
-        }
-        report.reasons.extend(&plan.reasons);
-        report.map.source = source_map.report(0);
-        report.map.target = target_map.report(0);
-        self.observer.event(&Event::Planned {
-            strategy: plan.strategy(),
-            reasons: report.reasons.clone(),
-        });
-        report.apply = Some(if opened.is_new {
-            "new"
-        } else {
-            apply_name(request.apply)
-        });
-        let is_kept = request.apply == wire::Apply::StageKeepUndo;
-        report.undo = (!opened.is_new || is_kept).then(|| undo_name(request.apply));
+        };
+        let plan = decide(
+            request,
+            (opened.is_new, measured.as_ref()),
+            (&source_map, &target_map),
+            report,
+            self.observer,
+        );
         report.seconds.plan = self.started.elapsed().as_secs_f64();
-        let is_known_equal = source_map.root.is_some()
-            && source_map.root == target_map.root
-            && target_map.is_settled;
+        let is_known_equal =
+            are_both_mapped && source_map.root == target_map.root && target_map.is_settled;
         if plan.task == Task::Delta && !opened.is_partial && is_known_equal {
             let wire = leave(opened.source, opened.target);
             tell_vouched(report, (&opened.standings.0, &opened.standings.1), wire);
@@ -278,7 +297,7 @@ impl Job<'_> {
         let request = self.request;
         let state = request.state.as_deref();
         let (mut source, mut source_map) =
-            open_source_side(&request.source, &request.source_open, maps)?;
+            open_source_side(&request.source, &request.source_open, maps, request.link)?;
         report.source.describe(&source.info());
         let info = source.info();
         let (loaded, target) = std::thread::scope(|scope| {
@@ -391,9 +410,9 @@ fn run_verify(
     started: Instant,
 ) -> Result<()> {
     observer.event(&Event::Phase { phase: "plan" });
-    let (a, _) = open_source_side(&request.a, &request.a_open, None)?;
+    let (a, _) = open_source_side(&request.a, &request.a_open, None, request.link)?;
     report.source.describe(&a.info());
-    let b = match open_source_side(&request.b, &request.b_open, None)?.0 {
+    let b = match open_source_side(&request.b, &request.b_open, None, request.link)?.0 {
         SourceSide::Local(disk, _) => TargetSide::Local(LocalTarget::Compared(disk)),
         SourceSide::Remote(connection, info) => TargetSide::Remote(connection, info),
     };
@@ -459,22 +478,23 @@ fn check_proof(outcome: &SessionOutcome, options: &SessionOptions) -> Result<()>
     Ok(())
 }
 
-fn warn(observer: &dyn Observer, disks: &[DiskInfo]) {
+pub(super) fn warn(observer: &dyn Observer, disks: &[DiskInfo]) {
     for message in disks.iter().flat_map(|disk| disk.warnings.clone()) {
         warn_of(observer, message);
     }
 }
 
-fn warn_of(observer: &dyn Observer, message: String) {
+pub(super) fn warn_of(observer: &dyn Observer, message: String) {
     tracing::warn!(message);
     observer.event(&Event::Warning { message });
 }
 
 /// Opens a disk to be read. The map of one that is here is not looked for yet.
-fn open_source_side(
+pub(super) fn open_source_side(
     endpoint: &Endpoint,
     options: &OpenOptions,
     maps: Option<&MapUse>,
+    shape: Shape,
 ) -> Result<(SourceSide, MapStanding)> {
     match endpoint {
         Endpoint::Path(path) => {
@@ -483,7 +503,8 @@ fn open_source_side(
             Ok((side, MapStanding::default()))
         }
         remote => {
-            let (connection, opened) = Connection::open(remote, wire::Access::Read, None, maps)?;
+            let (connection, opened) =
+                Connection::open(remote, wire::Access::Read, None, maps, shape)?;
             let side = SourceSide::Remote(Box::new(connection), opened.info);
             Ok((side, opened.map))
         }
@@ -506,14 +527,7 @@ fn open_target_side(
     cancel: &CancelToken,
 ) -> Result<OpenedTarget> {
     if let Endpoint::Path(path) = &request.target {
-        let wanted = || {
-            if !request.target_open.parents.is_empty() {
-                let message = "does not exist, yet a parent of it was named; \
-                               make a differencing image first (failback create)";
-                return Err(Error::new(ErrorKind::Usage, message).path(path));
-            }
-            new_disk(path, request.target_open.format, source)
-        };
+        let wanted = || wanted_disk(request, path, source);
         let state = request.state.as_deref();
         let target = HostedTarget::open(path, &request.target_open, state, wanted, cancel)?;
         let (map, standing) = target.map(path, state, maps);
@@ -524,19 +538,42 @@ fn open_target_side(
             map: standing,
         });
     }
-    let create = wire::NewDisk {
-        size: source.virtual_size,
-        logical_sector_size: source.logical_sector_size.unwrap_or(0),
-        block_size_hint: source.image_block_size.unwrap_or(0),
-    };
-    let (connection, opened) =
-        Connection::open(&request.target, wire::Access::Write, Some(create), maps)?;
+    let (connection, opened) = Connection::open(
+        &request.target,
+        wire::Access::Write,
+        Some(wished_disk(source)),
+        maps,
+        request.link,
+    )?;
     Ok(OpenedTarget {
         side: TargetSide::Remote(Box::new(connection), opened.info),
         is_new: opened.is_new,
         is_partial: opened.is_partial,
         map: opened.map,
     })
+}
+
+/// What an agent is to make of a missing target.
+pub(super) fn wished_disk(source: &DiskInfo) -> wire::NewDisk {
+    wire::NewDisk {
+        size: source.virtual_size,
+        logical_sector_size: source.logical_sector_size.unwrap_or(0),
+        block_size_hint: source.image_block_size.unwrap_or(0),
+    }
+}
+
+/// What a missing target becomes, as the request of a sync has it.
+pub(super) fn wanted_disk(
+    request: &SyncRequest,
+    path: &Path,
+    source: &DiskInfo,
+) -> Result<NewDisk> {
+    if !request.target_open.parents.is_empty() {
+        let message = "does not exist, yet a parent of it was named; \
+                       make a differencing image first (failback create)";
+        return Err(Error::new(ErrorKind::Usage, message).path(path));
+    }
+    new_disk(path, request.target_open.format, source)
 }
 
 /// What a missing target becomes: named by the operator or by its suffix, in the source's measure.
@@ -604,7 +641,7 @@ const VHDX_BLOCK_SIZE_MIN: u32 = 1 << 20;
 const SECTOR_SIZE_DEFAULT: u32 = 512;
 
 /// A seed that nobody can know before the session: the random bits of a fresh UUID.
-fn fresh_seed() -> u64 {
+pub(super) fn fresh_seed() -> u64 {
     let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
     high ^ low.rotate_left(32)
 }

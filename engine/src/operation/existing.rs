@@ -13,7 +13,7 @@ use crate::commit::{
     Marked, Replacing, Staging, drop_child, drop_replaced, notes_of, waits_to_be_accepted,
 };
 use crate::disk::{
-    DiskInfo, HostLayers, HostNewFile, HostTarget, NewFile, OpenOptions, TargetAccess,
+    DiskInfo, HostLayers, HostNewFile, HostTarget, NewFile, OpenOptions, Source, TargetAccess,
     decide_format,
 };
 use crate::error::{Error, ErrorKind, Result};
@@ -103,6 +103,11 @@ impl ExistingTarget {
         let mut info = self.access.info();
         info.warnings.extend(self.notes.iter().cloned());
         info
+    }
+
+    /// The disk as it is.
+    pub(crate) fn source(&self) -> &dyn Source {
+        self.access.source()
     }
 
     /// Whether a full copy that was cut off left a new file that a delta can go on with.

@@ -156,7 +156,16 @@ pub(crate) fn side_map(
         // Another audit might find nothing.
         store.remove();
     }
-    let standing = match &loaded {
+    let standing = standing_of(&loaded);
+    let map = SideMap {
+        trusted: loaded.ok().flatten().map(Box::new),
+        store: Some(store),
+    };
+    (map, standing)
+}
+
+fn standing_of(loaded: &std::result::Result<Option<TrustedMap>, Refusal>) -> MapStanding {
+    match loaded {
         Ok(Some(trusted)) => MapStanding {
             root: Some(trusted.map.root()),
             refusal: None,
@@ -169,12 +178,24 @@ pub(crate) fn side_map(
             refusal: Some(*refusal),
             ..MapStanding::default()
         },
+    }
+}
+
+/// What is known of the saved map of a disk that is open for reading; it is left as it is, whatever
+/// that may be.
+pub(crate) fn look_at_map(
+    path: &Path,
+    state: Option<&Path>,
+    wanted: Option<&MapUse>,
+    disk: &dyn Source,
+) -> MapStanding {
+    let Some(wanted) = wanted.filter(|wanted| wanted.trust) else {
+        return MapStanding::default();
     };
-    let map = SideMap {
-        trusted: loaded.ok().flatten().map(Box::new),
-        store: Some(store),
-    };
-    (map, standing)
+    match MapStore::of(path, state) {
+        Ok(store) => standing_of(&store.load(disk, &wanted.wish)),
+        Err(_) => MapStanding::default(),
+    }
 }
 
 /// Only a VHDX has blocks that are left undefined.

@@ -10,7 +10,7 @@ use super::maps::{MapStanding, MapUse, side_map};
 use super::recovery::{Found, finish_unfinished};
 use crate::abort::{Abort, CancelToken};
 use crate::commit::Replacing;
-use crate::disk::{DiskInfo, HostNewFile, NewDisk, NewFile, OpenOptions, Recipe};
+use crate::disk::{DiskInfo, HostNewFile, NewDisk, NewFile, OpenOptions, Recipe, Source};
 use crate::error::Result;
 use crate::state::{
     Barriers, Begun, Container, HostFolder, Journal, Word, lock_state, peek, state_directory,
@@ -70,6 +70,14 @@ impl HostedTarget {
         }
     }
 
+    /// The disk as it is; `None`: it is not there yet.
+    pub(crate) fn source(&self) -> Option<&dyn Source> {
+        match self {
+            Self::Existing(target) => Some(target.source()),
+            Self::Missing(_) => None,
+        }
+    }
+
     /// Whether there was no such disk before.
     pub(crate) fn is_new(&self) -> bool {
         matches!(self, Self::Missing(_))
@@ -114,6 +122,19 @@ impl HostedTarget {
     }
 }
 
+/// What a disk is to be that is not there yet.
+pub(super) fn info_of_new(new: &NewDisk) -> DiskInfo {
+    let has_sectors = new.format != crate::disk::Format::Raw;
+    DiskInfo {
+        format: new.format.to_string(),
+        virtual_size: new.len,
+        logical_sector_size: has_sectors.then_some(new.sector_size),
+        image_block_size: new.block_size,
+        identity: String::new(),
+        warnings: Vec::new(),
+    }
+}
+
 /// Whether nothing has the name, not even a link that leads nowhere.
 pub(crate) fn is_missing(path: &Path) -> bool {
     path.symlink_metadata()
@@ -152,15 +173,7 @@ impl MissingTarget {
     }
 
     fn info(&self) -> DiskInfo {
-        let has_sectors = self.new.format != crate::disk::Format::Raw;
-        DiskInfo {
-            format: self.new.format.to_string(),
-            virtual_size: self.new.len,
-            logical_sector_size: has_sectors.then_some(self.new.sector_size),
-            image_block_size: self.new.block_size,
-            identity: String::new(),
-            warnings: Vec::new(),
-        }
+        info_of_new(&self.new)
     }
 
     fn run(
@@ -216,5 +229,5 @@ pub(super) fn run_replacing(
     if !result.equal {
         replacing.give_up()?;
     }
-    Ok((end, result, crate::disk::Source::info(replacing)))
+    Ok((end, result, Source::info(replacing)))
 }

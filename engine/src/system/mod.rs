@@ -21,8 +21,8 @@ pub use host_file::{Access, FileStamp, HostFile, MediumAccess};
 pub(crate) use own_file::map_own_file;
 pub(crate) use past_cache::PastCache;
 pub(crate) use replace::{
-    clone_bytes, exchange, give_name, is_mount_point, make_file, open_made_file, probe_beside,
-    remove_file, try_clone, try_exchange,
+    clone_bytes, exchange, give_name, is_mount_point, make_file, may_clone, open_made_file,
+    probe_beside, remove_file, try_clone, try_exchange,
 };
 
 /// Flushes the directory that holds `path`, so that a new or renamed entry survives a power cut.

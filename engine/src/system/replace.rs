@@ -87,6 +87,11 @@ pub(crate) fn try_clone(scratch: &HostFile) -> io::Result<()> {
     cloned
 }
 
+/// Whether a file there can likely be cloned, without trying it.
+pub(crate) fn may_clone(path: &Path) -> bool {
+    platform::may_clone(path)
+}
+
 /// Whether something is mounted right there: such a name cannot go to another file.
 ///
 /// # Errors

@@ -175,6 +175,17 @@ pub(super) fn clone_file(from: &File, to: &File) -> io::Result<()> {
     Ok(rustix::fs::ioctl_ficlone(to, from)?)
 }
 
+/// Whether files there are of a kind of file system that has clones. Some of them were made
+/// without.
+pub(super) fn may_clone(path: &Path) -> bool {
+    let kind = rustix::fs::statfs(path).map(|found| found.f_type);
+    matches!(kind, Ok(XFS | BTRFS))
+}
+
+/// Magics of file systems, as `statfs` gives them.
+const XFS: i64 = 0x5846_5342;
+const BTRFS: i64 = 0x9123_683e;
+
 pub(super) fn allocated_len(metadata: &Metadata) -> u64 {
     metadata.blocks().saturating_mul(512)
 }
@@ -314,8 +325,6 @@ pub(super) fn drop_cache(file: &File, at: u64, len: u64) {
 /// an `O_DIRECT` read from memory.
 pub(super) fn medium_access(file: &File) -> MediumAccess {
     const EXT: i64 = 0xef53;
-    const XFS: i64 = 0x5846_5342;
-    const BTRFS: i64 = 0x9123_683e;
     const F2FS: i64 = 0xf2f5_2010;
     const EXFAT: i64 = 0x2011_bab0;
     const NTFS3: i64 = 0x7366_746e;

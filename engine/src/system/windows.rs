@@ -136,6 +136,10 @@ pub(super) fn clone_file(_from: &File, _to: &File) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
+pub(super) fn may_clone(_path: &Path) -> bool {
+    false
+}
+
 pub(super) fn allocated_len(metadata: &Metadata) -> u64 {
     metadata.len()
 }

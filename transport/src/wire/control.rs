@@ -71,6 +71,8 @@ pub enum Access {
     Read,
     /// Make it equal to the source: the disk is the target.
     Write,
+    /// Look at it as the target of a session that is only planned: nothing is changed or made.
+    Plan,
 }
 
 /// The disk that a first sync makes.
@@ -383,7 +385,11 @@ fields!(Failure {
     path,
     offset
 });
-codes!(Access { Read = 0, Write = 1 });
+codes!(Access {
+    Read = 0,
+    Write = 1,
+    Plan = 2
+});
 codes!(Task { Delta = 0, Full = 1, Compare = 2, Map = 3 });
 codes!(HashKind { Blake3 = 0, Xxh3 = 1 });
 codes!(VerifyLevel { Full = 0, Changed = 1, Off = 2 });

@@ -9,7 +9,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use super::field::Fault;
 use super::limit::{
     HASH_COUNT_MAX, HEAD_LEN_MAX, NAME_LEN_MAX, PAYLOAD_LEN_MAX, PIECE_COUNT_MAX, PIECE_ID_LEN,
-    RUN_COUNT_MAX, SUB_HASH_LEN, TEXT_LEN_MAX,
+    PIECE_SUMS_LEN, POSITION_LEN, PROBE_LEN_MAX, RUN_COUNT_MAX, SAMPLE_PIECE_COUNT_MAX,
+    SAMPLE_SPAN_COUNT_MAX, SPAN_SUM_LEN, SUB_HASH_LEN, TEXT_LEN_MAX,
 };
 
 /// First bytes of every frame: `FBK` and the version of the frame itself.
@@ -114,6 +115,7 @@ macro_rules! message_types {
 
 message_types! {
     Hello = 1, Open = 2, Opened = 3, Start = 4, Failure = 5, KeepAlive = 6, Bye = 7,
+    Survey = 9, Surveyed = 10, Sample = 11, Sampled = 12, Probe = 13,
     Hashes = 16, ZeroBlocks = 17, ScanEnd = 18, SubHashes = 19, Resend = 20, Result = 21,
     Compared = 32, Want = 33, Data = 34, Zero = 35, End = 36,
 }
@@ -124,6 +126,15 @@ const PLAIN_HEAD_LEN_MAX: u32 = 512;
 const TEXT_HEAD_LEN_MAX: u32 = 9 << 10;
 const _: () = assert!(TEXT_HEAD_LEN_MAX as usize >= 2 * TEXT_LEN_MAX + NAME_LEN_MAX + 64);
 const _: () = assert!(PLAIN_HEAD_LEN_MAX as usize >= NAME_LEN_MAX + 128);
+
+/// Payload bytes of the positions of a whole sample.
+const POSITIONS_LEN_MAX: u32 = 6 << 10;
+/// Payload bytes of the sums of a whole sample.
+const SUMS_LEN_MAX: u32 = 34 << 10;
+const PIECES: usize = SAMPLE_PIECE_COUNT_MAX as usize;
+const SPANS: usize = SAMPLE_SPAN_COUNT_MAX as usize;
+const _: () = assert!(POSITIONS_LEN_MAX as usize >= (PIECES + SPANS) * POSITION_LEN);
+const _: () = assert!(SUMS_LEN_MAX as usize >= PIECES * PIECE_SUMS_LEN + SPANS * SPAN_SUM_LEN);
 
 impl MessageType {
     pub(super) fn head_len_max(self) -> u32 {
@@ -140,6 +151,9 @@ impl MessageType {
             Self::Hashes => HASH_COUNT_MAX * 32,
             Self::SubHashes => RUN_COUNT_MAX * SUB_HASH_LEN,
             Self::Want => PIECE_COUNT_MAX * PIECE_ID_LEN,
+            Self::Surveyed | Self::Sample => POSITIONS_LEN_MAX,
+            Self::Sampled => SUMS_LEN_MAX,
+            Self::Probe => PROBE_LEN_MAX,
             _ => 0,
         }
     }

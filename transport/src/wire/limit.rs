@@ -49,6 +49,24 @@ pub const HASH_COUNT_MAX: u32 = 2048;
 /// Most runs of sub-blocks in one message; also the sub-blocks of the largest block.
 pub const RUN_COUNT_MAX: u32 = BLOCK_SIZE_MAX / SUB_BLOCK_LEN;
 
+/// Most pieces of a sample: with 1,000 a share is known to some hundredths.
+pub const SAMPLE_PIECE_COUNT_MAX: u16 = 1000;
+
+/// Most spans of a sample: 256 MiB, which a fast disk reads in a tenth of a second.
+pub const SAMPLE_SPAN_COUNT_MAX: u16 = 256;
+
+/// Bytes of the position of a piece or span.
+pub const POSITION_LEN: usize = 4;
+
+/// Bytes of the sums of one piece: 2 for each of 16 sub-blocks.
+pub const PIECE_SUMS_LEN: usize = 32;
+
+/// Bytes of the sum of one span.
+pub const SPAN_SUM_LEN: usize = 4;
+
+/// Most bytes of a probe: 1 ms of a link of 1 GB/s, over which a link does not decide anything.
+pub const PROBE_LEN_MAX: u32 = 1 << 20;
+
 /// Lowest zstd level that a session may ask for.
 pub const ZSTD_LEVEL_MIN: i8 = -7;
 

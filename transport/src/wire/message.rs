@@ -10,6 +10,7 @@ use super::control::{DiskInfo, Failure, Hello, OpenRequest, SessionParams};
 use super::field::{Fault, Field, HeadReader};
 use super::frame::MessageType;
 use super::outcome::{SourceEnd, TargetResult};
+use super::survey::{Probe, SampleWish, Sampled, SurveyWish, Surveyed};
 
 /// What one side says to the other. Block indices and ends are at most
 /// [`BLOCK_COUNT_MAX`](super::BLOCK_COUNT_MAX); whether they fit the disk is the engine's to check.
@@ -29,6 +30,16 @@ pub enum Message {
     KeepAlive,
     /// Either side: the orderly end.
     Bye,
+    /// Client to agent, before `Start`: what is allocated?
+    Survey(SurveyWish),
+    /// Agent to client: the answer.
+    Surveyed(Surveyed),
+    /// Client to agent, before `Start`: what do these pieces hold?
+    Sample(SampleWish),
+    /// Agent to client: the answer.
+    Sampled(Sampled),
+    /// Client to agent, before `Start`, and back: measures the link.
+    Probe(Probe),
     /// Target to source: hashes of consecutive blocks.
     Hashes {
         /// Block that the first hash is of.
@@ -103,6 +114,10 @@ impl Message {
             Self::Hashes { payload, .. }
             | Self::SubHashes { payload, .. }
             | Self::Want { payload, .. } => Some(payload),
+            Self::Surveyed(found) => Some(&found.picks.payload),
+            Self::Sample(wish) => Some(&wish.picks.payload),
+            Self::Sampled(found) => Some(&found.payload),
+            Self::Probe(probe) => Some(&probe.payload),
             _ => None,
         }
     }
@@ -116,6 +131,11 @@ impl Message {
             Self::Failure(_) => MessageType::Failure,
             Self::KeepAlive => MessageType::KeepAlive,
             Self::Bye => MessageType::Bye,
+            Self::Survey(_) => MessageType::Survey,
+            Self::Surveyed(_) => MessageType::Surveyed,
+            Self::Sample(_) => MessageType::Sample,
+            Self::Sampled(_) => MessageType::Sampled,
+            Self::Probe(_) => MessageType::Probe,
             Self::Hashes { .. } => MessageType::Hashes,
             Self::ZeroBlocks { .. } => MessageType::ZeroBlocks,
             Self::ScanEnd { .. } => MessageType::ScanEnd,
@@ -139,6 +159,11 @@ impl Message {
             Self::Start(params) => params.check(),
             Self::Failure(failure) => failure.check(),
             Self::KeepAlive | Self::Bye | Self::Result(_) | Self::End(_) => Ok(()),
+            Self::Survey(_) => Ok(()),
+            Self::Surveyed(found) => found.check(),
+            Self::Sample(wish) => wish.check(),
+            Self::Sampled(found) => found.check(),
+            Self::Probe(probe) => probe.check(),
             Self::Hashes {
                 first_block,
                 hash_len,
@@ -170,6 +195,11 @@ impl Message {
             Self::Start(params) => params.put(out),
             Self::Failure(failure) => failure.put(out),
             Self::KeepAlive | Self::Bye => {}
+            Self::Survey(wish) => wish.put(out),
+            Self::Surveyed(found) => found.put(out),
+            Self::Sample(wish) => wish.put(out),
+            Self::Sampled(found) => found.put(out),
+            Self::Probe(probe) => probe.reply_len.put(out),
             Self::Hashes {
                 first_block,
                 hash_len,
@@ -217,6 +247,14 @@ impl Message {
             MessageType::Failure => Self::Failure(Field::take(head)?),
             MessageType::KeepAlive => Self::KeepAlive,
             MessageType::Bye => Self::Bye,
+            MessageType::Survey => Self::Survey(Field::take(head)?),
+            MessageType::Surveyed => Self::Surveyed(Surveyed::take(head, payload)?),
+            MessageType::Sample => Self::Sample(SampleWish::take(head, payload)?),
+            MessageType::Sampled => Self::Sampled(Sampled::take(head, payload)?),
+            MessageType::Probe => Self::Probe(Probe {
+                reply_len: Field::take(head)?,
+                payload,
+            }),
             MessageType::Hashes => Self::Hashes {
                 first_block: Field::take(head)?,
                 hash_len: Field::take(head)?,

@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 use failback_transport::{
-    BlockData, Decoder, Encoder, Encoding, ErrorKind, FRAME_MAGIC, Message, RunKind, SubRun,
+    BlockData, DISK_SIZE_MAX, Decoder, Encoder, Encoding, ErrorKind, FRAME_MAGIC, HashKind,
+    Message, PIECE_SUMS_LEN, POSITION_LEN, PROBE_LEN_MAX, Positions, Probe, RunKind, SPAN_SUM_LEN,
+    SampleWish, Sampled, SubRun, Surveyed,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -158,6 +160,62 @@ fn unsummed_payload_needs_a_trusted_link() {
     let mut decoder = Decoder::new(true);
     decoder.push(Bytes::from(parts.concat()));
     assert_eq!(decoder.next().unwrap(), Some(hashes));
+}
+
+// Goal: samples are as large as they say, and no larger than agreed. Method: break one rule at a
+// time, at the encoder, which holds the same rules as the decoder.
+#[test]
+fn sample_rules_are_enforced() {
+    let picks = |piece_count, span_count, count: usize| Positions {
+        piece_count,
+        span_count,
+        payload: Bytes::from(vec![0; count * POSITION_LEN]),
+    };
+    let sample = |picks, zstd_level| {
+        Message::Sample(SampleWish {
+            hash: HashKind::Blake3,
+            zstd_level,
+            picks,
+        })
+    };
+    let surveyed = |allocated_bytes, picks| {
+        Message::Surveyed(Surveyed {
+            allocated_bytes,
+            picks,
+            ..Surveyed::default()
+        })
+    };
+    let sampled = |piece_count, span_count, len| {
+        Message::Sampled(Sampled {
+            piece_count,
+            span_count,
+            payload: Bytes::from(vec![0; len]),
+            ..Sampled::default()
+        })
+    };
+    let probe = |reply_len, len| {
+        Message::Probe(Probe {
+            reply_len,
+            payload: Bytes::from(vec![0; len]),
+        })
+    };
+    let sums = 1000 * PIECE_SUMS_LEN + 256 * SPAN_SUM_LEN;
+    let mut encoder = Encoder::new(false);
+    let mut is_sent = |message: Message| encoder.encode(&message, &mut Vec::new()).is_ok();
+    assert!(is_sent(sample(picks(1000, 256, 1256), Some(19))));
+    assert!(!is_sent(sample(picks(1001, 0, 1001), None)));
+    assert!(!is_sent(sample(picks(0, 257, 257), None)));
+    assert!(!is_sent(sample(picks(2, 1, 2), None)));
+    assert!(!is_sent(sample(picks(0, 0, 0), Some(20))));
+    assert!(is_sent(surveyed(DISK_SIZE_MAX, picks(1, 1, 2))));
+    assert!(!is_sent(surveyed(DISK_SIZE_MAX + 1, picks(1, 1, 2))));
+    assert!(!is_sent(surveyed(0, picks(1, 1, 3))));
+    assert!(is_sent(sampled(1000, 256, sums)));
+    assert!(!is_sent(sampled(1000, 256, sums - 1)));
+    assert!(!is_sent(sampled(1001, 0, 1001 * PIECE_SUMS_LEN)));
+    assert!(is_sent(probe(PROBE_LEN_MAX, 1 << 20)));
+    assert!(!is_sent(probe(PROBE_LEN_MAX + 1, 0)));
+    assert!(!is_sent(probe(0, (1 << 20) + 1)));
 }
 
 // Goal: each rule of block data is enforced. Method: break one at a time, at the encoder, which

@@ -6,6 +6,7 @@ use failback_transport::*;
 /// One instance of each message; every field has a value of its own.
 pub(crate) fn samples() -> Vec<Message> {
     let mut all = samples_of_opening();
+    all.extend(samples_of_planning());
     all.extend(samples_of_comparison());
     all.extend(samples_of_copy());
     all
@@ -71,6 +72,43 @@ fn samples_of_opening() -> Vec<Message> {
         }),
         Message::KeepAlive,
         Message::Bye,
+    ]
+}
+
+fn samples_of_planning() -> Vec<Message> {
+    let picks = || Positions {
+        piece_count: 2,
+        span_count: 1,
+        payload: numbered(3 * POSITION_LEN),
+    };
+    vec![
+        Message::Survey(SurveyWish { seed: 77 }),
+        Message::Surveyed(Surveyed {
+            allocated_bytes: 5 << 30,
+            is_whole: true,
+            delta_container: Some(Container::Log),
+            full_container: None,
+            picks: picks(),
+        }),
+        Message::Sample(SampleWish {
+            hash: HashKind::Blake3,
+            zstd_level: Some(-1),
+            picks: picks(),
+        }),
+        Message::Sampled(Sampled {
+            scanned_bytes: 1,
+            scan_micros: 2,
+            pack_raw_bytes: 3,
+            packed_bytes: 4,
+            pack_micros: 5,
+            piece_count: 1,
+            span_count: 2,
+            payload: numbered(PIECE_SUMS_LEN + 2 * SPAN_SUM_LEN),
+        }),
+        Message::Probe(Probe {
+            reply_len: 6,
+            payload: numbered(5),
+        }),
     ]
 }
 
@@ -168,6 +206,11 @@ pub(crate) fn name(message: &Message) -> &'static str {
         Message::Failure(_) => "Failure",
         Message::KeepAlive => "KeepAlive",
         Message::Bye => "Bye",
+        Message::Survey(_) => "Survey",
+        Message::Surveyed(_) => "Surveyed",
+        Message::Sample(_) => "Sample",
+        Message::Sampled(_) => "Sampled",
+        Message::Probe(_) => "Probe",
         Message::Hashes { .. } => "Hashes",
         Message::ZeroBlocks { .. } => "ZeroBlocks",
         Message::ScanEnd { .. } => "ScanEnd",

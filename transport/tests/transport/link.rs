@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use failback_transport::link::{Link, Listener, loopback, tcp};
+use failback_transport::link::{Link, Listener, Shape, loopback, shaped, tcp};
 use failback_transport::{Error, ErrorKind, Message, split};
 
 use crate::kit::{numbered, raw_block};
@@ -28,6 +28,20 @@ fn accept_from(listener: Listener, connect: impl FnOnce(&str) -> Link) -> Ends {
     }
 }
 
+/// A loopback whose near end has that shape.
+fn shaped_ends(bytes_per_second: Option<u64>, delay: Duration) -> Ends {
+    let (near, far) = loopback::pair();
+    let shape = Shape {
+        bytes_per_second,
+        delay,
+    };
+    Ends {
+        near: shaped(near, shape).unwrap(),
+        far,
+        _listener: None,
+    }
+}
+
 fn all_links() -> Vec<(&'static str, Ends)> {
     let (near, far) = loopback::pair();
     let tcp_ends = accept_from(tcp::listen("127.0.0.1:0").unwrap(), |addr| {
@@ -43,6 +57,12 @@ fn all_links() -> Vec<(&'static str, Ends)> {
             },
         ),
         ("tcp", tcp_ends),
+        ("limited", shaped_ends(Some(1 << 30), Duration::ZERO)),
+        ("delayed", shaped_ends(None, Duration::from_millis(20))),
+        (
+            "limited and delayed",
+            shaped_ends(Some(1 << 30), Duration::from_millis(20)),
+        ),
     ];
     #[cfg(unix)]
     links.push(("unix", sockets::ends()));

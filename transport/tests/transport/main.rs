@@ -12,5 +12,6 @@ mod hostile;
 mod kit;
 mod link;
 mod session;
+mod shaped;
 mod strategy;
 mod throughput;

@@ -34,6 +34,7 @@ pub(crate) fn message() -> BoxedStrategy<Message> {
         block_data().prop_map(Message::Data),
         result(),
         end(),
+        planning(),
     ]
     .boxed()
 }
@@ -76,7 +77,7 @@ fn control() -> BoxedStrategy<Message> {
             }
         },
     );
-    let access = select(vec![Access::Read, Access::Write]);
+    let access = select(vec![Access::Read, Access::Write, Access::Plan]);
     let open = (
         text(1, NAME_LEN_MAX),
         access,
@@ -208,6 +209,63 @@ fn start() -> BoxedStrategy<Message> {
             },
         )
         .boxed()
+}
+
+fn planning() -> BoxedStrategy<Message> {
+    let picks = || {
+        (0..=SAMPLE_PIECE_COUNT_MAX, 0..=SAMPLE_SPAN_COUNT_MAX).prop_map(
+            |(piece_count, span_count)| {
+                let count = usize::from(piece_count) + usize::from(span_count);
+                Positions {
+                    piece_count,
+                    span_count,
+                    payload: crate::kit::numbered(count * POSITION_LEN),
+                }
+            },
+        )
+    };
+    let surveyed = (0..=DISK_SIZE_MAX, any::<bool>(), 0..5_usize, picks()).prop_map(
+        |(allocated_bytes, is_whole, container, picks)| {
+            Message::Surveyed(Surveyed {
+                allocated_bytes,
+                is_whole,
+                delta_container: CONTAINERS[container],
+                full_container: CONTAINERS[4 - container],
+                picks,
+            })
+        },
+    );
+    let hash = select(vec![HashKind::Blake3, HashKind::Xxh3]);
+    let level = option::of(ZSTD_LEVEL_MIN..=ZSTD_LEVEL_MAX);
+    let sample = (hash, level, picks()).prop_map(|(hash, zstd_level, picks)| {
+        Message::Sample(SampleWish {
+            hash,
+            zstd_level,
+            picks,
+        })
+    });
+    let sampled = (any::<[u64; 5]>(), picks()).prop_map(|(counts, picks)| {
+        let pieces = usize::from(picks.piece_count) * PIECE_SUMS_LEN;
+        let spans = usize::from(picks.span_count) * SPAN_SUM_LEN;
+        Message::Sampled(Sampled {
+            scanned_bytes: counts[0],
+            scan_micros: counts[1],
+            pack_raw_bytes: counts[2],
+            packed_bytes: counts[3],
+            pack_micros: counts[4],
+            piece_count: picks.piece_count,
+            span_count: picks.span_count,
+            payload: crate::kit::numbered(pieces + spans),
+        })
+    });
+    let probe = (0..=PROBE_LEN_MAX, 0..PIECES).prop_map(|(reply_len, len)| {
+        Message::Probe(Probe {
+            reply_len,
+            payload: crate::kit::numbered(len),
+        })
+    });
+    let survey = any::<u64>().prop_map(|seed| Message::Survey(SurveyWish { seed }));
+    prop_oneof![survey, surveyed, sample, sampled, probe].boxed()
 }
 
 fn hashes() -> BoxedStrategy<Message> {

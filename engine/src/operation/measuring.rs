@@ -1,0 +1,207 @@
+//! Measures both sides and the link between them, and says what either strategy would cost.
+
+use std::time::Duration;
+
+use failback_transport as wire;
+
+use super::connection::Connection;
+use super::copy::{CompressChoice, SyncRequest};
+use super::questions::Heading;
+use crate::disk::Source;
+use crate::error::Result;
+use crate::hash::Hasher;
+use crate::plan::{
+    Comparison, Costs, DiskRates, Facts, LinkFacts, Picks, Proof, Reading, SideFacts, Survey,
+    SurveyTask, Way, compare, delta, full, read_sample, survey,
+};
+use crate::schedule::scope;
+use crate::state::Container;
+use crate::sync::scan_threads;
+
+/// A disk with less in it is not sampled: either strategy is done before that would be.
+const SAMPLED_MIN: u64 = 64 << 20;
+
+/// One side that is asked.
+pub(super) enum Side<'a> {
+    /// A disk of this host; and what a delta and a full copy of it will likely be kept in.
+    Local(&'a dyn Source, (Container, Container)),
+    /// A disk behind an agent.
+    Remote(&'a mut Connection),
+    /// A target of this host that is not there yet.
+    Missing,
+}
+
+/// What the costs depend on beside what is measured.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Question {
+    pub(super) seed: u64,
+    /// Whether a saved map stands for reading the source, and the target.
+    pub(super) is_mapped: (bool, bool),
+    /// The target is made by the sync.
+    pub(super) is_new: bool,
+}
+
+/// What was measured, and what follows from it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Measured {
+    pub(crate) seed: u64,
+    pub(crate) comparison: Comparison,
+    pub(crate) facts: Facts,
+    /// Whether the extents of both disks were counted; else they are estimates.
+    pub(crate) is_whole: bool,
+    pub(crate) costs: Costs,
+}
+
+/// Measures; `None` for a source with too little in it.
+///
+/// # Errors
+/// Those of the disks and agents.
+pub(super) fn measure(
+    mut source: Side<'_>,
+    mut target: Side<'_>,
+    question: &Question,
+    request: &SyncRequest,
+) -> Result<Option<Measured>> {
+    let seed = question.seed;
+    let (found, other) = both(|| source.survey(seed), || target.survey(seed));
+    let ((source_survey, _), (target_survey, containers)) = (found?, other?);
+    if source_survey.allocated < SAMPLED_MIN {
+        return Ok(None);
+    }
+    let link = joined(
+        source.probe(Heading::FromAgent)?,
+        target.probe(Heading::ToAgent)?,
+    );
+    let level = level(request.compress, link.is_some());
+    let picks = &source_survey.picks;
+    let (found, other) = both(
+        || source.sample(picks, level, request),
+        || target.sample(picks, None, request),
+    );
+    let (of_source, mut of_target) = (found?, other?);
+    if question.is_new {
+        // What is not there reads as zeros.
+        of_target.pieces = vec![Default::default(); of_source.pieces.len()];
+    }
+    let comparison = compare(
+        (&of_source.pieces, &of_target.pieces),
+        (&of_source.spans, &of_target.spans),
+        request.block_size,
+    );
+    let side = |survey: &Survey, reading: &Reading, is_mapped| SideFacts {
+        allocated: survey.allocated,
+        scan_rate: reading.scan_rate(),
+        is_mapped,
+    };
+    let facts = Facts {
+        source: side(&source_survey, &of_source, question.is_mapped.0),
+        target: side(&target_survey, &of_target, question.is_mapped.1),
+        change: comparison.change,
+        link,
+        packing: of_source.packing(),
+        disk: DiskRates::default(),
+        delta_way: way(request, containers[0]),
+        full_way: way(request, containers[1]),
+        proof: match request.verify {
+            wire::VerifyLevel::Changed => Proof::Changed,
+            wire::VerifyLevel::Full => Proof::Full,
+            wire::VerifyLevel::Off => Proof::Off,
+        },
+        block_size: request.block_size,
+        hash_len: request.hash.digest_len(),
+    };
+    Ok(Some(Measured {
+        seed,
+        comparison,
+        facts,
+        is_whole: source_survey.is_whole && target_survey.is_whole,
+        costs: Costs {
+            delta: delta(&facts),
+            full: full(&facts),
+        },
+    }))
+}
+
+impl Side<'_> {
+    fn survey(&mut self, seed: u64) -> Result<(Survey, [Option<wire::Container>; 2])> {
+        match self {
+            Self::Local(disk, (delta, full)) => {
+                let likely = [*delta, *full].map(|container| Some(container.to_wire()));
+                Ok((survey(*disk, seed)?, likely))
+            }
+            Self::Remote(connection) => connection.survey(seed),
+            Self::Missing => {
+                let empty = Survey {
+                    is_whole: true,
+                    ..Survey::default()
+                };
+                Ok((empty, [Some(wire::Container::File); 2]))
+            }
+        }
+    }
+
+    fn probe(&mut self, heading: Heading) -> Result<Option<LinkFacts>> {
+        match self {
+            Self::Remote(connection) => connection.probe(heading).map(Some),
+            Self::Local(..) | Self::Missing => Ok(None),
+        }
+    }
+
+    fn sample(
+        &mut self,
+        picks: &Picks,
+        level: Option<i8>,
+        request: &SyncRequest,
+    ) -> Result<Reading> {
+        match self {
+            Self::Local(disk, _) => {
+                let task = SurveyTask {
+                    hasher: &Hasher::new(request.hash),
+                    level,
+                    threads: scan_threads(request.block_size),
+                };
+                read_sample(*disk, picks, &task)
+            }
+            Self::Remote(connection) => connection.sample(picks, request.hash, level),
+            Self::Missing => Ok(Reading::default()),
+        }
+    }
+}
+
+/// Both at the same time: what they share is measured as it is shared.
+fn both<A: Send, B>(a: impl FnOnce() -> A + Send, b: impl FnOnce() -> B) -> (A, B) {
+    scope(|scope| {
+        let a = scope.spawn(a);
+        let b = b();
+        (a.join().expect("errors are values here"), b)
+    })
+}
+
+/// Two links in a row, all of which carry the same bytes at the same time.
+fn joined(a: Option<LinkFacts>, b: Option<LinkFacts>) -> Option<LinkFacts> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(LinkFacts {
+            rate: a.rate.min(b.rate),
+            round_trip: a.round_trip.saturating_add(b.round_trip).min(Duration::MAX),
+        }),
+        (one, other) => one.or(other),
+    }
+}
+
+fn level(compress: CompressChoice, has_link: bool) -> Option<i8> {
+    match compress {
+        CompressChoice::Off => None,
+        CompressChoice::Zstd(level) => Some(level),
+        CompressChoice::Auto => has_link.then_some(1),
+    }
+}
+
+/// How the target will be changed: as was asked for, else as is likely there.
+fn way(request: &SyncRequest, likely: Option<wire::Container>) -> Way {
+    let keeps_old = request.apply != wire::Apply::StageNoUndo;
+    match request.container.or(likely) {
+        _ if request.apply == wire::Apply::InPlace => Way::Once,
+        Some(wire::Container::File | wire::Container::Clone) => Way::Once,
+        Some(wire::Container::Log | wire::Container::Child) | None => Way::Logged { keeps_old },
+    }
+}
