@@ -214,7 +214,7 @@ pub(crate) struct SyncArgs {
     /// What is read back at the end: all of the target, what was written, or nothing
     #[arg(long, value_enum, default_value_t = VerifyArg::Changed)]
     pub(crate) verify: VerifyArg,
-    /// Compress payload where that makes it shorter; auto: level 1 on sockets
+    /// Compress payload where that makes it shorter; auto: level 1 while it makes the copy quicker
     #[arg(long, value_name = "auto|off|zstd:LEVEL", default_value = "auto")]
     #[arg(value_parser = parse_compress)]
     pub(crate) compress: CompressChoice,

@@ -319,7 +319,7 @@ fn options(params: &SessionParams) -> Result<SessionOptions> {
         // The peer asks, this host pays: a level is a matter of its own processors.
         compress: match params.compress {
             Compress::Zstd(level) => Compress::Zstd(level.clamp(1, ZSTD_LEVEL_MAX)),
-            Compress::Off => Compress::Off,
+            other @ (Compress::Off | Compress::Auto) => other,
         },
         sub_hash_seed: params.sub_hash_seed,
         apply: params.apply,

@@ -30,7 +30,7 @@ use crate::units::BlockSize;
 /// Whether payload is compressed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CompressChoice {
-    /// Level 1 where there is a socket, not at all within one process.
+    /// Level 1 while that makes the copy quicker: not within one process, nor on a fast link.
     #[default]
     Auto,
     /// Never.
@@ -342,7 +342,7 @@ impl Job<'_> {
                 CompressChoice::Off => Compress::Off,
                 CompressChoice::Zstd(level) => Compress::Zstd(level),
                 CompressChoice::Auto if is_in_process => Compress::Off,
-                CompressChoice::Auto => Compress::Zstd(1),
+                CompressChoice::Auto => Compress::Auto,
             },
             sub_hash_seed: fresh_seed(),
             apply: request.apply,

@@ -17,6 +17,7 @@
 //! one of its own side, so the two streams cannot block each other.
 
 mod announced;
+mod compressor;
 mod hash_batch;
 mod ledger;
 mod map_keeper;

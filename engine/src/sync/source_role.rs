@@ -9,6 +9,7 @@ use bytes::Bytes;
 use failback_transport::{Digest, Message, MessageReceiver, SourceEnd, TargetResult, Task};
 
 use super::announced::{Announced, OPEN_MAX, Waiting};
+use super::compressor::Compressor;
 use super::map_keeper::MapKeeper;
 use super::outbox::Outbox;
 use super::pack::{Packed, pack_difference, pack_whole};
@@ -59,6 +60,7 @@ pub fn run_source(
     let reached = hashes.reached();
     let packing = Arc::new(Packing {
         options: session.options,
+        compressor: Compressor::new(session.options.compress, outgoing.pace()),
         abort: abort.clone(),
         outstanding: Outstanding::default(),
         counts: Counts::default(),
@@ -137,6 +139,7 @@ struct Counts {
 #[derive(Debug)]
 struct Packing {
     options: SessionOptions,
+    compressor: Compressor,
     abort: Arc<Abort>,
     outstanding: Outstanding,
     counts: Counts,
@@ -196,11 +199,11 @@ struct Jobs<'p> {
 }
 
 impl Jobs<'_> {
-    fn spawn(&self, pack: impl FnOnce(&SessionOptions) -> Result<Packed> + Send + 'static) {
+    fn spawn(&self, pack: impl FnOnce(&Packing) -> Result<Packed> + Send + 'static) {
         let (outbox, packing) = (self.outbox.clone(), self.packing.clone());
         self.pool.spawn(move || {
             packing.abort.guard(|| {
-                let packed = pack(&packing.options)?;
+                let packed = pack(&packing)?;
                 packing.send(packed, &outbox);
                 packing.outstanding.remove();
                 Ok(())
@@ -283,7 +286,8 @@ impl Incoming<'_> {
             Some(bytes) => bytes,
             None => self.read_again(block)?,
         };
-        self.jobs.spawn(move |options| {
+        self.jobs.spawn(move |packing| {
+            let options = &packing.options;
             // Without a map it is not hashed again: the target holds what it gets against the
             // digest.
             if is_checked && Hasher::new(options.hash).leaf(bytes.as_ref()) != digest {
@@ -295,7 +299,7 @@ impl Incoming<'_> {
                 bytes,
                 &sums,
                 options.sub_hash_seed,
-                options.compress,
+                &packing.compressor,
             )
         });
         Ok(())
@@ -337,7 +341,7 @@ impl Incoming<'_> {
         let digest = hasher.leaf(bytes.as_ref());
         self.jobs.packing.outstanding.add();
         self.jobs
-            .spawn(move |options| Ok(pack_whole(block, digest, bytes, options.compress)));
+            .spawn(move |packing| Ok(pack_whole(block, digest, bytes, &packing.compressor)));
         Ok(())
     }
 }
@@ -587,7 +591,7 @@ impl<'a> Comparison<'a> {
         };
         self.jobs.outbox.send(Message::Want { block: number });
         self.jobs
-            .spawn(move |options| Ok(pack_whole(number, digest, bytes, options.compress)));
+            .spawn(move |packing| Ok(pack_whole(number, digest, bytes, &packing.compressor)));
         Ok(())
     }
 
@@ -638,8 +642,9 @@ impl<'a> Comparison<'a> {
                 self.compared += 1;
                 self.jobs.packing.outstanding.add();
                 let block = block.0;
-                self.jobs
-                    .spawn(move |options| Ok(pack_whole(block, digest, bytes, options.compress)));
+                self.jobs.spawn(move |packing| {
+                    Ok(pack_whole(block, digest, bytes, &packing.compressor))
+                });
             }
         }
         Ok(())

@@ -213,6 +213,8 @@ pub enum Compress {
     /// zstd where that is smaller, at a level from [`ZSTD_LEVEL_MIN`] to [`ZSTD_LEVEL_MAX`]. A
     /// wish: the source has its own bounds.
     Zstd(i8),
+    /// While it runs, as the source finds that it pays.
+    Auto,
 }
 
 /// The part of an agent in a session.
@@ -282,7 +284,7 @@ impl SessionParams {
             Compress::Zstd(level) if !(ZSTD_LEVEL_MIN..=ZSTD_LEVEL_MAX).contains(&level) => {
                 Err("zstd level is out of range")
             }
-            Compress::Zstd(_) | Compress::Off => Ok(()),
+            Compress::Zstd(_) | Compress::Off | Compress::Auto => Ok(()),
         }
     }
 }
@@ -407,6 +409,7 @@ impl Field for Compress {
         let (method, level) = match *self {
             Self::Off => (0_u8, 0),
             Self::Zstd(level) => (1, level),
+            Self::Auto => (2, 0),
         };
         method.put(out);
         level.put(out);
@@ -416,6 +419,7 @@ impl Field for Compress {
         match (u8::take(input)?, i8::take(input)?) {
             (0, 0) => Ok(Self::Off),
             (1, level) => Ok(Self::Zstd(level)),
+            (2, 0) => Ok(Self::Auto),
             _ => Err("unknown Compress"),
         }
     }

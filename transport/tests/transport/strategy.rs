@@ -153,7 +153,7 @@ fn start() -> BoxedStrategy<Message> {
         VerifyLevel::Off,
     ]);
     let level = (ZSTD_LEVEL_MIN..=ZSTD_LEVEL_MAX).prop_map(Compress::Zstd);
-    let compress = prop_oneof![Just(Compress::Off), level];
+    let compress = prop_oneof![Just(Compress::Off), Just(Compress::Auto), level];
     let role = select(vec![Role::Source, Role::Target]);
     let apply = select(vec![
         Apply::InPlace,
