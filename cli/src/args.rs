@@ -230,6 +230,11 @@ pub(crate) struct SyncArgs {
     /// Write to a VHDX though an image beside it stands on it, which breaks that one
     #[arg(long)]
     pub(crate) no_sibling_check: bool,
+    /// Connections to each agent that carry the sync together, 1 to 8: for long paths of which one
+    /// connection does not use all
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u8).range(1..=8))]
+    pub(crate) links: u8,
     #[command(flatten)]
     pub(crate) link: LinkArgs,
     #[command(flatten)]

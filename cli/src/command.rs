@@ -4,7 +4,7 @@ use anyhow::Context;
 use failback_engine::agent::{Grants, serve as serve_peers};
 use failback_engine::disk::{Format, NewDisk, OpenOptions, create as create_disk, create_child};
 use failback_engine::operation::{
-    self, MapPlace, MapRequest, RecoveryReport, SyncRequest, VerifyRequest,
+    self, LinkOptions, MapPlace, MapRequest, RecoveryReport, SyncRequest, VerifyRequest,
 };
 use failback_engine::transport::Apply;
 use failback_engine::transport::link::{Listener, tcp, unix};
@@ -167,7 +167,10 @@ fn sync(args: SyncArgs) -> anyhow::Result<u8> {
         container,
         state: args.applying.state.state_dir,
         maps: (!args.no_map).then(|| args.audit.audit()),
-        link: args.link.shape(),
+        link: LinkOptions {
+            shape: args.link.shape(),
+            count: args.links,
+        },
         ..SyncRequest::new(args.source, args.target)
     };
     let report = operation::sync(&request, &watchers, &cancel);
@@ -216,7 +219,10 @@ fn verify(args: VerifyArgs) -> anyhow::Result<u8> {
         b_open: args.open.target(true),
         hash: args.hashing.hash(),
         block_size: args.hashing.block_size,
-        link: args.link.shape(),
+        link: LinkOptions {
+            shape: args.link.shape(),
+            ..LinkOptions::default()
+        },
     };
     let report = operation::verify(&request, &watchers, &cancel);
     drop(watchers);

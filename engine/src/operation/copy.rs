@@ -4,11 +4,10 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use failback_transport as wire;
-use failback_transport::link::Shape;
 use failback_transport::{Compress, Task, VerifyLevel};
 
 use super::account::{apply_name, new_report, tell, tell_vouched, undo_name};
-use super::connection::Connection;
+use super::connection::{Connection, LinkOptions};
 use super::job::{LocalTarget, SessionOutcome, SourceSide, TargetSide, run};
 use super::maps::{MapStanding, MapUse};
 use super::plan::{Strategy, check_fit, choose};
@@ -70,8 +69,8 @@ pub struct SyncRequest {
     /// Saved maps are believed where they may be, after this audit, and made anew; `None`: they are
     /// left alone.
     pub maps: Option<Audit>,
-    /// What each connection to an agent is slowed down to; without one there is nothing to slow.
-    pub link: Shape,
+    /// The connections to agents; within one process there are none.
+    pub link: LinkOptions,
 }
 
 impl SyncRequest {
@@ -92,7 +91,7 @@ impl SyncRequest {
             container: None,
             state: None,
             maps: Some(Audit::Quick),
-            link: Shape::default(),
+            link: LinkOptions::default(),
         }
     }
 }
@@ -112,8 +111,8 @@ pub struct VerifyRequest {
     pub hash: HashKind,
     /// The unit of comparison.
     pub block_size: BlockSize,
-    /// What each connection to an agent is slowed down to.
-    pub link: Shape,
+    /// The connections to agents.
+    pub link: LinkOptions,
 }
 
 /// Makes the target's content equal to the source's. Never panics and never prints; how it ended is
@@ -481,7 +480,7 @@ fn open_source_side(
     endpoint: &Endpoint,
     options: &OpenOptions,
     maps: Option<&MapUse>,
-    shape: Shape,
+    link: LinkOptions,
 ) -> Result<(SourceSide, MapStanding)> {
     match endpoint {
         Endpoint::Path(path) => {
@@ -491,7 +490,7 @@ fn open_source_side(
         }
         remote => {
             let (connection, opened) =
-                Connection::open(remote, wire::Access::Read, None, maps, shape)?;
+                Connection::open(remote, wire::Access::Read, None, maps, link)?;
             let side = SourceSide::Remote(Box::new(connection), opened.info);
             Ok((side, opened.map))
         }

@@ -6,7 +6,8 @@ use super::block::{
     BlockData, check_block_end, check_blocks, check_hashes, check_sub_hashes, put_block_data,
     take_block_data,
 };
-use super::control::{DiskInfo, Failure, Hello, OpenRequest, SessionParams};
+use super::control::{DiskInfo, Failure, Hello, OpenRequest, SessionParams, check_token};
+use super::digest::Digest;
 use super::field::{Fault, Field, HeadReader};
 use super::frame::MessageType;
 use super::outcome::{SourceEnd, TargetResult};
@@ -29,6 +30,13 @@ pub enum Message {
     KeepAlive,
     /// Either side: the orderly end.
     Bye,
+    /// Client to agent, instead of `Open`: this connection belongs to the session of this token.
+    Join {
+        /// As in [`LinkGroup::token`](super::LinkGroup::token): 16 bytes.
+        token: Digest,
+    },
+    /// Agent to client: it does now. What follows is no message of this connection alone.
+    Joined,
     /// Target to source: hashes of consecutive blocks.
     Hashes {
         /// Block that the first hash is of.
@@ -107,6 +115,8 @@ impl Message {
             Self::Failure(_) => MessageType::Failure,
             Self::KeepAlive => MessageType::KeepAlive,
             Self::Bye => MessageType::Bye,
+            Self::Join { .. } => MessageType::Join,
+            Self::Joined => MessageType::Joined,
             Self::Hashes { .. } => MessageType::Hashes,
             Self::ZeroBlocks { .. } => MessageType::ZeroBlocks,
             Self::ScanEnd { .. } => MessageType::ScanEnd,
@@ -129,7 +139,8 @@ impl Message {
             Self::Opened(info) => info.check(),
             Self::Start(params) => params.check(),
             Self::Failure(failure) => failure.check(),
-            Self::KeepAlive | Self::Bye | Self::Result(_) | Self::End(_) => Ok(()),
+            Self::KeepAlive | Self::Bye | Self::Joined | Self::Result(_) | Self::End(_) => Ok(()),
+            Self::Join { token } => check_token(token),
             Self::Hashes {
                 first_block,
                 hash_len,
@@ -155,7 +166,8 @@ impl Message {
             Self::Opened(info) => info.put(out),
             Self::Start(params) => params.put(out),
             Self::Failure(failure) => failure.put(out),
-            Self::KeepAlive | Self::Bye => {}
+            Self::KeepAlive | Self::Bye | Self::Joined => {}
+            Self::Join { token } => token.put(out),
             Self::Hashes {
                 first_block,
                 hash_len,
@@ -197,6 +209,10 @@ impl Message {
             MessageType::Failure => Self::Failure(Field::take(head)?),
             MessageType::KeepAlive => Self::KeepAlive,
             MessageType::Bye => Self::Bye,
+            MessageType::Join => Self::Join {
+                token: Field::take(head)?,
+            },
+            MessageType::Joined => Self::Joined,
             MessageType::Hashes => Self::Hashes {
                 first_block: Field::take(head)?,
                 hash_len: Field::take(head)?,

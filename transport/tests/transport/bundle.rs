@@ -113,3 +113,28 @@ fn pieces_that_come_early_are_bounded() {
     let limit = 64 + 2 + loopback::IN_FLIGHT_MAX / (256 << 10);
     assert!(count <= limit, "{count} pieces were taken");
 }
+
+// Goal: a connection that dies takes the link with it, on both sides. Method: cut one of three.
+#[test]
+fn a_dead_connection_ends_the_link() {
+    let (near, far) = pairs(3, None);
+    let one = near[1].closer.clone();
+    let (mut near, mut far) = (bundle(near).unwrap(), bundle(far).unwrap());
+    let sending = thread::spawn(move || {
+        let part = [numbered(1 << 20)];
+        let sent = (0..1000).find_map(|_| near.sender.send(&part).err());
+        sent.map(|error| error.kind())
+    });
+    assert!(far.receiver.recv().unwrap().is_some());
+    one.close();
+    let ended = loop {
+        match far.receiver.recv() {
+            Ok(Some(_)) => {}
+            Ok(None) => break None,
+            Err(error) => break Some(error.kind()),
+        }
+    };
+    assert_eq!(sending.join().unwrap(), Some(io::ErrorKind::BrokenPipe));
+    // Whether a piece is missing or nothing follows, it is no session that ended well.
+    assert!(matches!(ended, None | Some(io::ErrorKind::UnexpectedEof)));
+}

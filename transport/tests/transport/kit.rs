@@ -33,6 +33,10 @@ fn samples_of_opening() -> Vec<Message> {
                 trust: true,
                 full_audit: false,
             }),
+            links: Some(LinkGroup {
+                count: 4,
+                token: Digest::from([0xcd; 16]),
+            }),
         }),
         Message::Opened(DiskInfo {
             format: "vhdx".to_owned(),
@@ -84,6 +88,10 @@ fn samples_of_opening() -> Vec<Message> {
         }),
         Message::KeepAlive,
         Message::Bye,
+        Message::Join {
+            token: Digest::from([0xcd; 16]),
+        },
+        Message::Joined,
     ]
 }
 
@@ -177,6 +185,8 @@ pub(crate) fn name(message: &Message) -> &'static str {
         Message::Failure(_) => "Failure",
         Message::KeepAlive => "KeepAlive",
         Message::Bye => "Bye",
+        Message::Join { .. } => "Join",
+        Message::Joined => "Joined",
         Message::Hashes { .. } => "Hashes",
         Message::ZeroBlocks { .. } => "ZeroBlocks",
         Message::ScanEnd { .. } => "ScanEnd",
