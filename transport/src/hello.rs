@@ -21,6 +21,8 @@ pub const VERSION_MIN: u16 = 5;
 /// - 5: `Want` names the pieces that the source has, `SubHashes` says which of them may differ.
 /// - 5: between `Opened` and `Start` a client may ask for a survey and a sample of the disk, and
 ///   measure the link; a disk can be opened to plan.
+/// - 5: the source may decide while it runs whether it compresses; a session may have several
+///   connections.
 pub const VERSION_MAX: u16 = 5;
 
 /// Optional features of this release, one bit each; none yet.

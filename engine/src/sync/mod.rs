@@ -19,6 +19,7 @@
 //! one of its own side, so the two streams cannot block each other.
 
 mod beside;
+mod compressor;
 mod conclusion;
 mod hash_batch;
 mod ledger;

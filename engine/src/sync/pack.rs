@@ -4,15 +4,13 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use failback_transport::{Base, BlockData, Compress, Encoding, RunKind, SubRun};
+use failback_transport::{Base, BlockData, Encoding, RunKind, SubRun};
 
+use super::compressor::Compressor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Digest, PieceSet, is_zero, sub_block_sum};
 use crate::pipeline::PooledBuffer;
 use crate::units::SUB_BLOCK_LEN;
-
-/// Payload shorter than this is not worth a compressor's start.
-const COMPRESS_LEN_MIN: usize = 512;
 
 /// A block ready to be sent.
 #[derive(Debug)]
@@ -82,7 +80,7 @@ pub(super) fn pack_difference(
     held: Held,
     (asked, theirs): (PieceSet, &[u8]),
     seed: u64,
-    compress: Compress,
+    compressor: &Compressor,
 ) -> Result<Packed> {
     let sums = theirs.chunks_exact(8);
     let wanted = asked.sub_blocks(held.block_len).count();
@@ -104,13 +102,13 @@ pub(super) fn pack_difference(
         }
     }
     if runs.is_empty() && held.is_whole() {
-        return Ok(pack_whole(block, new_hash, held.bytes, compress));
+        return Ok(pack_whole(block, new_hash, held.bytes, compressor));
     }
     if runs.is_empty() {
         let all = held.pieces.sub_blocks(held.block_len);
         all.for_each(|index| push_run(&mut runs, index, RunKind::Data));
     }
-    Ok(pack(block, Base::Old, new_hash, held, runs, compress))
+    Ok(pack(block, Base::Old, new_hash, held, runs, compressor))
 }
 
 /// The whole block, for a target that holds zeros there or whose content does not matter. Zero
@@ -119,7 +117,7 @@ pub(super) fn pack_whole(
     block: u64,
     new_hash: Digest,
     bytes: PooledBuffer,
-    compress: Compress,
+    compressor: &Compressor,
 ) -> Packed {
     let mut runs = Vec::new();
     for (index, piece) in bytes.as_ref().chunks(SUB_BLOCK_LEN).enumerate() {
@@ -138,7 +136,7 @@ pub(super) fn pack_whole(
         });
     }
     let held = Held::whole(bytes);
-    pack(block, Base::Zero, new_hash, held, runs, compress)
+    pack(block, Base::Zero, new_hash, held, runs, compressor)
 }
 
 fn push_run(runs: &mut Vec<SubRun>, index: usize, kind: RunKind) {
@@ -172,7 +170,7 @@ fn pack(
     new_hash: Digest,
     held: Held,
     runs: Vec<SubRun>,
-    compress: Compress,
+    compressor: &Compressor,
 ) -> Packed {
     let span = |run: &SubRun| held.place_of(run.first.into(), run.count.into());
     let changed_len = runs.iter().map(|run| span(run).len() as u64).sum();
@@ -193,7 +191,7 @@ fn pack(
     let raw = joined
         .as_deref()
         .unwrap_or_else(|| &bytes.as_ref()[data_runs[0].clone()]);
-    let (encoding, payload) = match compressed(raw, compress) {
+    let (encoding, payload) = match compressor.compressed(raw) {
         Some(shorter) => (Encoding::Zstd, lasting(shorter, bytes)),
         None => (
             Encoding::Raw,
@@ -226,17 +224,6 @@ fn lasting(bytes: Vec<u8>, buffer: PooledBuffer) -> Bytes {
     })
 }
 
-fn compressed(raw: &[u8], compress: Compress) -> Option<Vec<u8>> {
-    let Compress::Zstd(level) = compress else {
-        return None;
-    };
-    if raw.len() < COMPRESS_LEN_MIN {
-        return None;
-    }
-    let packed = zstd::bulk::compress(raw, i32::from(level)).ok()?;
-    (packed.len() < raw.len()).then_some(packed)
-}
-
 /// The payload as it was before compression, exactly as long as the sender said.
 ///
 /// # Errors
@@ -259,6 +246,9 @@ pub(crate) fn unpack(data: &BlockData) -> Result<Bytes> {
 
 #[cfg(test)]
 mod tests {
+    use failback_transport::Compress;
+
+    use super::super::compressor::LinkPace;
     use super::*;
     use crate::hash::{HashKind, Hasher, PIECE_LEN};
     use crate::pipeline::BufferPool;
@@ -267,6 +257,10 @@ mod tests {
         let mut buffer = BufferPool::new(1).take(bytes.len(), || Ok(())).unwrap();
         buffer.bytes_mut().copy_from_slice(bytes);
         buffer
+    }
+
+    fn compressor(wish: Compress) -> Compressor {
+        Compressor::new(wish, LinkPace::default())
     }
 
     fn leaf(bytes: &[u8]) -> Digest {
@@ -284,7 +278,8 @@ mod tests {
         let sums = sub_block_sums(&old, 42);
         let held = Held::whole(buffer(&new));
         let asked = (held.pieces, sums.as_ref());
-        let packed = pack_difference(9, leaf(&new), held, asked, 42, Compress::Off).unwrap();
+        let packed =
+            pack_difference(9, leaf(&new), held, asked, 42, &compressor(Compress::Off)).unwrap();
         assert_eq!(
             packed.data.runs,
             [
@@ -312,7 +307,8 @@ mod tests {
         let sums = sub_block_sums(&new, 1);
         let held = Held::whole(buffer(&new));
         let asked = (held.pieces, sums.as_ref());
-        let packed = pack_difference(0, leaf(&new), held, asked, 1, Compress::Off).unwrap();
+        let packed =
+            pack_difference(0, leaf(&new), held, asked, 1, &compressor(Compress::Off)).unwrap();
         assert_eq!(packed.data.base, Base::Zero);
         assert_eq!(packed.data.payload.len(), new.len());
     }
@@ -332,7 +328,14 @@ mod tests {
             ranges.flat_map(|range| block[range].to_vec()).collect()
         };
         let pack_held = |held, sums: &[u8]| {
-            pack_difference(0, leaf(&new), held, (asked, sums), 1, Compress::Off)
+            pack_difference(
+                0,
+                leaf(&new),
+                held,
+                (asked, sums),
+                1,
+                &compressor(Compress::Off),
+            )
         };
         let sums = sub_block_sums(&in_pieces(&old), 1);
         let of_pieces = |sums: &[u8]| {
@@ -362,7 +365,8 @@ mod tests {
     #[test]
     fn compressed_payload_unpacks_to_its_stated_length_only() {
         let new = vec![9; 4 * SUB_BLOCK_LEN];
-        let mut packed = pack_whole(0, leaf(&new), buffer(&new), Compress::Zstd(1)).data;
+        let mut packed =
+            pack_whole(0, leaf(&new), buffer(&new), &compressor(Compress::Zstd(1))).data;
         assert_eq!(packed.encoding, Encoding::Zstd);
         assert_eq!(unpack(&packed).unwrap(), new);
         packed.raw_len -= 1;

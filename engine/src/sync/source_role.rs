@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use failback_transport::{Digest, Message, MessageReceiver, SourceEnd, TargetResult, Task};
 
+use super::compressor::Compressor;
 use super::map_keeper::MapKeeper;
 use super::outbox::Outbox;
 use super::pack::{Held, Packed, pack_difference, pack_whole};
@@ -18,7 +19,7 @@ use super::their_stream::{Reached, TheirHashes, TheirStream, their_stream};
 use crate::abort::Abort;
 use crate::disk::Source;
 use crate::error::{Error, ErrorKind, Result};
-use crate::hash::{PieceSet, Pieces};
+use crate::hash::{Hasher, PieceSet, Pieces};
 use crate::map::{MapBuilder, TrustedMap};
 use crate::pipeline::{BufferPool, Keep, PooledBuffer, Scanned, Scanner};
 use crate::schedule::channel::bounded;
@@ -59,6 +60,7 @@ pub fn run_source(
     let reached = hashes.reached();
     let packing = Arc::new(Packing {
         options: session.options,
+        compressor: Compressor::new(session.options.compress, outgoing.pace()),
         abort: abort.clone(),
         outstanding: Outstanding::default(),
         counts: Counts::default(),
@@ -81,6 +83,7 @@ pub fn run_source(
                 peer: &peer,
                 waiting: &waiting,
                 rereads: &rereads,
+                is_map_trusted: session.trusted().is_some(),
                 jobs: Jobs {
                     pool,
                     outbox: outbox.clone(),
@@ -153,6 +156,7 @@ struct Counts {
 #[derive(Debug)]
 struct Packing {
     options: SessionOptions,
+    compressor: Compressor,
     abort: Arc<Abort>,
     outstanding: Outstanding,
     counts: Counts,
@@ -229,11 +233,11 @@ struct Jobs<'p> {
 }
 
 impl Jobs<'_> {
-    fn spawn(&self, pack: impl FnOnce(&SessionOptions) -> Result<Packed> + Send + 'static) {
+    fn spawn(&self, pack: impl FnOnce(&Packing) -> Result<Packed> + Send + 'static) {
         let (outbox, packing) = (self.outbox.clone(), self.packing.clone());
         self.pool.spawn(move || {
             packing.abort.guard(|| {
-                let packed = pack(&packing.options)?;
+                let packed = pack(&packing)?;
                 packing.send(packed, &outbox);
                 packing.outstanding.remove();
                 Ok(())
@@ -266,6 +270,8 @@ struct Incoming<'a> {
     peer: &'a str,
     waiting: &'a Waiting,
     rereads: &'a BufferPool,
+    /// What is read is held against the map.
+    is_map_trusted: bool,
     jobs: Jobs<'a>,
     hashes: TheirHashes,
 }
@@ -317,12 +323,22 @@ impl Incoming<'_> {
         self.jobs.packing.dirty_share.push(asked, block_len);
         let held = match bytes {
             Some(bytes) => Held::whole(bytes),
+            None if self.is_map_trusted => {
+                let counts = &self.jobs.packing.progress.scan;
+                counts.hashed_blocks.fetch_add(1, Ordering::Relaxed);
+                self.read_pieces(block, PieceSet::all(block_len), block_len)?
+            }
             None => self.read_pieces(block, asked, block_len)?,
         };
-        self.jobs.spawn(move |options| {
+        let is_checked = self.is_map_trusted;
+        self.jobs.spawn(move |packing| {
+            if is_checked {
+                let hasher = Hasher::new(packing.options.hash);
+                check_leaf(&hasher, held.bytes.as_ref(), digest)?;
+            }
             let asked = (asked, sums.as_ref());
-            let (seed, compress) = (options.sub_hash_seed, options.compress);
-            pack_difference(block, digest, held, asked, seed, compress)
+            let seed = packing.options.sub_hash_seed;
+            pack_difference(block, digest, held, asked, seed, &packing.compressor)
         });
         Ok(())
     }
@@ -364,11 +380,11 @@ impl Incoming<'_> {
         let mut bytes = buffers.take(len, || self.jobs.packing.abort.check())?;
         self.disk
             .read(self.geometry.start_of(index), bytes.bytes_mut())?;
-        let hasher = crate::hash::Hasher::new(self.jobs.packing.options.hash);
+        let hasher = Hasher::new(self.jobs.packing.options.hash);
         let digest = hasher.leaf(bytes.as_ref());
         self.jobs.packing.outstanding.add();
         self.jobs
-            .spawn(move |options| Ok(pack_whole(block, digest, bytes, options.compress)));
+            .spawn(move |packing| Ok(pack_whole(block, digest, bytes, &packing.compressor)));
         Ok(())
     }
 }
@@ -399,13 +415,18 @@ struct Again<'a> {
 }
 
 impl Again<'_> {
-    fn read(&self, session: &Session, block: BlockIndex) -> Result<PooledBuffer> {
+    /// Held against the map, where that was believed so far.
+    fn read(&self, session: &Session, block: BlockIndex, leaf: Digest) -> Result<PooledBuffer> {
         let len = session.geometry.block_len(block);
         let mut bytes = self.buffers.take(len, || self.abort.check())?;
         let start = session.geometry.start_of(block);
         self.disk.read(start, bytes.bytes_mut())?;
         let counts = &session.progress.scan;
         counts.read_len.fetch_add(len as u64, Ordering::Relaxed);
+        if session.trusted().is_some() {
+            counts.hashed_blocks.fetch_add(1, Ordering::Relaxed);
+            check_leaf(&session.hasher, bytes.as_ref(), leaf)?;
+        }
         Ok(bytes)
     }
 }
@@ -553,14 +574,7 @@ impl<'a> Comparison<'a> {
                     if theirs == leaf {
                         self.vouched += len as u64;
                     } else {
-                        let bytes = again.read(session, block)?;
-                        let pieces = session.hasher.pieces(bytes.as_ref());
-                        if session.hasher.leaf_of(&pieces) != digest {
-                            return Err(map_rejected());
-                        }
-                        let counts = &session.progress.scan;
-                        counts.hashed_blocks.fetch_add(1, Ordering::Relaxed);
-                        self.differs(block, (digest, Some(pieces)), Some(bytes), theirs, again)?;
+                        self.differs(block, (digest, None), None, theirs, again)?;
                     }
                     self.advance(1);
                 }
@@ -632,11 +646,11 @@ impl<'a> Comparison<'a> {
         if is_zero {
             let bytes = match bytes {
                 Some(bytes) => bytes,
-                None => again.read(self.session, block)?,
+                None => again.read(self.session, block, digest)?,
             };
             self.jobs.outbox.send(want);
             self.jobs
-                .spawn(move |options| Ok(pack_whole(number, digest, bytes, options.compress)));
+                .spawn(move |packing| Ok(pack_whole(number, digest, bytes, &packing.compressor)));
             return Ok(());
         }
         locked(self.waiting).insert(number, Announced { digest, bytes });
@@ -673,8 +687,9 @@ impl<'a> Comparison<'a> {
                 self.compared += 1;
                 self.jobs.packing.outstanding.add();
                 let block = block.0;
-                self.jobs
-                    .spawn(move |options| Ok(pack_whole(block, digest, bytes, options.compress)));
+                self.jobs.spawn(move |packing| {
+                    Ok(pack_whole(block, digest, bytes, &packing.compressor))
+                });
             }
         }
         Ok(())
@@ -748,6 +763,14 @@ impl<'a> Comparison<'a> {
             sent_bytes: counts.sent.load(Ordering::Relaxed),
             vouched_bytes: self.vouched,
         }
+    }
+}
+
+/// What a map that was believed says of a block has to be so.
+fn check_leaf(hasher: &Hasher, bytes: &[u8], leaf: Digest) -> Result<()> {
+    match hasher.leaf(bytes) == leaf {
+        true => Ok(()),
+        false => Err(map_rejected()),
     }
 }
 
