@@ -8,10 +8,9 @@ use failback_transport::link::IDLE_LIMIT;
 use failback_transport::{Message, PROBE_LEN_MAX, Probe, SampleWish, SurveyWish};
 
 use super::connection::Connection;
-use crate::agent::probe_payload;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::HashKind;
-use crate::plan::{LinkFacts, Picks, Reading, Survey};
+use crate::plan::{LinkFacts, Picks, Reading, Survey, probe_payload};
 
 /// Bytes of the first probe.
 const PROBE_LEN_MIN: u32 = 16 << 10;
