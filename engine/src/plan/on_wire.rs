@@ -5,6 +5,7 @@ use failback_transport as wire;
 
 use super::sample::{PIECE_COUNT_MAX, Picks, PieceSums, SPAN_COUNT_MAX, SUMS};
 use super::survey::{Reading, Survey, Timed};
+use crate::draws::Draws;
 use crate::error::{Error, ErrorKind, Result};
 
 const _: () = assert!(PIECE_COUNT_MAX == wire::SAMPLE_PIECE_COUNT_MAX as usize);
@@ -93,6 +94,18 @@ impl Reading {
             packed: found.packed_bytes,
         })
     }
+}
+
+/// Bytes that no link makes shorter.
+pub(crate) fn probe_payload(len: u32) -> Bytes {
+    let mut draws = Draws::of(len.into());
+    let len = len as usize;
+    let mut bytes = BytesMut::with_capacity(len + 8);
+    while bytes.len() < len {
+        bytes.put_u64_le(draws.next());
+    }
+    bytes.truncate(len);
+    bytes.freeze()
 }
 
 fn count(len: usize) -> u16 {
