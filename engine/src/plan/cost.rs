@@ -99,7 +99,7 @@ pub struct DiskRates {
 
 impl Default for DiskRates {
     /// Assumed where nothing is known: planning writes nothing, so it cannot measure writing. What
-    /// a cloud disk on solid state does, as measured in docs/decisions/0018; a rotating disk does a
+    /// a cloud disk on solid state does, as measured in docs/decisions/0020; a rotating disk does a
     /// third of it, and a delta with a log suffers more from that than a full copy.
     fn default() -> Self {
         Self {
