@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use failback_vhdx::{FileAt, FileExtent};
 
@@ -60,6 +60,9 @@ pub struct HostFile {
     /// A second descriptor of the same file that bypasses the page cache; `None` where that is not
     /// to be had.
     direct: OnceLock<Option<File>>,
+    /// One write at a time, to a file. Its file system has them wait for each other anyhow, and some
+    /// let them spin: on two processors one of them did nothing else (docs/decisions/0017).
+    writing: Mutex<()>,
 }
 
 /// Alignment of reads past the page cache: the largest sector there is.
@@ -111,6 +114,7 @@ impl HostFile {
             place: self.place.clone(),
             is_device: self.is_device,
             direct: OnceLock::new(),
+            writing: Mutex::new(()),
         })
     }
 
@@ -169,6 +173,7 @@ impl HostFile {
             place: path.to_owned(),
             is_device,
             direct: OnceLock::new(),
+            writing: Mutex::new(()),
         })
     }
 
@@ -361,6 +366,8 @@ impl FileAt for HostFile {
     }
 
     fn write_at(&self, at: u64, data: &[u8]) -> io::Result<()> {
+        let lock = || self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = (!self.is_device).then(lock);
         self.file.write_at(at, data)
     }
 
