@@ -220,7 +220,7 @@ pub(crate) struct SyncArgs {
     /// What is read back at the end: all of the target, what was written, or nothing
     #[arg(long, value_enum, default_value_t = VerifyArg::Changed)]
     pub(crate) verify: VerifyArg,
-    /// Compress payload where that makes it shorter; auto: level 1 on sockets
+    /// Compress payload where that makes it shorter; auto: level 1 while it makes the copy quicker
     #[arg(long, value_name = "auto|off|zstd:LEVEL", default_value = "auto")]
     #[arg(value_parser = parse_compress)]
     pub(crate) compress: CompressChoice,
@@ -236,6 +236,11 @@ pub(crate) struct SyncArgs {
     /// Write to a VHDX though an image beside it stands on it, which breaks that one
     #[arg(long)]
     pub(crate) no_sibling_check: bool,
+    /// Connections to each agent that carry the sync together, 1 to 8: for long paths of which one
+    /// connection does not use all
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u8).range(1..=8))]
+    pub(crate) links: u8,
     #[command(flatten)]
     pub(crate) link: LinkArgs,
     #[command(flatten)]

@@ -4,7 +4,7 @@ use anyhow::Context;
 use failback_engine::agent::{Grants, serve as serve_peers};
 use failback_engine::disk::{Format, NewDisk, OpenOptions, create as create_disk, create_child};
 use failback_engine::operation::{
-    self, MapPlace, MapRequest, RecoveryReport, SyncRequest, VerifyRequest,
+    self, LinkOptions, MapPlace, MapRequest, RecoveryReport, SyncRequest, VerifyRequest,
 };
 use failback_engine::transport::Apply;
 use failback_engine::transport::link::{Listener, tcp, unix};
@@ -185,7 +185,10 @@ fn sync_request(args: SyncArgs) -> anyhow::Result<SyncRequest> {
         container,
         state: args.applying.state.state_dir,
         maps: (!args.no_map).then(|| args.audit.audit()),
-        link: args.link.shape(),
+        link: LinkOptions {
+            shape: args.link.shape(),
+            count: args.links,
+        },
         objective: args.planning.objective(),
         downtime_budget: args.planning.downtime_budget,
         seed: args.planning.seed,
@@ -234,7 +237,10 @@ fn verify(args: VerifyArgs) -> anyhow::Result<u8> {
         b_open: args.open.target(true),
         hash: args.hashing.hash(),
         block_size: args.hashing.block_size,
-        link: args.link.shape(),
+        link: LinkOptions {
+            shape: args.link.shape(),
+            ..LinkOptions::default()
+        },
     };
     let report = operation::verify(&request, &watchers, &cancel);
     drop(watchers);

@@ -108,6 +108,8 @@ pub struct Bytes {
     pub changed: u64,
     /// Payload, after compression.
     pub sent: u64,
+    /// The same before compression; 0 when the job failed.
+    pub sent_raw: u64,
     /// Every byte on the link, from this side.
     pub wire_out: u64,
     /// Every byte on the link, to this side.

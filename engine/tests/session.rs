@@ -58,7 +58,11 @@ fn block_of(fill: Fill) -> Vec<u8> {
 fn options() -> impl Strategy<Value = SessionOptions> {
     let task = prop_oneof![3 => Just(Task::Delta), 1 => Just(Task::Full)];
     let hash = prop_oneof![Just(HashKind::Blake3), Just(HashKind::Xxh3)];
-    let compress = prop_oneof![Just(Compress::Off), Just(Compress::Zstd(1))];
+    let compress = prop_oneof![
+        Just(Compress::Off),
+        Just(Compress::Auto),
+        Just(Compress::Zstd(1))
+    ];
     let verify = prop_oneof![
         Just(VerifyLevel::Full),
         Just(VerifyLevel::Changed),

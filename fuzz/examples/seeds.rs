@@ -172,6 +172,7 @@ fn opening() -> [Message; 4] {
                 trust: true,
                 full_audit: false,
             }),
+            links: None,
         }),
         Message::Opened(DiskInfo {
             format: "vhdx".into(),

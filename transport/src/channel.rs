@@ -52,6 +52,33 @@ pub fn split(
     (sender, receiver, link.closer, counters)
 }
 
+/// The link below, for a connection that goes on without messages of its own.
+///
+/// # Errors
+///
+/// [`ErrorKind::Protocol`]: the peer has sent more than the messages that were received.
+/// [`ErrorKind::Io`], [`ErrorKind::Closed`]: what was sent last could not be handed over.
+pub fn unsplit(
+    mut sender: MessageSender,
+    receiver: MessageReceiver,
+    closer: Arc<dyn LinkCloser>,
+) -> Result<Link> {
+    sender.flush()?;
+    if !receiver.decoder.is_between_frames() || receiver.partial.is_some() {
+        return Err(Error::new(
+            ErrorKind::Protocol,
+            "peer goes on before it may",
+        ));
+    }
+    Ok(Link {
+        sender: sender.link,
+        receiver: receiver.link,
+        closer,
+        trusted_memory: false,
+        peer: receiver.peer,
+    })
+}
+
 /// The sending half.
 ///
 /// Messages that were sent and not flushed are lost when it is dropped.

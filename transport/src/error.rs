@@ -66,6 +66,8 @@ impl Error {
             | io::ErrorKind::ConnectionReset
             | io::ErrorKind::NotConnected
             | io::ErrorKind::UnexpectedEof => ErrorKind::Closed,
+            // Of links that have a format of their own.
+            io::ErrorKind::InvalidData => ErrorKind::Protocol,
             _ => ErrorKind::Io,
         };
         Self {

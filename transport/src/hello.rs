@@ -18,7 +18,9 @@ pub const VERSION_MIN: u16 = 5;
 ///   `Result`; a full copy can go on with what one that was cut off has left.
 /// - 4: saved maps: asked for in `Open`, told in `Opened`; `End` and `Result` count what was not
 ///   read because of them. A client need not wait for `Hello` before `Open`, nor begin a session.
-/// - 5: between `Opened` and `Start` a client may ask for a survey and a sample of the disk, and
+/// - 5: the source may decide while it runs whether it compresses; a session may have several
+///   connections.
+///   Between `Opened` and `Start` a client may ask for a survey and a sample of the disk, and
 ///   measure the link; a disk can be opened to plan.
 pub const VERSION_MAX: u16 = 5;
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+mod bundle;
 mod listener;
 pub mod loopback;
 mod shaped;
@@ -22,6 +23,7 @@ mod wake;
 #[path = "link/wake_by_clock.rs"]
 mod wake;
 
+pub use bundle::{LINKS_MAX, bundle};
 pub use listener::{Listener, StopHandle};
 pub use shaped::{DELAY_MAX, RATE_MIN, Shape, shaped};
 

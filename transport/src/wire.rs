@@ -14,8 +14,8 @@ mod survey;
 
 pub use block::{Base, BlockData, Encoding, RunKind, SubRun};
 pub use control::{
-    Access, Apply, Compress, Container, DiskInfo, Failure, HashKind, Hello, MapState, MapWish,
-    NewDisk, OpenRequest, Role, SessionParams, Task, VerifyLevel,
+    Access, Apply, Compress, Container, DiskInfo, Failure, HashKind, Hello, LinkGroup, MapState,
+    MapWish, NewDisk, OpenRequest, Role, SessionParams, Task, VerifyLevel,
 };
 pub use decoder::Decoder;
 pub use digest::Digest;

@@ -5,6 +5,7 @@
 //! closed when the session or the link ends. Nothing that a peer sends ends the agent.
 
 mod grant;
+mod joining;
 mod planning;
 mod visit;
 
@@ -41,6 +42,7 @@ pub fn serve(
     cancel: &CancelToken,
 ) -> Result<()> {
     let peers = AtomicUsize::new(0);
+    let joins = joining::Joins::default();
     let (done, is_done) = bounded::<()>(0);
     std::thread::scope(|scope| {
         let stop = listener.stop_handle();
@@ -73,11 +75,11 @@ pub fn serve(
                 refuse(&link, observer);
                 continue;
             }
-            let peers = &peers;
+            let (peers, joins) = (&peers, &joins);
             scope.spawn(move || {
                 // A defect met by one peer must not end the others' agent.
                 let served = catch_unwind(AssertUnwindSafe(|| {
-                    visit::receive_peer(link, shape, grants, observer, cancel);
+                    visit::receive_peer(link, shape, (grants, joins), observer, cancel);
                 }));
                 peers.fetch_sub(1, Ordering::SeqCst);
                 if served.is_err() {

@@ -10,6 +10,7 @@ use failback_transport::link::{HANDSHAKE_LIMIT, IDLE_LIMIT, Link, Shape};
 use failback_transport::{Access, Compress, Message, OpenRequest, Role, SessionParams, Task};
 
 use super::grant::{Grant, Grants};
+use super::joining::Joins;
 use super::planning::{Asked, Planning};
 use crate::abort::{Abort, CancelToken};
 use crate::disk::{DiskInfo, NewDisk, Source, open_source};
@@ -17,7 +18,7 @@ use crate::error::{Error, ErrorKind, Result, peer_error};
 use crate::event::{Event, Observer};
 use crate::hash::HashKind;
 use crate::operation::{
-    HostedTarget, MapUse, PlannedTarget, SOFTWARE, in_shape, likely_containers, new_disk,
+    HostedTarget, MapUse, PlannedTarget, SOFTWARE, in_one, in_shape, likely_containers, new_disk,
     refuse_mixed_source, source_map,
 };
 use crate::sync::{
@@ -35,13 +36,13 @@ const UNREAD_MAX: usize = 4;
 pub(super) fn receive_peer(
     link: Link,
     shape: Shape,
-    grants: &Grants,
+    host: (&Grants, &Joins),
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) {
     let peer = link.peer.clone();
     let conversation =
-        in_shape(link, shape).and_then(|link| converse(link, grants, observer, cancel));
+        in_shape(link, shape).and_then(|link| converse(link, host, observer, cancel));
     let outcome = match conversation {
         Ok(()) => "done".to_owned(),
         Err(error) => error.chain(),
@@ -98,7 +99,7 @@ impl OpenDisk {
 
 fn converse(
     link: Link,
-    grants: &Grants,
+    host: (&Grants, &Joins),
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<()> {
@@ -129,7 +130,15 @@ fn converse(
         closer,
         peer,
     };
-    match prepare(&mut link, grants, cancel) {
+    let asked = link.hear(HANDSHAKE_LIMIT);
+    if let Ok(Message::Join { token }) = &asked {
+        let joins = host.1;
+        return match joins.join(&mut link, token) {
+            Ok(()) => joins.hand_over(link, token),
+            Err(error) => refuse(link, error),
+        };
+    }
+    match asked.and_then(|asked| prepare(&mut link, asked, host, cancel)) {
         Ok(Some(visited)) => run(visited, link, observer, cancel),
         // It was told all that it wanted to know.
         Ok(None) => Ok(()),
@@ -139,10 +148,11 @@ fn converse(
 
 fn prepare(
     link: &mut SessionLink,
-    grants: &Grants,
+    asked: Message,
+    (grants, joins): (&Grants, &Joins),
     cancel: &CancelToken,
 ) -> Result<Option<Visited>> {
-    let Message::Open(request) = link.hear(HANDSHAKE_LIMIT)? else {
+    let Message::Open(request) = asked else {
         return Err(out_of_place());
     };
     let grant = grants.find(&request.name)?;
@@ -157,6 +167,7 @@ fn prepare(
         };
         Ok((disk, map))
     })?;
+    let joinable = request.links.map(|group| joins.open(&group)).transpose()?;
     let info = disk.info();
     let opened = Message::Opened(wire::DiskInfo {
         format: info.format,
@@ -174,6 +185,10 @@ fn prepare(
         .map_err(peer_error)?;
     match hear_start(link, &disk, &grant.path)? {
         Message::Start(params) => {
+            if let Some(joinable) = joinable {
+                // This one has done its part; also a refusal goes the new way from here.
+                *link = in_one(joinable.take()?)?.0;
+            }
             let is_change = matches!(params.task, Task::Delta | Task::Full);
             if is_change && params.peer_role == Role::Source {
                 refuse_mixed_source(&grant.path)?;
@@ -365,7 +380,7 @@ fn options(params: &SessionParams) -> Result<SessionOptions> {
         // The peer asks, this host pays: a level is a matter of its own processors.
         compress: match params.compress {
             Compress::Zstd(level) => Compress::Zstd(level.clamp(1, ZSTD_LEVEL_MAX)),
-            Compress::Off => Compress::Off,
+            other @ (Compress::Off | Compress::Auto) => other,
         },
         sub_hash_seed: params.sub_hash_seed,
         apply: params.apply,

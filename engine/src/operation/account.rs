@@ -60,6 +60,7 @@ pub(super) fn tell(report: &mut Report, outcome: &SessionOutcome, started: Insta
         target_read: result.target_read,
         changed: end.changed_bytes,
         sent: end.sent_bytes,
+        sent_raw: end.raw_bytes,
         wire_out: wire.0,
         wire_in: wire.1,
         written: result.written,

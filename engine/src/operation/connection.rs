@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use failback_transport as wire;
-use failback_transport::link::{Link, Shape, shaped, tcp, unix};
-use failback_transport::{Counters, Message, OpenRequest, Role, SessionParams};
+use failback_transport::link::{
+    HANDSHAKE_LIMIT, IDLE_LIMIT, Link, Shape, bundle, shaped, tcp, unix,
+};
+use failback_transport::{Counters, Digest, LinkGroup, Message, OpenRequest, Role, SessionParams};
 
 use super::maps::{MapStanding, MapUse};
 use crate::disk::DiskInfo;
@@ -20,6 +22,33 @@ pub(crate) const SOFTWARE: &str = concat!("failback ", env!("CARGO_PKG_VERSION")
 pub(crate) struct Connection {
     link: SessionLink,
     counters: Arc<Counters>,
+    joining: Option<Joining>,
+}
+
+/// What the connections to an agent are like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkOptions {
+    /// What they are slowed down to; the rate is that of all connections of a session together.
+    pub shape: Shape,
+    /// How many a session has, 1 to [`LINKS_MAX`](wire::link::LINKS_MAX). With more than one, the
+    /// connection that begins it is one more, and carries nothing afterwards.
+    pub count: u8,
+}
+
+impl Default for LinkOptions {
+    fn default() -> Self {
+        Self {
+            shape: Shape::default(),
+            count: 1,
+        }
+    }
+}
+
+/// Connections that a session is still to get.
+struct Joining {
+    endpoint: Endpoint,
+    shape: Shape,
+    group: LinkGroup,
 }
 
 /// What an agent opened.
@@ -47,39 +76,31 @@ impl Connection {
         access: wire::Access,
         create: Option<wire::NewDisk>,
         map: Option<&MapUse>,
-        shape: Shape,
+        options: LinkOptions,
     ) -> Result<(Self, Opened)> {
-        let (link, grant) = match endpoint {
+        let grant = match endpoint {
             Endpoint::Path(path) => {
                 return Err(Error::new(ErrorKind::Usage, "a path has no agent").path(path));
             }
-            Endpoint::Unix { socket, name } => (unix::connect(socket), name),
-            Endpoint::Tcp { address, name } => (tcp::connect(address), name),
+            Endpoint::Unix { name, .. } | Endpoint::Tcp { name, .. } => name,
         };
-        let link = in_shape(link.map_err(peer_error)?, shape)?;
+        let link = connect(endpoint, options.shape)?;
+        let joining = (options.count > 1).then(|| Joining::new(endpoint, options));
         let request = Message::Open(OpenRequest {
             name: grant.clone(),
             access,
             create,
             map: map.map(|map| map.to_wire()),
+            links: joining.as_ref().map(|joining| joining.group),
         });
-        let mut connection = Self::shake_hands(link, &request)?;
+        let (link, counters) = shake_hands(link, &request)?;
+        let mut connection = Self {
+            link,
+            counters,
+            joining,
+        };
         let opened = connection.hear_opened()?;
         Ok((connection, opened))
-    }
-
-    fn shake_hands(link: Link, request: &Message) -> Result<Self> {
-        let peer = link.peer.clone();
-        let (mut sender, mut receiver, closer, counters) = wire::split(link);
-        wire::handshake_ahead(&mut sender, &mut receiver, SOFTWARE, Some(request))
-            .map_err(peer_error)?;
-        let link = SessionLink {
-            sender,
-            receiver,
-            closer,
-            peer,
-        };
-        Ok(Self { link, counters })
     }
 
     fn hear_opened(&mut self) -> Result<Opened> {
@@ -90,10 +111,7 @@ impl Connection {
                 is_partial: info.is_partial,
                 map: MapStanding::from_wire(&info.map),
             }),
-            _ => Err(Error::new(
-                ErrorKind::Protocol,
-                "peer: a message out of place",
-            )),
+            _ => Err(out_of_place()),
         }
     }
 
@@ -123,10 +141,111 @@ impl Connection {
         options: &SessionOptions,
         peer_role: Role,
     ) -> Result<(SessionLink, Arc<Counters>)> {
-        self.link
-            .say(&Message::Start(to_wire(options, peer_role)))?;
-        Ok((self.link, self.counters))
+        let start = Message::Start(to_wire(options, peer_role));
+        let Some(joining) = self.joining else {
+            self.link.say(&start)?;
+            return Ok((self.link, self.counters));
+        };
+        let links = joining.connect()?;
+        self.link.say(&start)?;
+        in_one(links)
     }
+}
+
+impl Joining {
+    fn new(endpoint: &Endpoint, options: LinkOptions) -> Self {
+        let LinkOptions { shape, count } = options;
+        Self {
+            endpoint: endpoint.clone(),
+            shape: Shape {
+                bytes_per_second: shape.bytes_per_second.map(|rate| rate / u64::from(count)),
+                ..shape
+            },
+            group: LinkGroup {
+                count,
+                token: Digest::from(uuid::Uuid::new_v4().into_bytes()),
+            },
+        }
+    }
+
+    /// All of them, at the same time.
+    fn connect(&self) -> Result<Vec<Link>> {
+        std::thread::scope(|scope| {
+            let joining = (0..self.group.count).map(|_| scope.spawn(|| self.join()));
+            let joining: Vec<_> = joining.collect();
+            let joined = joining.into_iter();
+            joined
+                .map(|link| link.join().expect("errors are values here"))
+                .collect()
+        })
+    }
+
+    fn join(&self) -> Result<Link> {
+        let link = connect(&self.endpoint, self.shape)?;
+        let token = self.group.token;
+        let (mut link, _) = shake_hands(link, &Message::Join { token })?;
+        match link.hear(HANDSHAKE_LIMIT)? {
+            Message::Joined => {
+                let unsplit = wire::unsplit(link.sender, link.receiver, link.closer);
+                unsplit.map_err(peer_error)
+            }
+            _ => Err(out_of_place()),
+        }
+    }
+}
+
+fn connect(endpoint: &Endpoint, shape: Shape) -> Result<Link> {
+    let link = match endpoint {
+        Endpoint::Path(path) => {
+            return Err(Error::new(ErrorKind::Usage, "a path has no agent").path(path));
+        }
+        Endpoint::Unix { socket, .. } => unix::connect(socket),
+        Endpoint::Tcp { address, .. } => tcp::connect(address),
+    };
+    in_shape(link.map_err(peer_error)?, shape)
+}
+
+/// Says hello, and at once what is wanted.
+fn shake_hands(link: Link, request: &Message) -> Result<(SessionLink, Arc<Counters>)> {
+    let (mut link, counters) = session_link(link);
+    wire::handshake_ahead(
+        &mut link.sender,
+        &mut link.receiver,
+        SOFTWARE,
+        Some(request),
+    )
+    .map_err(peer_error)?;
+    Ok((link, counters))
+}
+
+fn session_link(link: Link) -> (SessionLink, Arc<Counters>) {
+    let peer = link.peer.clone();
+    let (sender, receiver, closer, counters) = wire::split(link);
+    let link = SessionLink {
+        sender,
+        receiver,
+        closer,
+        peer,
+    };
+    (link, counters)
+}
+
+/// Connections that have joined, as the one link of a session.
+///
+/// # Errors
+/// `Io` when there are no threads for them.
+pub(crate) fn in_one(links: Vec<Link>) -> Result<(SessionLink, Arc<Counters>)> {
+    let link = bundle(links)
+        .map_err(|error| Error::new(ErrorKind::Io, "join connections").caused_by(error))?;
+    let (mut link, counters) = session_link(link);
+    link.receiver
+        .set_idle_limit(IDLE_LIMIT)
+        .map_err(peer_error)?;
+    Ok((link, counters))
+}
+
+fn out_of_place() -> Error {
+    Error::new(ErrorKind::Protocol, "peer: a message out of place")
 }
 
 /// The link, slowed down.

@@ -4,11 +4,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use failback_transport as wire;
-use failback_transport::link::Shape;
 use failback_transport::{Compress, Task, VerifyLevel};
 
 use super::account::{new_report, tell, tell_vouched};
-use super::connection::Connection;
+use super::connection::{Connection, LinkOptions};
 use super::fit::check_fit;
 use super::job::{LocalTarget, SessionOutcome, SourceSide, TargetSide, run};
 use super::maps::{MapStanding, MapUse};
@@ -32,7 +31,7 @@ use crate::units::BlockSize;
 /// Whether payload is compressed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CompressChoice {
-    /// Level 1 where there is a socket, not at all within one process.
+    /// Level 1 while that makes the copy quicker: not within one process, nor on a fast link.
     #[default]
     Auto,
     /// Never.
@@ -72,8 +71,8 @@ pub struct SyncRequest {
     /// Saved maps are believed where they may be, after this audit, and made anew; `None`: they are
     /// left alone.
     pub maps: Option<Audit>,
-    /// What each connection to an agent is slowed down to; without one there is nothing to slow.
-    pub link: Shape,
+    /// The connections to agents; within one process there are none.
+    pub link: LinkOptions,
     /// What the better strategy has less of.
     pub objective: Objective,
     /// Longest downtime, which goes before the objective.
@@ -100,7 +99,7 @@ impl SyncRequest {
             container: None,
             state: None,
             maps: Some(Audit::Quick),
-            link: Shape::default(),
+            link: LinkOptions::default(),
             objective: Objective::Downtime,
             downtime_budget: None,
             seed: None,
@@ -136,8 +135,8 @@ pub struct VerifyRequest {
     pub hash: HashKind,
     /// The unit of comparison.
     pub block_size: BlockSize,
-    /// What each connection to an agent is slowed down to.
-    pub link: Shape,
+    /// The connections to agents.
+    pub link: LinkOptions,
 }
 
 /// Makes the target's content equal to the source's. Never panics and never prints; how it ended is
@@ -355,7 +354,7 @@ impl Job<'_> {
                 CompressChoice::Off => Compress::Off,
                 CompressChoice::Zstd(level) => Compress::Zstd(level),
                 CompressChoice::Auto if is_in_process => Compress::Off,
-                CompressChoice::Auto => Compress::Zstd(1),
+                CompressChoice::Auto => Compress::Auto,
             },
             sub_hash_seed: fresh_seed(),
             apply: request.apply,
@@ -494,7 +493,7 @@ pub(super) fn open_source_side(
     endpoint: &Endpoint,
     options: &OpenOptions,
     maps: Option<&MapUse>,
-    shape: Shape,
+    link: LinkOptions,
 ) -> Result<(SourceSide, MapStanding)> {
     match endpoint {
         Endpoint::Path(path) => {
@@ -504,7 +503,7 @@ pub(super) fn open_source_side(
         }
         remote => {
             let (connection, opened) =
-                Connection::open(remote, wire::Access::Read, None, maps, shape)?;
+                Connection::open(remote, wire::Access::Read, None, maps, link)?;
             let side = SourceSide::Remote(Box::new(connection), opened.info);
             Ok((side, opened.map))
         }

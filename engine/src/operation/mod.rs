@@ -29,7 +29,8 @@ pub use planning::plan;
 pub(crate) use recovery::refuse_mixed_source;
 pub use recovery::{RecoveryReport, accept, recover, roll_back};
 
-pub(crate) use connection::{SOFTWARE, in_shape};
+pub use connection::LinkOptions;
+pub(crate) use connection::{SOFTWARE, in_one, in_shape};
 pub(crate) use copy::new_disk;
 pub use maps::SideMapReport;
 pub(crate) use maps::{MapUse, source_map};

@@ -80,8 +80,8 @@ impl Connection {
         for _ in 0..PINGS {
             round_trip = round_trip.min(self.time_probe(heading, 0)?);
         }
-        // What a link lets pass at once (a burst, buffers on the way) is in all times alike: the rate
-        // is what a longer probe took longer.
+        // What a link lets pass at once (a burst, buffers on the way) is in all times alike: the
+        // rate is what a longer probe took longer.
         let (mut shorter, mut len) = ((0, round_trip), PROBE_LEN_MIN);
         loop {
             let took = self.time_probe(heading, len)?;

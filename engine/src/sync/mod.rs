@@ -16,6 +16,8 @@
 //! the window of hashes and by the source's buffers. No receiving thread ever waits for the sending
 //! one of its own side, so the two streams cannot block each other.
 
+mod announced;
+mod compressor;
 mod hash_batch;
 mod ledger;
 mod map_keeper;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use failback_transport::{Message, MessageSender};
 
+use super::compressor::LinkPace;
 use crate::abort::Abort;
 use crate::error::{Error, ErrorKind, Result, peer_error};
 use crate::schedule::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
@@ -24,18 +25,25 @@ const POLL: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug)]
 pub(crate) struct Outbox {
     queue: Sender<Message>,
+    pace: LinkPace,
 }
 
 /// The other end of an [`Outbox`].
 #[derive(Debug)]
 pub(crate) struct Outgoing {
     queue: Receiver<Message>,
+    pace: LinkPace,
 }
 
 impl Outbox {
     pub(crate) fn new() -> (Self, Outgoing) {
         let (queue, rest) = unbounded();
-        (Self { queue }, Outgoing { queue: rest })
+        let pace = LinkPace::default();
+        let outbox = Self {
+            queue,
+            pace: pace.clone(),
+        };
+        (outbox, Outgoing { queue: rest, pace })
     }
 
     /// Messages that wait to be sent.
@@ -45,11 +53,19 @@ impl Outbox {
 
     /// Queues a message; never waits. After the end of the session it goes nowhere.
     pub(crate) fn send(&self, message: Message) {
+        if let Message::Data(data) = &message {
+            self.pace.queued(data.payload.len() as u64);
+        }
         drop(self.queue.send(message));
     }
 }
 
 impl Outgoing {
+    /// What the link takes, measured while this sends.
+    pub(crate) fn pace(&self) -> LinkPace {
+        self.pace.clone()
+    }
+
     /// Sends until all outboxes are gone, or until the job is aborted: then tells the peer why, and
     /// ends.
     pub(crate) fn pump(self, link: &mut MessageSender, abort: &Abort) -> Result<()> {
@@ -60,7 +76,7 @@ impl Outgoing {
             }
             match self.queue.recv_timeout(POLL) {
                 Ok(message) => {
-                    send_all(link, message, &self.queue).map_err(peer_error)?;
+                    self.send_all(link, message).map_err(peer_error)?;
                     last_sent = now();
                 }
                 Err(RecvTimeoutError::Timeout) if now() - last_sent >= KEEP_ALIVE => {
@@ -77,19 +93,25 @@ impl Outgoing {
             }
         }
     }
-}
 
-fn send_all(
-    link: &mut MessageSender,
-    first: Message,
-    queue: &Receiver<Message>,
-) -> failback_transport::Result<()> {
-    link.send(&first)?;
-    drop(first);
-    while let Ok(message) = queue.try_recv() {
-        link.send(&message)?;
+    fn send_all(&self, link: &mut MessageSender, first: Message) -> failback_transport::Result<()> {
+        self.send(link, &first)?;
+        drop(first);
+        while let Ok(message) = self.queue.try_recv() {
+            self.send(link, &message)?;
+        }
+        link.flush()
     }
-    link.flush()
+
+    fn send(&self, link: &mut MessageSender, message: &Message) -> failback_transport::Result<()> {
+        match message {
+            Message::Data(data) => {
+                let len = data.payload.len() as u64;
+                self.pace.watch(len, || link.send(message))
+            }
+            _ => link.send(message),
+        }
+    }
 }
 
 fn tell_why(link: &mut MessageSender, abort: &Abort) -> Result<()> {

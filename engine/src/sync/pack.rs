@@ -2,15 +2,13 @@
 //! shorter.
 
 use bytes::Bytes;
-use failback_transport::{Base, BlockData, Compress, Encoding, RunKind, SubRun};
+use failback_transport::{Base, BlockData, Encoding, RunKind, SubRun};
 
+use super::compressor::Compressor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Digest, is_zero, sub_block_sum};
 use crate::pipeline::PooledBuffer;
 use crate::units::SUB_BLOCK_LEN;
-
-/// Payload shorter than this is not worth a compressor's start.
-const COMPRESS_LEN_MIN: usize = 512;
 
 /// A block ready to be sent.
 #[derive(Debug)]
@@ -40,7 +38,7 @@ pub(super) fn pack_difference(
     bytes: PooledBuffer,
     theirs: &[u8],
     seed: u64,
-    compress: Compress,
+    compressor: &Compressor,
 ) -> Result<Packed> {
     let sums = theirs.chunks_exact(8);
     if sums.len() != bytes.as_ref().len().div_ceil(SUB_BLOCK_LEN) || !sums.remainder().is_empty() {
@@ -60,8 +58,8 @@ pub(super) fn pack_difference(
         }
     }
     match runs.is_empty() {
-        true => Ok(pack_whole(block, new_hash, bytes, compress)),
-        false => Ok(pack(block, Base::Old, new_hash, bytes, runs, compress)),
+        true => Ok(pack_whole(block, new_hash, bytes, compressor)),
+        false => Ok(pack(block, Base::Old, new_hash, bytes, runs, compressor)),
     }
 }
 
@@ -71,7 +69,7 @@ pub(super) fn pack_whole(
     block: u64,
     new_hash: Digest,
     bytes: PooledBuffer,
-    compress: Compress,
+    compressor: &Compressor,
 ) -> Packed {
     let mut runs = Vec::new();
     for (index, piece) in bytes.as_ref().chunks(SUB_BLOCK_LEN).enumerate() {
@@ -89,7 +87,7 @@ pub(super) fn pack_whole(
             kind: RunKind::Zero,
         });
     }
-    pack(block, Base::Zero, new_hash, bytes, runs, compress)
+    pack(block, Base::Zero, new_hash, bytes, runs, compressor)
 }
 
 fn push_run(runs: &mut Vec<SubRun>, index: usize, kind: RunKind) {
@@ -123,7 +121,7 @@ fn pack(
     new_hash: Digest,
     bytes: PooledBuffer,
     runs: Vec<SubRun>,
-    compress: Compress,
+    compressor: &Compressor,
 ) -> Packed {
     let block_len = bytes.as_ref().len();
     let span = |run: &SubRun| {
@@ -150,7 +148,7 @@ fn pack(
     let raw = joined
         .as_deref()
         .unwrap_or_else(|| &bytes.as_ref()[data_runs[0].clone()]);
-    let (encoding, payload) = match compressed(raw, compress) {
+    let (encoding, payload) = match compressor.compressed(raw) {
         Some(shorter) => (Encoding::Zstd, held(shorter, bytes)),
         None => (
             Encoding::Raw,
@@ -183,17 +181,6 @@ fn held(bytes: Vec<u8>, buffer: PooledBuffer) -> Bytes {
     })
 }
 
-fn compressed(raw: &[u8], compress: Compress) -> Option<Vec<u8>> {
-    let Compress::Zstd(level) = compress else {
-        return None;
-    };
-    if raw.len() < COMPRESS_LEN_MIN {
-        return None;
-    }
-    let packed = zstd::bulk::compress(raw, i32::from(level)).ok()?;
-    (packed.len() < raw.len()).then_some(packed)
-}
-
 /// The payload as it was before compression, exactly as long as the sender said.
 ///
 /// # Errors
@@ -216,6 +203,9 @@ pub(crate) fn unpack(data: &BlockData) -> Result<Bytes> {
 
 #[cfg(test)]
 mod tests {
+    use failback_transport::Compress;
+
+    use super::super::compressor::LinkPace;
     use super::*;
     use crate::hash::{HashKind, Hasher};
     use crate::pipeline::BufferPool;
@@ -224,6 +214,10 @@ mod tests {
         let mut buffer = BufferPool::new(1).take(bytes.len(), || Ok(())).unwrap();
         buffer.bytes_mut().copy_from_slice(bytes);
         buffer
+    }
+
+    fn compressor(wish: Compress) -> Compressor {
+        Compressor::new(wish, LinkPace::default())
     }
 
     fn leaf(bytes: &[u8]) -> Digest {
@@ -239,8 +233,15 @@ mod tests {
         new[SUB_BLOCK_LEN] = 8;
         new[3 * SUB_BLOCK_LEN..].fill(0);
         let sums = sub_block_sums(&old, 42);
-        let packed =
-            pack_difference(9, leaf(&new), buffer(&new), &sums, 42, Compress::Off).unwrap();
+        let packed = pack_difference(
+            9,
+            leaf(&new),
+            buffer(&new),
+            &sums,
+            42,
+            &compressor(Compress::Off),
+        )
+        .unwrap();
         assert_eq!(
             packed.data.runs,
             [
@@ -266,7 +267,15 @@ mod tests {
     fn equal_sums_of_a_differing_block_send_all_of_it() {
         let new = vec![3; 2 * SUB_BLOCK_LEN];
         let sums = sub_block_sums(&new, 1);
-        let packed = pack_difference(0, leaf(&new), buffer(&new), &sums, 1, Compress::Off).unwrap();
+        let packed = pack_difference(
+            0,
+            leaf(&new),
+            buffer(&new),
+            &sums,
+            1,
+            &compressor(Compress::Off),
+        )
+        .unwrap();
         assert_eq!(packed.data.base, Base::Zero);
         assert_eq!(packed.data.payload.len(), new.len());
     }
@@ -276,7 +285,8 @@ mod tests {
     #[test]
     fn compressed_payload_unpacks_to_its_stated_length_only() {
         let new = vec![9; 4 * SUB_BLOCK_LEN];
-        let mut packed = pack_whole(0, leaf(&new), buffer(&new), Compress::Zstd(1)).data;
+        let mut packed =
+            pack_whole(0, leaf(&new), buffer(&new), &compressor(Compress::Zstd(1))).data;
         assert_eq!(packed.encoding, Encoding::Zstd);
         assert_eq!(unpack(&packed).unwrap(), new);
         packed.raw_len -= 1;

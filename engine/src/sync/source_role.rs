@@ -1,6 +1,5 @@
 //! The side that is read: hashes its disk, compares, and sends what differs.
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -9,6 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use failback_transport::{Digest, Message, MessageReceiver, SourceEnd, TargetResult, Task};
 
+use super::announced::{Announced, OPEN_MAX, Waiting};
+use super::compressor::Compressor;
 use super::map_keeper::MapKeeper;
 use super::outbox::Outbox;
 use super::pack::{Packed, pack_difference, pack_whole};
@@ -18,10 +19,11 @@ use super::their_stream::{Reached, TheirHashes, TheirStream, their_stream};
 use crate::abort::Abort;
 use crate::disk::Source;
 use crate::error::{Error, ErrorKind, Result};
+use crate::hash::Hasher;
 use crate::map::{MapBuilder, TrustedMap};
 use crate::pipeline::{BufferPool, Keep, PooledBuffer, Scanned, Scanner};
 use crate::schedule::channel::bounded;
-use crate::schedule::{Condvar, Mutex, MutexGuard, Pool, scope, with_pool};
+use crate::schedule::{Condvar, Mutex, Pool, scope, with_pool};
 use crate::tree::Leaf;
 use crate::units::{BlockIndex, ByteOffset, Geometry, range_len};
 
@@ -58,12 +60,14 @@ pub fn run_source(
     let reached = hashes.reached();
     let packing = Arc::new(Packing {
         options: session.options,
+        compressor: Compressor::new(session.options.compress, outgoing.pace()),
         abort: abort.clone(),
         outstanding: Outstanding::default(),
         counts: Counts::default(),
         progress: session.progress.clone(),
     });
-    let waiting = Waiting::default();
+    let waiting = Waiting::new(session.buffer_count());
+    let rereads = BufferPool::new(reread_count(session));
     let run = |pool: &Pool| {
         let (done, is_done) = bounded::<()>(0);
         scope(|scope| {
@@ -74,6 +78,8 @@ pub fn run_source(
                 disk,
                 peer: &peer,
                 waiting: &waiting,
+                rereads: &rereads,
+                is_map_trusted: session.trusted().is_some(),
                 jobs: Jobs {
                     pool,
                     outbox: outbox.clone(),
@@ -98,7 +104,12 @@ pub fn run_source(
             };
             let end = abort.guard(|| {
                 let comparison = Comparison::new(session, &waiting, theirs, jobs);
-                comparison.run(disk, &reached, abort)
+                let again = Again {
+                    disk,
+                    buffers: &rereads,
+                    abort,
+                };
+                comparison.run(&reached, &again)
             });
             let result = result
                 .join()
@@ -117,22 +128,6 @@ pub fn run_source(
     Ok((end, result))
 }
 
-/// A differing block that waits for the target's sub-block sums.
-#[derive(Debug)]
-struct Announced {
-    digest: Digest,
-    bytes: PooledBuffer,
-    /// Else the buffer is still to be filled.
-    is_read: bool,
-}
-
-/// By number.
-type Waiting = Mutex<HashMap<u64, Announced>>;
-
-fn locked(waiting: &Waiting) -> MutexGuard<'_, HashMap<u64, Announced>> {
-    waiting.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[derive(Debug, Default)]
 struct Counts {
     changed: AtomicU64,
@@ -144,6 +139,7 @@ struct Counts {
 #[derive(Debug)]
 struct Packing {
     options: SessionOptions,
+    compressor: Compressor,
     abort: Arc<Abort>,
     outstanding: Outstanding,
     counts: Counts,
@@ -154,7 +150,8 @@ struct Packing {
 #[derive(Debug, Default)]
 struct Outstanding {
     count: Mutex<u64>,
-    is_idle: Condvar,
+    /// There are none any more, or no longer too many.
+    is_less: Condvar,
 }
 
 impl Outstanding {
@@ -162,11 +159,23 @@ impl Outstanding {
         *self.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
     }
 
+    /// Adds one as soon as there are fewer than the target has to take.
+    fn add_within_limit(&self, abort: &Abort) -> Result<()> {
+        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        while *count >= OPEN_MAX as u64 {
+            abort.check()?;
+            let waited = self.is_less.wait_timeout(count, POLL);
+            count = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        *count += 1;
+        Ok(())
+    }
+
     fn remove(&self) {
         let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
         *count -= 1;
-        if *count == 0 {
-            self.is_idle.notify_all();
+        if *count == 0 || *count + 1 == OPEN_MAX as u64 {
+            self.is_less.notify_all();
         }
     }
 
@@ -174,7 +183,7 @@ impl Outstanding {
         let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
         while *count > 0 {
             abort.check()?;
-            let waited = self.is_idle.wait_timeout(count, POLL);
+            let waited = self.is_less.wait_timeout(count, POLL);
             count = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         abort.check()
@@ -190,11 +199,11 @@ struct Jobs<'p> {
 }
 
 impl Jobs<'_> {
-    fn spawn(&self, pack: impl FnOnce(&SessionOptions) -> Result<Packed> + Send + 'static) {
+    fn spawn(&self, pack: impl FnOnce(&Packing) -> Result<Packed> + Send + 'static) {
         let (outbox, packing) = (self.outbox.clone(), self.packing.clone());
         self.pool.spawn(move || {
             packing.abort.guard(|| {
-                let packed = pack(&packing.options)?;
+                let packed = pack(&packing)?;
                 packing.send(packed, &outbox);
                 packing.outstanding.remove();
                 Ok(())
@@ -226,6 +235,10 @@ struct Incoming<'a> {
     disk: &'a dyn Source,
     peer: &'a str,
     waiting: &'a Waiting,
+    /// For blocks that are read again. None of them waits for the target in these.
+    rereads: &'a BufferPool,
+    /// What is read is held against the map.
+    is_map_trusted: bool,
     jobs: Jobs<'a>,
     hashes: TheirHashes,
 }
@@ -261,37 +274,52 @@ impl Incoming<'_> {
     }
 
     fn answer(&self, block: u64, sums: Bytes) -> Result<()> {
-        let waiting = locked(self.waiting).remove(&block);
-        let Some(announced) = waiting else {
+        let Some(announced) = self.waiting.take(block) else {
             return Err(Error::new(
                 ErrorKind::Protocol,
                 "peer: sub-block sums nobody asked for",
             ));
         };
-        let Announced {
-            digest,
-            mut bytes,
-            is_read,
-        } = announced;
-        if !is_read {
-            // Not hashed again: the target holds what it gets against the digest.
-            let start = self.geometry.start_of(BlockIndex(block));
-            self.disk.read(start, bytes.bytes_mut())?;
-            let counts = &self.jobs.packing.progress.scan;
-            let len = bytes.as_ref().len() as u64;
-            counts.read_len.fetch_add(len, Ordering::Relaxed);
-        }
-        self.jobs.spawn(move |options| {
+        let Announced { digest, bytes, .. } = announced;
+        let is_checked = bytes.is_none() && self.is_map_trusted;
+        let bytes = match bytes {
+            Some(bytes) => bytes,
+            None => self.read_again(block)?,
+        };
+        self.jobs.spawn(move |packing| {
+            let options = &packing.options;
+            // Without a map it is not hashed again: the target holds what it gets against the
+            // digest.
+            if is_checked && Hasher::new(options.hash).leaf(bytes.as_ref()) != digest {
+                return Err(map_rejected());
+            }
             pack_difference(
                 block,
                 digest,
                 bytes,
                 &sums,
                 options.sub_hash_seed,
-                options.compress,
+                &packing.compressor,
             )
         });
         Ok(())
+    }
+
+    /// Waits for a buffer. Those that are out are being packed or sent, and the target takes what
+    /// is sent whether or not this side takes its answers.
+    fn read_again(&self, block: u64) -> Result<PooledBuffer> {
+        let packing = &self.jobs.packing;
+        let index = BlockIndex(block);
+        let len = self.geometry.block_len(index);
+        let mut bytes = self.rereads.take(len, || packing.abort.check())?;
+        self.disk
+            .read(self.geometry.start_of(index), bytes.bytes_mut())?;
+        let counts = &packing.progress.scan;
+        counts.read_len.fetch_add(len as u64, Ordering::Relaxed);
+        if self.is_map_trusted {
+            counts.hashed_blocks.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(bytes)
     }
 
     /// Reads the block again: its buffer is long gone, and a second read is cheaper than keeping
@@ -309,11 +337,11 @@ impl Incoming<'_> {
         let mut bytes = buffers.take(len, || self.jobs.packing.abort.check())?;
         self.disk
             .read(self.geometry.start_of(index), bytes.bytes_mut())?;
-        let hasher = crate::hash::Hasher::new(self.jobs.packing.options.hash);
+        let hasher = Hasher::new(self.jobs.packing.options.hash);
         let digest = hasher.leaf(bytes.as_ref());
         self.jobs.packing.outstanding.add();
         self.jobs
-            .spawn(move |options| Ok(pack_whole(block, digest, bytes, options.compress)));
+            .spawn(move |packing| Ok(pack_whole(block, digest, bytes, &packing.compressor)));
         Ok(())
     }
 }
@@ -344,20 +372,21 @@ struct Again<'a> {
 }
 
 impl Again<'_> {
-    fn buffer(&self, session: &Session, block: BlockIndex) -> Result<PooledBuffer> {
-        let len = session.geometry.block_len(block);
-        self.buffers.take(len, || self.abort.check())
-    }
-
     fn read(&self, session: &Session, block: BlockIndex) -> Result<PooledBuffer> {
-        let mut bytes = self.buffer(session, block)?;
+        let len = session.geometry.block_len(block);
+        let mut bytes = self.buffers.take(len, || self.abort.check())?;
         let start = session.geometry.start_of(block);
         self.disk.read(start, bytes.bytes_mut())?;
         let counts = &session.progress.scan;
-        let len = bytes.as_ref().len() as u64;
-        counts.read_len.fetch_add(len, Ordering::Relaxed);
+        counts.read_len.fetch_add(len as u64, Ordering::Relaxed);
         Ok(bytes)
     }
+}
+
+/// Buffers for blocks that are read again. A pool of its own: all of the scan's can be in blocks
+/// that wait for the one that needs a buffer now.
+fn reread_count(session: &Session) -> usize {
+    (session.buffer_count() / 4).max(2)
 }
 
 /// Which of the last 64 blocks of data differed, one bit for each.
@@ -404,27 +433,19 @@ impl<'a> Comparison<'a> {
         }
     }
 
-    fn run(mut self, disk: &dyn Source, reached: &Reached, abort: &Abort) -> Result<SourceEnd> {
+    fn run(mut self, reached: &Reached, again: &Again<'_>) -> Result<SourceEnd> {
         let session = self.session;
+        let Again { disk, abort, .. } = *again;
         // A disk whose map is believed has no other.
         let (keeper, writer) = match &session.map.trusted {
             None => MapKeeper::begin(session, disk, false),
             Some(_) => MapKeeper::begin_none(session),
         };
         self.tree = MapBuilder::new(&session.hasher, session.geometry, writer);
-        // Two pools: all of the first can be in blocks that wait for the one that needs a buffer of
-        // the second.
-        let reread_count = (session.buffer_count() / 4).max(2);
-        let rereads = BufferPool::new(reread_count);
-        let pool = BufferPool::new(session.buffer_count() - reread_count);
-        let again = Again {
-            disk,
-            buffers: &rereads,
-            abort,
-        };
+        let pool = BufferPool::new(session.buffer_count() - reread_count(session));
         match session.trusted() {
-            Some(trusted) => self.compare_map(trusted, &again)?,
-            None => self.scan(&pool, reached, &again)?,
+            Some(trusted) => self.compare_map(trusted, again)?,
+            None => self.scan(&pool, reached, again)?,
         }
         self.announce_zeros();
         self.tell_compared();
@@ -497,13 +518,7 @@ impl<'a> Comparison<'a> {
                     if theirs == leaf {
                         self.vouched += len as u64;
                     } else {
-                        let bytes = again.read(session, block)?;
-                        if session.hasher.leaf(bytes.as_ref()) != digest {
-                            return Err(map_rejected());
-                        }
-                        let counts = &session.progress.scan;
-                        counts.hashed_blocks.fetch_add(1, Ordering::Relaxed);
-                        self.differs(block, digest, Some(bytes), theirs, again)?;
+                        self.differs(block, digest, None, theirs, again)?;
                     }
                     self.advance(1);
                 }
@@ -560,31 +575,43 @@ impl<'a> Comparison<'a> {
         if self.session.options.task == Task::Compare {
             return Ok(());
         }
-        self.jobs.packing.outstanding.add();
+        self.jobs
+            .packing
+            .outstanding
+            .add_within_limit(again.abort)?;
         let number = block.0;
-        if theirs == Leaf::Zero {
-            let bytes = match bytes {
-                Some(bytes) => bytes,
-                None => again.read(self.session, block)?,
-            };
+        if theirs != Leaf::Zero {
+            self.waiting.add(number, digest, bytes, again.abort)?;
             self.jobs.outbox.send(Message::Want { block: number });
-            self.jobs
-                .spawn(move |options| Ok(pack_whole(number, digest, bytes, options.compress)));
             return Ok(());
         }
-        let is_read = bytes.is_some();
         let bytes = match bytes {
             Some(bytes) => bytes,
-            None => again.buffer(self.session, block)?,
+            None => self.read_mapped(block, digest, again)?,
         };
-        let announced = Announced {
-            digest,
-            bytes,
-            is_read,
-        };
-        locked(self.waiting).insert(number, announced);
         self.jobs.outbox.send(Message::Want { block: number });
+        self.jobs
+            .spawn(move |packing| Ok(pack_whole(number, digest, bytes, &packing.compressor)));
         Ok(())
+    }
+
+    /// Reads a block whose bytes were not kept, and holds it against the map where one is believed.
+    fn read_mapped(
+        &self,
+        block: BlockIndex,
+        digest: Digest,
+        again: &Again<'_>,
+    ) -> Result<PooledBuffer> {
+        let session = self.session;
+        let bytes = again.read(session, block)?;
+        if session.trusted().is_some() {
+            if session.hasher.leaf(bytes.as_ref()) != digest {
+                return Err(map_rejected());
+            }
+            let counts = &session.progress.scan;
+            counts.hashed_blocks.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(bytes)
     }
 
     /// A full copy: nothing is known about the target, and nothing is asked.
@@ -615,8 +642,9 @@ impl<'a> Comparison<'a> {
                 self.compared += 1;
                 self.jobs.packing.outstanding.add();
                 let block = block.0;
-                self.jobs
-                    .spawn(move |options| Ok(pack_whole(block, digest, bytes, options.compress)));
+                self.jobs.spawn(move |packing| {
+                    Ok(pack_whole(block, digest, bytes, &packing.compressor))
+                });
             }
         }
         Ok(())

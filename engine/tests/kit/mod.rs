@@ -76,7 +76,18 @@ pub(crate) fn run_aborting(
     is_new: bool,
     abort: &Arc<Abort>,
 ) -> Ended {
-    let (near, far) = loopback::pair();
+    run_over(loopback::pair(), source, target, options, is_new, abort)
+}
+
+/// The same over any link: the source's end, then the target's.
+pub(crate) fn run_over(
+    (near, far): (Link, Link),
+    source: &dyn Source,
+    target: &dyn Target,
+    options: SessionOptions,
+    is_new: bool,
+    abort: &Arc<Abort>,
+) -> Ended {
     let near = session_link(near);
     let peer = far.peer.clone();
     let (sender, mut receiver, closer, counters) = split(far);

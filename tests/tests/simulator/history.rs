@@ -174,7 +174,12 @@ impl History {
             },
             verify: [VerifyLevel::Changed, any_verify][dice.index(2)],
             apply: [Apply::Stage, any_apply][dice.index(2)],
-            compress: [Compress::Off, Compress::Zstd(1)][usize::from(dice.one_in(4))],
+            compress: [
+                Compress::Zstd(1),
+                Compress::Auto,
+                Compress::Off,
+                Compress::Off,
+            ][dice.index(4)],
             threads: 1 + dice.index(3),
             sub_hash_seed: dice.next_u64(),
         }

@@ -336,6 +336,10 @@ impl LinkSender for DelayedSender {
         let (delay, room) = (self.delay, self.room);
         self.pace.each_piece(parts, |shared, piece, len| {
             let due = Instant::now() + delay;
+            // A slice would keep all of its block, and with it a buffer that somebody waits for.
+            let copied = piece.iter().map(|part| Bytes::copy_from_slice(part));
+            let copied = copied.collect();
+            drop(piece);
             let mut state = shared.lock();
             loop {
                 if let Some(kind) = state.failure {
@@ -350,7 +354,7 @@ impl LinkSender for DelayedSender {
                 state = shared.wait(state, None);
             }
             state.queue_len += len;
-            state.queue.push_back((due, piece));
+            state.queue.push_back((due, copied));
             drop(state);
             shared.changed.notify_all();
             Ok(())

@@ -8,6 +8,7 @@ use super::limit::{
     BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, DISK_SIZE_MAX, NAME_LEN_MAX, NEW_DISK_BLOCK_SIZE_MAX,
     TEXT_LEN_MAX, ZSTD_LEVEL_MAX, ZSTD_LEVEL_MIN,
 };
+use crate::link::LINKS_MAX;
 
 /// The first message of each side. Its frame and its fields never change between versions.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +34,17 @@ pub struct OpenRequest {
     pub create: Option<NewDisk>,
     /// What is asked of the saved map of the disk; `None`: it is left alone.
     pub map: Option<MapWish>,
+    /// The session has several connections; `None`: this one.
+    pub links: Option<LinkGroup>,
+}
+
+/// Connections that carry one session together. This one only begins it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkGroup {
+    /// How many join, 1 to [`LINKS_MAX`].
+    pub count: u8,
+    /// 16 random bytes by which they are known.
+    pub token: Digest,
 }
 
 /// What is asked of a saved map.
@@ -215,6 +227,8 @@ pub enum Compress {
     /// zstd where that is smaller, at a level from [`ZSTD_LEVEL_MIN`] to [`ZSTD_LEVEL_MAX`]. A
     /// wish: the source has its own bounds.
     Zstd(i8),
+    /// While it runs, as the source finds that it pays.
+    Auto,
 }
 
 /// The part of an agent in a session.
@@ -255,6 +269,12 @@ impl OpenRequest {
         if self.map.is_some_and(|map| !is_block_size(map.block_size)) {
             return Err("block size is out of range");
         }
+        if let Some(group) = self.links {
+            if !(1..=LINKS_MAX).contains(&usize::from(group.count)) {
+                return Err("number of connections is out of range");
+            }
+            check_token(&group.token)?;
+        }
         let Some(disk) = self.create else {
             return Ok(());
         };
@@ -284,7 +304,7 @@ impl SessionParams {
             Compress::Zstd(level) if !(ZSTD_LEVEL_MIN..=ZSTD_LEVEL_MAX).contains(&level) => {
                 Err("zstd level is out of range")
             }
-            Compress::Zstd(_) | Compress::Off => Ok(()),
+            Compress::Zstd(_) | Compress::Off | Compress::Auto => Ok(()),
         }
     }
 }
@@ -293,6 +313,13 @@ impl Failure {
     pub(super) fn check(&self) -> Result<(), Fault> {
         check_text(&self.message)?;
         check_text(&self.path)
+    }
+}
+
+pub(super) fn check_token(token: &Digest) -> Result<(), Fault> {
+    match token.as_bytes().len() {
+        16 => Ok(()),
+        _ => Err("a token has 16 bytes"),
     }
 }
 
@@ -336,8 +363,10 @@ fields!(OpenRequest {
     name,
     access,
     create,
-    map
+    map,
+    links
 });
+fields!(LinkGroup { count, token });
 fields!(MapWish {
     hash,
     block_size,
@@ -413,6 +442,7 @@ impl Field for Compress {
         let (method, level) = match *self {
             Self::Off => (0_u8, 0),
             Self::Zstd(level) => (1, level),
+            Self::Auto => (2, 0),
         };
         method.put(out);
         level.put(out);
@@ -422,6 +452,7 @@ impl Field for Compress {
         match (u8::take(input)?, i8::take(input)?) {
             (0, 0) => Ok(Self::Off),
             (1, level) => Ok(Self::Zstd(level)),
+            (2, 0) => Ok(Self::Auto),
             _ => Err("unknown Compress"),
         }
     }

@@ -115,7 +115,8 @@ macro_rules! message_types {
 
 message_types! {
     Hello = 1, Open = 2, Opened = 3, Start = 4, Failure = 5, KeepAlive = 6, Bye = 7,
-    Survey = 9, Surveyed = 10, Sample = 11, Sampled = 12, Probe = 13,
+    Join = 8, Joined = 9,
+    Survey = 10, Surveyed = 11, Sample = 12, Sampled = 13, Probe = 14,
     Hashes = 16, ZeroBlocks = 17, ScanEnd = 18, SubHashes = 19, Resend = 20, Result = 21,
     Compared = 32, Want = 33, Data = 34, Zero = 35, End = 36,
 }

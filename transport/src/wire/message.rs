@@ -6,7 +6,8 @@ use super::block::{
     BlockData, check_block_end, check_blocks, check_hashes, check_sub_hashes, put_block_data,
     take_block_data,
 };
-use super::control::{DiskInfo, Failure, Hello, OpenRequest, SessionParams};
+use super::control::{DiskInfo, Failure, Hello, OpenRequest, SessionParams, check_token};
+use super::digest::Digest;
 use super::field::{Fault, Field, HeadReader};
 use super::frame::MessageType;
 use super::outcome::{SourceEnd, TargetResult};
@@ -30,6 +31,13 @@ pub enum Message {
     KeepAlive,
     /// Either side: the orderly end.
     Bye,
+    /// Client to agent, instead of `Open`: this connection belongs to the session of this token.
+    Join {
+        /// As in [`LinkGroup::token`](super::LinkGroup::token): 16 bytes.
+        token: Digest,
+    },
+    /// Agent to client: it does now. What follows is no message of this connection alone.
+    Joined,
     /// Client to agent, before `Start`: what is allocated?
     Survey(SurveyWish),
     /// Agent to client: the answer.
@@ -122,6 +130,8 @@ impl Message {
             Self::Failure(_) => MessageType::Failure,
             Self::KeepAlive => MessageType::KeepAlive,
             Self::Bye => MessageType::Bye,
+            Self::Join { .. } => MessageType::Join,
+            Self::Joined => MessageType::Joined,
             Self::Survey(_) => MessageType::Survey,
             Self::Surveyed(_) => MessageType::Surveyed,
             Self::Sample(_) => MessageType::Sample,
@@ -149,7 +159,8 @@ impl Message {
             Self::Opened(info) => info.check(),
             Self::Start(params) => params.check(),
             Self::Failure(failure) => failure.check(),
-            Self::KeepAlive | Self::Bye | Self::Result(_) | Self::End(_) => Ok(()),
+            Self::KeepAlive | Self::Bye | Self::Joined | Self::Result(_) | Self::End(_) => Ok(()),
+            Self::Join { token } => check_token(token),
             Self::Survey(_) => Ok(()),
             Self::Surveyed(found) => found.check(),
             Self::Sample(wish) => wish.check(),
@@ -180,7 +191,8 @@ impl Message {
             Self::Opened(info) => info.put(out),
             Self::Start(params) => params.put(out),
             Self::Failure(failure) => failure.put(out),
-            Self::KeepAlive | Self::Bye => {}
+            Self::KeepAlive | Self::Bye | Self::Joined => {}
+            Self::Join { token } => token.put(out),
             Self::Survey(wish) => wish.put(out),
             Self::Surveyed(found) => found.put(out),
             Self::Sample(wish) => wish.put(out),
@@ -227,6 +239,10 @@ impl Message {
             MessageType::Failure => Self::Failure(Field::take(head)?),
             MessageType::KeepAlive => Self::KeepAlive,
             MessageType::Bye => Self::Bye,
+            MessageType::Join => Self::Join {
+                token: Field::take(head)?,
+            },
+            MessageType::Joined => Self::Joined,
             MessageType::Survey => Self::Survey(Field::take(head)?),
             MessageType::Surveyed => Self::Surveyed(Surveyed::take(head, payload)?),
             MessageType::Sample => Self::Sample(SampleWish::take(head, payload)?),

@@ -34,6 +34,10 @@ fn samples_of_opening() -> Vec<Message> {
                 trust: true,
                 full_audit: false,
             }),
+            links: Some(LinkGroup {
+                count: 4,
+                token: Digest::from([0xcd; 16]),
+            }),
         }),
         Message::Opened(DiskInfo {
             format: "vhdx".to_owned(),
@@ -64,6 +68,19 @@ fn samples_of_opening() -> Vec<Message> {
             goes_on: true,
             source_mark: 0x0102_0304_0506_0708,
         }),
+        Message::Start(SessionParams {
+            task: Task::Full,
+            hash: HashKind::Blake3,
+            block_size: 1 << 16,
+            verify: VerifyLevel::Off,
+            compress: Compress::Auto,
+            sub_hash_seed: 0,
+            peer_role: Role::Source,
+            apply: Apply::InPlace,
+            container: None,
+            goes_on: false,
+            source_mark: 0,
+        }),
         Message::Failure(Failure {
             kind: 6,
             message: "no space".to_owned(),
@@ -72,6 +89,10 @@ fn samples_of_opening() -> Vec<Message> {
         }),
         Message::KeepAlive,
         Message::Bye,
+        Message::Join {
+            token: Digest::from([0xcd; 16]),
+        },
+        Message::Joined,
     ]
 }
 
@@ -202,6 +223,8 @@ pub(crate) fn name(message: &Message) -> &'static str {
         Message::Failure(_) => "Failure",
         Message::KeepAlive => "KeepAlive",
         Message::Bye => "Bye",
+        Message::Join { .. } => "Join",
+        Message::Joined => "Joined",
         Message::Survey(_) => "Survey",
         Message::Surveyed(_) => "Surveyed",
         Message::Sample(_) => "Sample",

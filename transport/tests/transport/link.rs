@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use failback_transport::link::{Link, Listener, Shape, loopback, shaped, tcp};
+use failback_transport::link::{Link, Listener, Shape, bundle, loopback, shaped, tcp};
 use failback_transport::{Error, ErrorKind, Message, split};
 
 use crate::kit::{numbered, raw_block};
@@ -42,6 +42,16 @@ fn shaped_ends(bytes_per_second: Option<u64>, delay: Duration) -> Ends {
     }
 }
 
+/// Three connections as one link.
+fn bundled_ends() -> Ends {
+    let (near, far) = (0..3).map(|_| loopback::pair()).unzip();
+    Ends {
+        near: bundle(near).unwrap(),
+        far: bundle(far).unwrap(),
+        _listener: None,
+    }
+}
+
 fn all_links() -> Vec<(&'static str, Ends)> {
     let (near, far) = loopback::pair();
     let tcp_ends = accept_from(tcp::listen("127.0.0.1:0").unwrap(), |addr| {
@@ -57,6 +67,7 @@ fn all_links() -> Vec<(&'static str, Ends)> {
             },
         ),
         ("tcp", tcp_ends),
+        ("bundle", bundled_ends()),
         ("limited", shaped_ends(Some(1 << 30), Duration::ZERO)),
         ("delayed", shaped_ends(None, Duration::from_millis(20))),
         (
@@ -148,7 +159,7 @@ fn closer_unblocks_both_halves() {
         assert!(begun.elapsed() < Duration::from_secs(1), "{name}");
         let part = [numbered(1 << 10)];
         assert!(
-            (0..1000).any(|_| far_out.send(&part).is_err()),
+            (0..10_000).any(|_| far_out.send(&part).is_err()),
             "{name}: the peer sees the end"
         );
     }

@@ -6,6 +6,7 @@
     clippy::print_stdout
 )]
 
+mod bundle;
 mod codec;
 mod golden;
 mod hostile;

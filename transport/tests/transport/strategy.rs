@@ -15,6 +15,10 @@ pub(crate) fn message() -> BoxedStrategy<Message> {
         control(),
         Just(Message::KeepAlive),
         Just(Message::Bye),
+        Just(Message::Joined),
+        any::<[u8; 16]>().prop_map(|token| Message::Join {
+            token: Digest::from(token)
+        }),
         hashes(),
         range().prop_map(|(first_block, count)| Message::ZeroBlocks { first_block, count }),
         range().prop_map(|(first_block, count)| Message::Zero { first_block, count }),
@@ -65,13 +69,18 @@ fn control() -> BoxedStrategy<Message> {
         access,
         option::of(new_disk),
         option::of(map_wish()),
+        option::of((1..=8_u8, any::<[u8; 16]>())),
     )
-        .prop_map(|(name, access, create, map)| {
+        .prop_map(|(name, access, create, map, links)| {
             Message::Open(OpenRequest {
                 name,
                 access,
                 create,
                 map,
+                links: links.map(|(count, token)| LinkGroup {
+                    count,
+                    token: Digest::from(token),
+                }),
             })
         });
     let sizes = (
@@ -154,7 +163,7 @@ fn start() -> BoxedStrategy<Message> {
         VerifyLevel::Off,
     ]);
     let level = (ZSTD_LEVEL_MIN..=ZSTD_LEVEL_MAX).prop_map(Compress::Zstd);
-    let compress = prop_oneof![Just(Compress::Off), level];
+    let compress = prop_oneof![Just(Compress::Off), Just(Compress::Auto), level];
     let role = select(vec![Role::Source, Role::Target]);
     let apply = select(vec![
         Apply::InPlace,
