@@ -1,6 +1,6 @@
 //! Goal: what an agent answers to a client that plans is held against what was asked, and a lie in
-//! it changes an estimate at most. Method: a scripted agent on loopback TCP that has the source; one
-//! answer at a time is wrong.
+//! it changes an estimate at most. Method: a scripted agent on loopback TCP that has the source;
+//! one answer at a time is wrong.
 #![allow(clippy::unwrap_used, reason = "a test states its expectations by it")]
 
 use failback_engine::endpoint::Endpoint;

@@ -207,7 +207,8 @@ fn the_link_decides() {
     assert_eq!(slow["strategy"], "delta", "{slow}");
     assert_eq!(local["strategy"], "full", "{local}");
     let link = slow["plan"]["rates"]["link"].as_f64().expect("measured");
-    assert!((3e6..6e6).contains(&link), "{link}");
+    // Machines are busy at times; without a limit it is a hundred times as much.
+    assert!((1e6..2e7).contains(&link), "{link}");
 }
 
 // Goal: a budget that nobody keeps is told, and fails nothing. Method: no downtime at all.

@@ -11,8 +11,8 @@ use crate::disk::Source;
 use crate::error::Result;
 use crate::hash::Hasher;
 use crate::plan::{
-    Comparison, Costs, DiskRates, Facts, LinkFacts, Picks, Proof, Reading, SideFacts, Survey,
-    SurveyTask, Way, compare, delta, full, read_sample, survey,
+    Comparison, Cost, Costs, DiskRates, Facts, LinkFacts, Picks, Proof, Reading, SideFacts, Survey,
+    SurveyTask, Way, compare, delta, float, full, read_sample, survey,
 };
 use crate::schedule::scope;
 use crate::state::Container;
@@ -72,6 +72,10 @@ pub(super) fn measure(
         source.probe(Heading::FromAgent)?,
         target.probe(Heading::ToAgent)?,
     );
+    let link = link.map(|link| LinkFacts {
+        rate: rate_of_all(link.rate, request),
+        ..link
+    });
     let level = level(request.compress, link.is_some());
     let picks = &source_survey.picks;
     let (found, other) = both(
@@ -116,8 +120,8 @@ pub(super) fn measure(
         facts,
         is_whole: source_survey.is_whole && target_survey.is_whole,
         costs: Costs {
-            delta: delta(&facts),
-            full: full(&facts),
+            delta: cost(delta, &facts, request.compress),
+            full: cost(full, &facts, request.compress),
         },
     }))
 }
@@ -186,6 +190,27 @@ fn joined(a: Option<LinkFacts>, b: Option<LinkFacts>) -> Option<LinkFacts> {
         }),
         (one, other) => one.or(other),
     }
+}
+
+/// A source that may choose compresses while the link is what it waits for.
+fn cost(of: fn(&Facts) -> Cost, facts: &Facts, compress: CompressChoice) -> Cost {
+    let packed = of(facts);
+    let raw = of(&Facts {
+        packing: None,
+        ..*facts
+    });
+    match compress {
+        CompressChoice::Auto if raw.seconds < packed.seconds => raw,
+        _ => packed,
+    }
+}
+
+/// Of all connections of a session, of which one was probed: several are for links that let one
+/// have only a part. A limit of this side is for all of them.
+fn rate_of_all(rate: f64, request: &SyncRequest) -> f64 {
+    let all = rate * f64::from(request.link.count);
+    let limit = request.link.shape.bytes_per_second;
+    limit.map_or(all, |limit| all.min(float(limit).max(rate)))
 }
 
 fn level(compress: CompressChoice, has_link: bool) -> Option<i8> {

@@ -80,15 +80,18 @@ impl Connection {
         for _ in 0..PINGS {
             round_trip = round_trip.min(self.time_probe(heading, 0)?);
         }
-        // What a link lets pass at once (a burst, buffers on the way) is in all times alike: the rate
-        // is what a longer probe took longer.
+        // What a link lets pass at once (a burst, buffers on the way) is in all times alike: the
+        // rate is what a longer probe took longer.
         let (mut shorter, mut len) = ((0, round_trip), PROBE_LEN_MIN);
         loop {
-            let took = self.time_probe(heading, len)?;
+            let mut took = self.time_probe(heading, len)?;
+            if took.saturating_sub(round_trip) >= PROBE_TIME {
+                // Once more: what held this one up need not be the link.
+                took = took.min(self.time_probe(heading, len)?);
+            }
             let beyond = took.saturating_sub(round_trip);
             if beyond >= PROBE_TIME || len >= PROBE_LEN_MAX {
-                // Once more each: what held one up need not be the link.
-                let took = took.min(self.time_probe(heading, len)?);
+                // That of the shorter one, too.
                 let before = match shorter.0 {
                     0 => round_trip,
                     len => shorter.1.min(self.time_probe(heading, len)?),

@@ -103,9 +103,9 @@ impl Default for DiskRates {
     /// third of it, and a delta with a log suffers more from that than a full copy.
     fn default() -> Self {
         Self {
-            write: 400.0 * MIB,
-            scattered_write: 160.0 * MIB,
-            read_back: 1400.0 * MIB,
+            write: 300.0 * MIB,
+            scattered_write: 120.0 * MIB,
+            read_back: 1000.0 * MIB,
         }
     }
 }
@@ -358,16 +358,16 @@ mod tests {
         #[rustfmt::skip]
         let table: [(&str, Facts, f64, f64); 8] = [
             // 64 s of scan, 655 MiB twice to the log, then read, written, read back; and 64 GiB at
-            // 400 and 1400 MiB/s.
-            ("nothing slow", base, 73.0, 211.0),
-            ("source", Facts { source: slow(100.0), ..base }, 666.0, 655.0),
-            ("target", Facts { target: slow(100.0), ..base }, 669.0, 211.0),
+            // 300 and 1000 MiB/s.
+            ("nothing slow", base, 75.8, 284.0),
+            ("source", Facts { source: slow(100.0), ..base }, 668.7, 655.4),
+            ("target", Facts { target: slow(100.0), ..base }, 673.1, 284.0),
             // 655 MiB, and 64 GiB
-            ("link", Facts { link: link(1.0), ..base }, 660.0, 65_550.0),
-            ("link, packed", Facts { link: link(1.0), packing: half, ..base }, 332.0, 32_778.0),
-            ("both mapped", Facts { source: mapped, target: mapped, ..base }, 8.9, 211.0),
-            ("all changed", Facts { change: changed(1.0), ..base }, 960.0, 211.0),
-            ("once", Facts { change: changed(1.0), delta_way: Way::Once, ..base }, 584.0, 211.0),
+            ("link", Facts { link: link(1.0), ..base }, 662.2, 65536.0),
+            ("link, packed", Facts { link: link(1.0), packing: half, ..base }, 334.5, 32768.0),
+            ("both mapped", Facts { source: mapped, target: mapped, ..base }, 11.8, 284.0),
+            ("all changed", Facts { change: changed(1.0), ..base }, 1242.1, 284.0),
+            ("once", Facts { change: changed(1.0), delta_way: Way::Once, ..base }, 739.7, 284.0),
         ];
         for (what, facts, delta_seconds, full_seconds) in table {
             for (name, cost, wanted) in [

@@ -24,6 +24,7 @@ pub use cost::{
     Change, Cost, DiskRates, Facts, LinkFacts, Packing, Proof, SideFacts, Way, delta, full,
 };
 pub use interval::Interval;
+pub(crate) use number::float;
 pub(crate) use on_wire::probe_payload;
 pub use sample::{
     Comparison, PIECE_COUNT_MAX, PIECE_LEN, Picks, PieceSums, SPAN_COUNT_MAX, SPAN_LEN, compare,

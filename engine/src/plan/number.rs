@@ -2,7 +2,7 @@
 
 /// A count as a measure: beyond 2^53 it is rounded.
 #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-pub(super) fn float(count: u64) -> f64 {
+pub(crate) fn float(count: u64) -> f64 {
     count as f64
 }
 

@@ -215,7 +215,7 @@ fn sample_rules_are_enforced() {
     assert!(!is_sent(sampled(1001, 0, 1001 * PIECE_SUMS_LEN)));
     assert!(is_sent(probe(PROBE_LEN_MAX, 1 << 20)));
     assert!(!is_sent(probe(PROBE_LEN_MAX + 1, 0)));
-    assert!(!is_sent(probe(0, (1 << 20) + 1)));
+    assert!(!is_sent(probe(0, PROBE_LEN_MAX as usize + 1)));
 }
 
 // Goal: each rule of block data is enforced. Method: break one at a time, at the encoder, which
