@@ -6,8 +6,8 @@
 //!             a piece differs -> worker 1..m: read it of both, find the pages, apply
 //! ```
 //! What is equal by its bytes has one hash, so only one side is hashed, and where nobody wants a
-//! root neither is. What is written has the hash of the source's bytes, which were hashed again; the
-//! proof reads it back as ever.
+//! root neither is. What is written has the hash of the source's bytes, which were hashed again;
+//! the proof reads it back as ever.
 
 use std::collections::HashMap;
 use std::ops::Range;

@@ -60,8 +60,8 @@ pub struct HostFile {
     /// A second descriptor of the same file that bypasses the page cache; `None` where that is not
     /// to be had.
     direct: OnceLock<Option<File>>,
-    /// One write at a time, to a file. Its file system has them wait for each other anyhow, and some
-    /// let them spin: on two processors one of them did nothing else (docs/decisions/0017).
+    /// One write at a time, to a file. Its file system has them wait for each other anyhow, and
+    /// some let them spin: on two processors one of them did nothing else (docs/decisions/0017).
     writing: Mutex<()>,
 }
 
