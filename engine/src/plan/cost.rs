@@ -13,6 +13,7 @@
 
 use std::time::Duration;
 
+use crate::hash::PIECE_LEN;
 use crate::units::{BlockSize, SUB_BLOCK_LEN};
 
 use super::number::{float, whole};
@@ -60,6 +61,8 @@ pub struct SideFacts {
 pub struct Change {
     /// In blocks that differ.
     pub blocks: f64,
+    /// In pieces of 64 KiB that differ: what of such a block is read again.
+    pub pieces: f64,
     /// In sub-blocks of 4 KiB that differ, those that became zero included.
     pub bytes: f64,
     /// In sub-blocks that differ and are not zero: what travels.
@@ -153,14 +156,22 @@ const MIB: f64 = (1_u64 << 20) as f64;
 const ROUND_TRIPS: u32 = 4;
 /// Opening, threads, the flushes of a journal: what the smallest job takes.
 const SETTLE: f64 = 0.03;
-/// Share of the blocks that differ which the source reads a second time at most: where more differ
-/// it keeps them (docs/decisions/0016).
+/// Share of the disk that the source reads a second time at most: where more differs it keeps what
+/// it read (docs/decisions/0016).
 const READ_AGAIN_MAX: f64 = 0.15;
 /// The final pass of a delta finds that so much was changed while the one before it ran. An
 /// assumption: what a guest will write nobody knows.
 const FINAL_CHANGE: f64 = 0.01;
 /// Bytes on the link for each block of data beside its payload: frame, head, question.
 const MESSAGE_LEN: f64 = 160.0;
+/// Bytes of the sum of a sub-block.
+const SUM_LEN: f64 = 8.0;
+/// Bytes of the name of a piece that differs or not, in the question for a block.
+const NAME_LEN: f64 = 8.0;
+/// What a scan of two disks in one process takes of the time in which both are hashed: one is, and
+/// the bytes of the other are compared. BLAKE3, and XXH3, which costs little beside the reading
+/// (docs/decisions/0017).
+const BESIDE: [f64; 2] = [0.75, 0.95];
 
 /// What a delta costs. Its downtime is that of the last pass: those before it run while the source
 /// is used.
@@ -184,21 +195,24 @@ fn delta_pass(facts: &Facts) -> Cost {
     let changed = allocated * change.bytes;
     let raw = allocated * change.sent;
     let in_blocks = allocated * change.blocks;
+    let in_pieces = allocated * change.pieces;
     let packed = facts.packed(raw);
     let blocks = |len: f64| len / float(facts.block_size.len() as u64);
 
-    let at_source = source.scan_time()
-        + in_blocks.min(allocated * READ_AGAIN_MAX) / source.scan_rate
+    let at_source = source.scan_time() * facts.scan_share()
+        + in_pieces.min(allocated * READ_AGAIN_MAX) / source.scan_rate
         + facts.packing_time(raw);
     let kept = match facts.delta_way {
         Way::Once => changed / facts.disk.scattered_write + facts.proof_time(changed),
         Way::Logged { keeps_old: true } => 2.0 * changed / facts.disk.write,
         Way::Logged { keeps_old: false } => changed / facts.disk.write,
     };
-    let at_target = target.scan_time() + in_blocks / target.scan_rate + kept;
+    let at_target = target.scan_time() * facts.scan_share() + in_pieces / target.scan_rate + kept;
     let hashes = float(facts.hash_len as u64) * blocks(float(target.allocated));
-    let sums = blocks(in_blocks) * float((facts.block_size.len() / SUB_BLOCK_LEN * 8) as u64);
-    let (forth, back) = (packed + blocks(in_blocks) * MESSAGE_LEN, hashes + sums);
+    let sums = in_pieces / float(SUB_BLOCK_LEN as u64) * SUM_LEN;
+    let names = in_blocks / float(PIECE_LEN as u64) * NAME_LEN;
+    let forth = packed + blocks(in_blocks) * MESSAGE_LEN + names;
+    let back = hashes + sums;
     let mut seconds = at_source.max(at_target).max(facts.link_time(forth, back));
     if matches!(facts.delta_way, Way::Logged { .. }) {
         seconds += changed / facts.disk.read_back
@@ -239,6 +253,17 @@ impl Facts {
     fn packed(&self, raw: f64) -> f64 {
         self.packing
             .map_or(raw, |packing| raw * packing.ratio.min(1.0))
+    }
+
+    /// How much of the time of a scan of both disks is left, where they are beside each other.
+    fn scan_share(&self) -> f64 {
+        let is_beside = self.link.is_none() && !self.source.is_mapped && !self.target.is_mapped;
+        let [blake3, xxh3] = BESIDE;
+        match (is_beside, self.hash_len) {
+            (false, _) => 1.0,
+            (true, 32) => blake3,
+            (true, _) => xxh3,
+        }
     }
 
     fn packing_time(&self, raw: f64) -> f64 {
@@ -285,6 +310,7 @@ impl Change {
     fn at_most(self, share: f64) -> Self {
         Self {
             blocks: self.blocks.min(share),
+            pieces: self.pieces.min(share),
             bytes: self.bytes.min(share),
             sent: self.sent.min(share),
             zeros: self.zeros,
@@ -325,6 +351,7 @@ mod tests {
     fn changed(share: f64) -> Change {
         Change {
             blocks: share,
+            pieces: share,
             bytes: share,
             sent: share,
             zeros: 0.0,
@@ -357,17 +384,17 @@ mod tests {
         });
         #[rustfmt::skip]
         let table: [(&str, Facts, f64, f64); 8] = [
-            // 64 s of scan, 655 MiB twice to the log, then read, written, read back; and 64 GiB at
+            // 48 s of scan beside each other, 655 MiB twice to the log, then read, written, read back; and 64 GiB at
             // 300 and 1000 MiB/s.
-            ("nothing slow", base, 75.8, 284.0),
-            ("source", Facts { source: slow(100.0), ..base }, 668.7, 655.4),
-            ("target", Facts { target: slow(100.0), ..base }, 673.1, 284.0),
+            ("nothing slow", base, 59.8, 284.0),
+            ("source", Facts { source: slow(100.0), ..base }, 504.8, 655.4),
+            ("target", Facts { target: slow(100.0), ..base }, 509.2, 284.0),
             // 655 MiB, and 64 GiB
             ("link", Facts { link: link(1.0), ..base }, 662.2, 65536.0),
             ("link, packed", Facts { link: link(1.0), packing: half, ..base }, 334.5, 32768.0),
             ("both mapped", Facts { source: mapped, target: mapped, ..base }, 11.8, 284.0),
-            ("all changed", Facts { change: changed(1.0), ..base }, 1242.1, 284.0),
-            ("once", Facts { change: changed(1.0), delta_way: Way::Once, ..base }, 739.7, 284.0),
+            ("all changed", Facts { change: changed(1.0), ..base }, 1226.1, 284.0),
+            ("once", Facts { change: changed(1.0), delta_way: Way::Once, ..base }, 723.7, 284.0),
         ];
         for (what, facts, delta_seconds, full_seconds) in table {
             for (name, cost, wanted) in [
@@ -388,6 +415,7 @@ mod tests {
     fn bytes_are_those_of_the_payload() {
         let change = Change {
             blocks: 1.0,
+            pieces: 1.0,
             bytes: 0.5,
             sent: 0.25,
             zeros: 0.125,

@@ -192,6 +192,7 @@ pub fn compare(
         interval: Interval::of(differing, pieces),
         change: Change {
             blocks: share_of_blocks(share, in_spans, block_size),
+            pieces: share,
             bytes: of_sums(changed),
             sent: of_sums(sent),
             zeros: of_sums(zeros),
