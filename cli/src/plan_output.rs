@@ -75,6 +75,9 @@ fn why(report: &Report, plan: &PlanReport) -> String {
         _ if has("map_trusted") => {
             format!("{strategy}, because saved maps tell much of what is equal.")
         }
+        Some(margin) if margin < 0.005 => {
+            format!("{strategy}, because the other is not expected to need clearly less {less}.")
+        }
         Some(margin) => {
             let percent = margin * 100.0;
             format!("{strategy}, because it is expected to need {percent:.0} % less {less}.")
