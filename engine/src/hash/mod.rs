@@ -22,7 +22,7 @@ use std::fmt;
 use blake3::hazmat::{self, ChainingValue, HasherExt, Mode};
 pub use failback_transport::Digest;
 use serde::Serialize;
-use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128_with_seed};
+use twox_hash::{XxHash3_64, XxHash3_128};
 
 pub use pieces::{PIECE_LEN, PieceSet, Pieces};
 
@@ -158,7 +158,8 @@ impl Hasher {
             }
             (HashKind::Xxh3, pieces) => {
                 let sums: Vec<u8> = pieces.iter().flat_map(Digest::as_bytes).copied().collect();
-                Digest::from(xxh3_128_with_seed(&sums, self.pieces_seed).to_be_bytes())
+                let sum = XxHash3_128::oneshot_with_seed(self.pieces_seed, &sums);
+                Digest::from(sum.to_be_bytes())
             }
         }
     }
@@ -220,7 +221,9 @@ impl Hasher {
     fn digest(&self, keyed: &blake3::Hasher, seed: u64, input: &[u8]) -> Digest {
         match self.kind {
             HashKind::Blake3 => Digest::from(*keyed.clone().update(input).finalize().as_bytes()),
-            HashKind::Xxh3 => Digest::from(xxh3_128_with_seed(input, seed).to_be_bytes()),
+            HashKind::Xxh3 => {
+                Digest::from(XxHash3_128::oneshot_with_seed(seed, input).to_be_bytes())
+            }
         }
     }
 }
@@ -269,7 +272,7 @@ fn context_seed(context: &str) -> u64 {
 /// checked against its own digest, so a collision costs a resend and is never missed.
 #[must_use]
 pub fn sub_block_sum(sub_block: &[u8], seed: u64) -> u64 {
-    xxh3_64_with_seed(sub_block, seed)
+    XxHash3_64::oneshot_with_seed(seed, sub_block)
 }
 
 /// Whether every byte is zero.

@@ -263,7 +263,7 @@ impl Job<'_> {
                 predict(
                     request,
                     (source, side_of_target(target, request)),
-                    is_new,
+                    (is_new, false),
                     standings,
                 )?
             }

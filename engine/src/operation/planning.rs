@@ -100,7 +100,7 @@ fn run_plan(
     };
     let standings = (&source_map, &target_map);
     let sides = (side_of_source(&mut source), target_side);
-    let measured = predict(request, sides, is_new, standings)?;
+    let measured = predict(request, sides, (is_new, true), standings)?;
     decide(
         request,
         (is_new, measured.as_ref()),
@@ -167,17 +167,18 @@ pub(super) fn side_of_target<'a>(target: &'a mut TargetSide, request: &SyncReque
     }
 }
 
-/// What either strategy would cost; `None` where measuring would take longer than doing it.
+/// What either strategy would cost: `is_asked` for this, or on the way to doing it; `None` where measuring would take longer than doing it.
 pub(super) fn predict(
     request: &SyncRequest,
     (source, target): (Side<'_>, Side<'_>),
-    is_new: bool,
+    (is_new, is_asked): (bool, bool),
     standings: (&MapStanding, &MapStanding),
 ) -> Result<Option<Measured>> {
     let question = Question {
         seed: request.seed.unwrap_or_else(fresh_seed),
         is_mapped: (standings.0.root.is_some(), standings.1.root.is_some()),
         is_new,
+        is_asked,
     };
     measure(source, target, &question, request)
 }

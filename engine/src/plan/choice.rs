@@ -102,7 +102,7 @@ impl Costs {
 
     /// Whether a full copy has clearly less of what is asked for. A delta leaves alone what is
     /// equal, so that one has what is nearly equal.
-    fn is_full_better(&self, objective: Objective) -> bool {
+    pub(crate) fn is_full_better(&self, objective: Objective) -> bool {
         measure(&self.full, objective) < measure(&self.delta, objective) * CLEARLY
     }
 

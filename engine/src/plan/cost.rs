@@ -307,6 +307,19 @@ impl SideFacts {
 }
 
 impl Change {
+    /// What there would be if so much more differed.
+    #[must_use]
+    pub(crate) fn times(self, factor: f64) -> Self {
+        let times = |share: f64| (share * factor).min(1.0);
+        Self {
+            blocks: times(self.blocks),
+            pieces: times(self.pieces),
+            bytes: times(self.bytes),
+            sent: times(self.sent),
+            zeros: self.zeros,
+        }
+    }
+
     fn at_most(self, share: f64) -> Self {
         Self {
             blocks: self.blocks.min(share),

@@ -45,6 +45,22 @@ pub struct Picks {
     pub spans: Vec<u32>,
 }
 
+/// Pieces, and spans, that a sync looks at first.
+const FIRST_PIECES: usize = 200;
+const FIRST_SPANS: usize = 24;
+
+impl Picks {
+    /// The first of them: enough where much or little differs.
+    #[must_use]
+    pub fn first(&self) -> Self {
+        let some = |of: &[u32], count: usize| of[..count.min(of.len())].to_vec();
+        Self {
+            pieces: some(&self.pieces, FIRST_PIECES),
+            spans: some(&self.spans, FIRST_SPANS),
+        }
+    }
+}
+
 /// Draws pieces and spans from those that hold data: the same for the same seed and runs. `runs`:
 /// bytes of the disk that are allocated, ascending, none overlapping.
 #[must_use]
