@@ -8,7 +8,7 @@ use failback_transport as wire;
 use failback_transport::Message;
 
 use crate::error::{Error, ErrorKind, Result, peer_error};
-use crate::hash::{HashKind, Hasher};
+use crate::hash::{Digest, HashKind, Hasher};
 use crate::map::{MapStore, TrustedMap};
 use crate::pipeline::ScanCounts;
 use crate::units::{BlockSize, Geometry};
@@ -86,6 +86,9 @@ pub struct SessionOptions {
     pub goes_on: bool,
     /// Tells the source in its present state from any other; see [`source_mark`].
     pub source_mark: u64,
+    /// Root of the target's map, when both sides have one that is believed: what differs is found
+    /// from the roots down. `None`: the target sends all its hashes.
+    pub target_root: Option<Digest>,
 }
 
 /// A number that changes when the identity of a source does.

@@ -34,6 +34,7 @@ pub(crate) fn delta() -> SessionOptions {
         container: None,
         goes_on: false,
         source_mark: 0,
+        target_root: None,
     }
 }
 

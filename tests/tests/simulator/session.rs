@@ -153,6 +153,7 @@ impl Place {
             container: None,
             goes_on: false,
             source_mark: mark,
+            target_root: None,
         };
         let session = || {
             let mut session = Session::new(options, bytes.len() as u64).expect("a small disk");
