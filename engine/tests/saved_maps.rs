@@ -15,7 +15,9 @@ use failback_engine::disk::{DiskInfo, Extent, MemoryDisk, Source, Target};
 use failback_engine::hash::{HashKind, Hasher};
 use failback_engine::identity::{Facts, ImageFacts, Refusal};
 use failback_engine::map::{Audit, MapBuilder, MapStore, MapWish, TrustedMap};
-use failback_engine::sync::{Changes, InPlaceChanges, Session, SideMap, run_source, run_target};
+use failback_engine::sync::{
+    Changes, InPlaceChanges, Session, SessionOptions, SideMap, run_source, run_target,
+};
 use failback_engine::system::MediumAccess;
 use failback_engine::transport::link::loopback;
 use failback_engine::transport::{SourceEnd, TargetResult};
@@ -282,9 +284,19 @@ impl Pair {
     fn sync_with(&self, [source, target]: [SideMap; 2]) -> Result<Ended> {
         let (near, far) = loopback::pair();
         let (near, far) = (session_link(near), session_link(far));
+        // As a client does it.
+        let mapped = [&source, &target].map(|side| side.trusted.as_ref());
+        let target_root = match mapped {
+            [Some(_), Some(target)] => Some(target.map.root()),
+            _ => None,
+        };
         let session = |map| {
+            let options = SessionOptions {
+                target_root,
+                ..delta()
+            };
             let len = self.source.info().virtual_size;
-            Session::new(delta(), len).unwrap().with_map(map)
+            Session::new(options, len).unwrap().with_map(map)
         };
         let (from, to) = (session(source), session(target));
         std::thread::scope(|scope| {

@@ -179,6 +179,26 @@ impl Session {
         trusted.filter(|_| self.options.task != Task::Full)
     }
 
+    /// The map of this side's disk and the root of the target's, where what differs is found from
+    /// the roots down.
+    ///
+    /// # Errors
+    /// `Protocol` when that is wanted and no map of this disk is believed: the client knew better
+    /// when it opened the disk, and the other side waits for no hashes.
+    pub(crate) fn by_tree(&self) -> Result<Option<(&TrustedMap, Digest)>> {
+        let Some(root) = self.options.target_root else {
+            return Ok(None);
+        };
+        let trusted = self.trusted();
+        match trusted.filter(|_| self.options.task == Task::Delta) {
+            Some(trusted) => Ok(Some((trusted, root))),
+            None => {
+                let message = "peer: wants trees compared, and there is no map to be believed";
+                Err(Error::new(ErrorKind::Protocol, message))
+            }
+        }
+    }
+
     /// Whether blocks are hashed: always, but for a full copy that nobody wants proven.
     #[must_use]
     pub fn is_hashed(&self) -> bool {
