@@ -1,6 +1,6 @@
-//! Goal: what is found from the roots down is what a comparison of all leaves finds, for few digests
-//! and few round trips, and nothing that a peer says is believed unseen. Method: two saved maps, the
-//! questions of one answered by the other.
+//! Goal: what is found from the roots down is what a comparison of all leaves finds, for few
+//! digests and few round trips, and nothing that a peer says is believed unseen. Method: two saved
+//! maps, the questions of one answered by the other.
 #![allow(clippy::unwrap_used, reason = "a test states its expectations by it")]
 
 use std::collections::VecDeque;

@@ -100,7 +100,9 @@ proptest! {
         prop_assert_eq!(counts(&ended.end), counts(&plain.end));
         let differing = ended.end.differing_blocks * BLOCK as u64;
         prop_assert!(ended.end.source_read <= differing);
-        let data: usize = contents[0].chunks(BLOCK).filter(|b| b.iter().any(|x| *x != 0)).map(<[u8]>::len).sum();
+        let is_data = |block: &&[u8]| block.iter().any(|byte| *byte != 0);
+        let data = contents[0].chunks(BLOCK).filter(is_data);
+        let data: usize = data.map(<[u8]>::len).sum();
         prop_assert_eq!(ended.end.vouched_bytes + ended.end.source_read, data as u64);
         let map = pair.load(&pair.target, 1).expect("a map was kept");
         prop_assert_eq!(Some(map.map.root()), plain.end.root);
@@ -213,8 +215,8 @@ fn ask(level: u8, down: u8, indices: &[u32]) -> Message {
     }
 }
 
-// Goal: a source that asks for what there is not, or claims what it cannot know, is refused; what it
-// asked before is answered. Method: each rule broken once.
+// Goal: a source that asks for what there is not, or claims what it cannot know, is refused; what
+// it asked before is answered. Method: each rule broken once.
 #[test]
 fn a_source_that_breaks_the_rules() {
     let refused = |script: &[Message]| {

@@ -1,6 +1,6 @@
-//! Goal: where the saved maps of both sides are believed only what differs crosses the link, whoever
-//! is where, and all of it comes right. Method: sparse disks with a page in each of some small
-//! blocks, mapped after they were edited; syncs by the command, bytes by the report.
+//! Goal: where the saved maps of both sides are believed only what differs crosses the link,
+//! whoever is where, and all of it comes right. Method: sparse disks with a page in each of some
+//! small blocks, mapped after they were edited; syncs by the command, bytes by the report.
 #![cfg(unix)]
 
 use std::fs::File;

@@ -9,10 +9,10 @@
 //! is believed because its parent was, the first one because of the root, so a map elsewhere that
 //! is damaged or lies is an error before anything is made of it.
 //!
-//! Questions are asked as soon as there are nodes to ask about, the leftmost first, and nobody waits
-//! for an answer in between: a few blocks that differ cost one round trip for each [`DEPTH`] levels,
-//! wherever they are. What is known and not yet given out is bounded: only [`WIDTH`] differing
-//! leaves, or nodes that may come to as many, are looked for at a time.
+//! Questions are asked as soon as there are nodes to ask about, the leftmost first, and nobody
+//! waits for an answer in between: a few blocks that differ cost one round trip for each [`DEPTH`]
+//! levels, wherever they are. What is known and not yet given out is bounded: only [`WIDTH`]
+//! differing leaves, or nodes that may come to as many, are looked for at a time.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
