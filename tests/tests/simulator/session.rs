@@ -252,7 +252,7 @@ impl Place {
     }
 }
 
-fn session_link(link: Link) -> SessionLink {
+pub(crate) fn session_link(link: Link) -> SessionLink {
     let peer = link.peer.clone();
     let (sender, mut receiver, closer, _) = split(link);
     let limit = receiver.set_idle_limit(IDLE_LIMIT);
