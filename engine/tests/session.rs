@@ -79,6 +79,7 @@ fn options() -> impl Strategy<Value = SessionOptions> {
             container: None,
             goes_on: false,
             source_mark: 0,
+            target_root: None,
             ..delta()
         },
     )

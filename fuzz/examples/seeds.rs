@@ -196,11 +196,12 @@ fn opening() -> [Message; 4] {
             container: Some(Container::File),
             goes_on: false,
             source_mark: 1,
+            target_root: Some(Digest::from([7; 32])),
         }),
     ]
 }
 
-fn comparing() -> [Message; 9] {
+fn comparing() -> [Message; 12] {
     let payload = |len| Bytes::from(vec![7; len]);
     let runs = vec![
         SubRun {
@@ -253,6 +254,18 @@ fn comparing() -> [Message; 9] {
             count: 1,
         },
         Message::Compared { up_to_block: 7 },
+        Message::Descend {
+            level: 3,
+            down: 3,
+            payload: vec![0, 0, 0, 0, 1, 0, 0, 0].into(),
+        },
+        Message::Nodes {
+            level: 3,
+            first: 0,
+            hash_len: 16,
+            payload: payload(48),
+        },
+        Message::Settled { up_to_block: 7 },
     ]
 }
 

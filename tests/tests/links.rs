@@ -169,6 +169,7 @@ fn only_who_was_named_joins() {
         container: None,
         goes_on: false,
         source_mark: 0,
+        target_root: None,
     });
     sender.send(&start).unwrap();
     sender.flush().unwrap();

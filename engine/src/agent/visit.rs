@@ -387,6 +387,7 @@ fn options(params: &SessionParams) -> Result<SessionOptions> {
         container: params.container,
         goes_on: params.goes_on,
         source_mark: params.source_mark,
+        target_root: params.target_root,
     })
 }
 

@@ -378,6 +378,7 @@ pub(super) fn session_of(begun: &Begun) -> Result<Session> {
         container: None,
         goes_on: false,
         source_mark: 0,
+        target_root: None,
     };
     Session::new(options, begun.disk_len)
 }

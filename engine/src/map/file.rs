@@ -74,6 +74,25 @@ impl MapFile {
         self.head.data_count
     }
 
+    /// Bytes of the blocks that are not zero.
+    ///
+    /// # Errors
+    /// As [`MapFile::top`].
+    pub fn data_len(&self) -> Result<u64> {
+        let geometry = &self.head.geometry;
+        let whole = geometry.block_size().len() as u64;
+        let len = self.head.data_count.saturating_mul(whole);
+        let Some(last) = geometry.block_count().0.checked_sub(1) else {
+            return Ok(0);
+        };
+        let last = BlockIndex(last);
+        let short = match self.leaf(last)? {
+            Some(Leaf::Data(_)) => whole - geometry.block_len(last) as u64,
+            _ => 0,
+        };
+        Ok(len.saturating_sub(short))
+    }
+
     /// The disk when the map was made, as far as the header can be believed.
     #[must_use]
     pub fn facts(&self) -> Option<&Facts> {
@@ -189,6 +208,36 @@ impl MapFile {
             map: self,
             stack: self.top()?.into_iter().collect(),
         })
+    }
+
+    /// The blocks below a node that is believed.
+    pub(super) fn walk_below(&self, place: Place, digest: Digest) -> Walk<'_> {
+        Walk {
+            map: self,
+            stack: vec![(place, digest)],
+        }
+    }
+
+    /// Appends the nodes `down` levels below one that is believed, from left to right.
+    ///
+    /// # Errors
+    /// As [`MapFile::top`].
+    pub(super) fn below(
+        &self,
+        place: Place,
+        digest: &Digest,
+        down: u32,
+        out: &mut Vec<Digest>,
+    ) -> Result<()> {
+        if down == 0 {
+            out.push(*digest);
+            return Ok(());
+        }
+        let Children { left, right } = self.children(place, digest)?;
+        for (place, digest) in std::iter::once(left).chain(right) {
+            self.below(place, &digest, down - 1, out)?;
+        }
+        Ok(())
     }
 
     /// How many data blocks each group of neighbours has.

@@ -13,6 +13,7 @@
 
 mod audit;
 mod builder;
+pub mod descent;
 mod file;
 mod format;
 mod key;

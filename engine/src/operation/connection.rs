@@ -284,5 +284,6 @@ fn to_wire(options: &SessionOptions, peer_role: Role) -> SessionParams {
         container: options.container,
         goes_on: options.goes_on,
         source_mark: options.source_mark,
+        target_root: options.target_root,
     }
 }

@@ -337,8 +337,11 @@ impl Job<'_> {
             source,
             target,
             is_partial,
+            standings: (source_map, target_map),
             ..
         } = opened;
+        // What a copy that was cut off has left is in no map.
+        let is_by_tree = task == Task::Delta && !is_partial && source_map.root.is_some();
         let goes_on = is_partial && task == Task::Full && request.apply != wire::Apply::InPlace;
         let is_in_process = matches!(
             (&source, &target),
@@ -361,6 +364,7 @@ impl Job<'_> {
             container: request.container,
             goes_on,
             source_mark: source_mark(&source.info().identity),
+            target_root: is_by_tree.then_some(target_map.root).flatten(),
         };
         let outcome = run(
             source,
@@ -434,6 +438,7 @@ fn run_verify(
         container: None,
         goes_on: false,
         source_mark: 0,
+        target_root: None,
     };
     report.seconds.plan = started.elapsed().as_secs_f64();
     let outcome = run(
@@ -686,6 +691,7 @@ mod tests {
             container: None,
             goes_on: false,
             source_mark: 0,
+            target_root: None,
         }
     }
 

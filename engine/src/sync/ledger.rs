@@ -19,6 +19,9 @@ use crate::tree::Leaf;
 /// Entries (hashes or zero runs) that the target may be ahead of what is known for good: 16 GiB of
 /// disk; 10 MiB of BLAKE3, with the pieces of each block, 35 MiB where blocks have 4 MiB.
 pub(super) const WINDOW: usize = 16 << 10;
+/// Changed blocks after which the source of a comparison of trees hears how far all is settled:
+/// often enough to keep its window open.
+const SETTLED_EVERY: u64 = 1024;
 /// Blocks that arrive before earlier ones in a full copy. The source's buffers bound an honest one
 /// to far less.
 const AHEAD_MAX: usize = 64 << 10;
@@ -50,6 +53,10 @@ pub(super) struct Ledger {
     scanned: u64,
     compared: u64,
     total: u64,
+    /// The source knows what the target holds without being told: it may be ahead of the scan.
+    may_lead: bool,
+    /// Changed blocks that went into the tree since the source was told.
+    untold: u64,
 }
 
 impl Ledger {
@@ -62,6 +69,17 @@ impl Ledger {
             scanned: 0,
             compared: 0,
             total,
+            may_lead: false,
+            untold: 0,
+        }
+    }
+
+    /// For a comparison of trees: the same, and the source goes its own way. It says what it has
+    /// compared and announces changes anywhere on the disk.
+    pub(super) fn of_trees(tree: MapBuilder, total: u64) -> Self {
+        Self {
+            may_lead: true,
+            ..Self::of_scan(tree, total)
         }
     }
 
@@ -93,6 +111,27 @@ impl Ledger {
             }),
         }
         self.scanned += count;
+        if self.may_lead {
+            self.drain();
+        }
+    }
+
+    /// Up to where all is known for good, when it is time to tell the source of a comparison of
+    /// trees.
+    pub(super) fn take_news(&mut self) -> Option<u64> {
+        if !self.may_lead || self.untold < SETTLED_EVERY {
+            return None;
+        }
+        self.untold = 0;
+        Some(self.tree.next().0)
+    }
+
+    /// Blocks that the source may know of.
+    fn limit(&self) -> u64 {
+        match self.may_lead {
+            true => self.total,
+            false => self.scanned,
+        }
     }
 
     /// Whether the scan may go on.
@@ -125,7 +164,7 @@ impl Ledger {
     /// # Errors
     /// `Protocol` when it goes back or knows what it was not told.
     pub(super) fn compared(&mut self, up_to: u64) -> Result<()> {
-        if up_to < self.compared || up_to > self.scanned {
+        if up_to < self.compared || up_to > self.limit() {
             return Err(protocol(&format!(
                 "compared up to block {up_to} out of order"
             )));
@@ -194,7 +233,7 @@ impl Ledger {
     }
 
     fn check_free(&self, first: u64, count: u64) -> Result<()> {
-        let end = first.checked_add(count).filter(|end| *end <= self.scanned);
+        let end = first.checked_add(count).filter(|end| *end <= self.limit());
         let Some(end) = end.filter(|_| first >= self.compared && first >= self.tree.next().0)
         else {
             return Err(protocol(&format!(
@@ -219,9 +258,22 @@ impl Ledger {
             let moved = match self.changed.first_key_value() {
                 Some((&first, &change)) if first == old.first => match change.leaf {
                     Some(leaf) => {
+                        // The rest may not be scanned yet.
+                        let count = change.count.min(self.scanned - first);
                         self.changed.pop_first();
-                        self.tree.push(leaf, change.count);
-                        change.count
+                        if count < change.count {
+                            let rest = change.count - count;
+                            self.changed.insert(
+                                first + count,
+                                Change {
+                                    count: rest,
+                                    ..change
+                                },
+                            );
+                        }
+                        self.tree.push(leaf, count);
+                        self.untold += count;
+                        count
                     }
                     None => return,
                 },

@@ -21,11 +21,13 @@
 mod beside;
 mod compressor;
 mod conclusion;
+mod descending;
 mod hash_batch;
 mod ledger;
 mod map_keeper;
 mod outbox;
 mod pack;
+mod packing;
 mod role;
 mod session;
 mod source_role;

@@ -8,7 +8,7 @@ use failback_transport as wire;
 use failback_transport::Message;
 
 use crate::error::{Error, ErrorKind, Result, peer_error};
-use crate::hash::{HashKind, Hasher};
+use crate::hash::{Digest, HashKind, Hasher};
 use crate::map::{MapStore, TrustedMap};
 use crate::pipeline::ScanCounts;
 use crate::units::{BlockSize, Geometry};
@@ -86,6 +86,9 @@ pub struct SessionOptions {
     pub goes_on: bool,
     /// Tells the source in its present state from any other; see [`source_mark`].
     pub source_mark: u64,
+    /// Root of the target's map, when both sides have one that is believed: what differs is found
+    /// from the roots down. `None`: the target sends all its hashes.
+    pub target_root: Option<Digest>,
 }
 
 /// A number that changes when the identity of a source does.
@@ -174,6 +177,26 @@ impl Session {
     pub(crate) fn trusted(&self) -> Option<&TrustedMap> {
         let trusted = self.map.trusted.as_deref();
         trusted.filter(|_| self.options.task != Task::Full)
+    }
+
+    /// The map of this side's disk and the root of the target's, where what differs is found from
+    /// the roots down.
+    ///
+    /// # Errors
+    /// `Protocol` when that is wanted and no map of this disk is believed: the client knew better
+    /// when it opened the disk, and the other side waits for no hashes.
+    pub(crate) fn by_tree(&self) -> Result<Option<(&TrustedMap, Digest)>> {
+        let Some(root) = self.options.target_root else {
+            return Ok(None);
+        };
+        let trusted = self.trusted();
+        match trusted.filter(|_| self.options.task == Task::Delta) {
+            Some(trusted) => Ok(Some((trusted, root))),
+            None => {
+                let message = "peer: wants trees compared, and there is no map to be believed";
+                Err(Error::new(ErrorKind::Protocol, message))
+            }
+        }
     }
 
     /// Whether blocks are hashed: always, but for a full copy that nobody wants proven.

@@ -1,34 +1,35 @@
 //! The side that is read: hashes its disk, compares, and sends what differs.
 
-use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use failback_transport::{Digest, Message, MessageReceiver, SourceEnd, TargetResult, Task};
 
 use super::compressor::Compressor;
+use super::descending::Descending;
 use super::map_keeper::MapKeeper;
 use super::outbox::Outbox;
-use super::pack::{Held, Packed, pack_difference, pack_whole};
+use super::pack::{Held, pack_difference, pack_whole};
+use super::packing::{
+    Announced, Counts, DirtyShare, Jobs, OUTSTANDING_MAX, Outstanding, Packing, Waiting, locked,
+};
 use super::role::{drain, pump, receive, watch};
-use super::session::{Session, SessionLink, SessionOptions, SessionProgress};
+use super::session::{Session, SessionLink};
 use super::their_stream::{Reached, TheirHashes, TheirStream, their_stream};
 use crate::abort::Abort;
 use crate::disk::Source;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Hasher, PieceSet, Pieces};
+use crate::map::descent::{Difference, Step};
 use crate::map::{MapBuilder, TrustedMap};
 use crate::pipeline::{BufferPool, Keep, PooledBuffer, Scanned, Scanner};
 use crate::schedule::channel::bounded;
-use crate::schedule::{Condvar, Mutex, MutexGuard, Pool, scope, with_pool};
+use crate::schedule::{Pool, scope, with_pool};
 use crate::tree::Leaf;
 use crate::units::{BlockIndex, ByteOffset, Geometry, range_len};
 
-/// How often a wait looks whether the job was aborted.
-const POLL: Duration = Duration::from_millis(100);
 /// Blocks of data after which the target learns how far the comparison is: often enough to keep its
 /// window open.
 const COMPARED_EVERY: u64 = 1024;
@@ -68,6 +69,9 @@ pub fn run_source(
         progress: session.progress.clone(),
     });
     let waiting = Waiting::default();
+    let descending = abort.guard(|| Descending::begin(session, &outbox));
+    let descending = descending.flatten();
+    let descending = descending.as_ref();
     // Two pools: all of the first can be in blocks that wait for the one that needs a buffer of the
     // second.
     let reread_count = (session.buffer_count() / 4).max(2);
@@ -90,12 +94,16 @@ pub fn run_source(
                     packing: packing.clone(),
                 },
                 hashes,
+                descending,
             };
             let receiver = &mut receiver;
             let result = scope.spawn(move || {
                 // The queue of hashes closes after the error is known, or its end would be taken
                 // for the cause.
                 let result = abort.guard(|| incoming.run(receiver));
+                if let Some(descending) = descending {
+                    descending.close();
+                }
                 if result.is_none() {
                     drain(receiver, abort);
                 }
@@ -107,7 +115,7 @@ pub fn run_source(
                 packing: packing.clone(),
             };
             let end = abort.guard(|| {
-                let comparison = Comparison::new(session, &waiting, theirs, jobs);
+                let comparison = Comparison::new(session, &waiting, (theirs, descending), jobs);
                 comparison.run(disk, &reached, (&rereads, reread_count), abort)
             });
             let result = result
@@ -127,144 +135,8 @@ pub fn run_source(
     Ok((end, result))
 }
 
-/// Blocks that may wait for sums, or to be packed. The target takes twice as many.
-const OUTSTANDING_MAX: u64 = 512;
-
-/// A differing block that waits for the target's sub-block sums.
-#[derive(Debug)]
-struct Announced {
-    digest: Digest,
-    /// `None`: they were not kept, and what is needed of them is read again.
-    bytes: Option<PooledBuffer>,
-}
-
-/// By number.
-type Waiting = Mutex<HashMap<u64, Announced>>;
-
-fn locked(waiting: &Waiting) -> MutexGuard<'_, HashMap<u64, Announced>> {
-    waiting.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[derive(Debug, Default)]
-struct Counts {
-    changed: AtomicU64,
-    raw: AtomicU64,
-    sent: AtomicU64,
-}
-
-/// What every packing job needs.
-#[derive(Debug)]
-struct Packing {
-    options: SessionOptions,
-    compressor: Compressor,
-    abort: Arc<Abort>,
-    outstanding: Outstanding,
-    counts: Counts,
-    dirty_share: DirtyShare,
-    progress: Arc<SessionProgress>,
-}
-
-/// How much of a differing block differs, of the last few of them: in 64ths, by pieces.
-#[derive(Debug)]
-struct DirtyShare(AtomicU32);
-
-impl Default for DirtyShare {
-    /// All of it, until more is known.
-    fn default() -> Self {
-        Self(AtomicU32::new(64))
-    }
-}
-
-impl DirtyShare {
-    /// Called by one thread.
-    fn push(&self, dirty: PieceSet, block_len: usize) {
-        let all = PieceSet::all(block_len).count();
-        let share = u32::try_from(64 * dirty.count() / all).expect("at most 64");
-        let before = self.0.load(Ordering::Relaxed);
-        self.0.store((7 * before + share) / 8, Ordering::Relaxed);
-    }
-
-    fn get(&self) -> u32 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// Blocks that were announced and are not queued for sending yet.
-#[derive(Debug, Default)]
-struct Outstanding {
-    count: Mutex<u64>,
-    has_sunk: Condvar,
-}
-
-impl Outstanding {
-    fn add(&self) {
-        *self.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-    }
-
-    fn remove(&self) {
-        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
-        *count -= 1;
-        if *count == 0 || *count == OUTSTANDING_MAX - 1 {
-            self.has_sunk.notify_all();
-        }
-    }
-
-    fn wait_until_none(&self, abort: &Abort) -> Result<()> {
-        self.wait_until_below(1, abort)
-    }
-
-    fn wait_until_below(&self, max: u64, abort: &Abort) -> Result<()> {
-        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
-        while *count >= max {
-            abort.check()?;
-            let waited = self.has_sunk.wait_timeout(count, POLL);
-            count = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-        abort.check()
-    }
-}
-
-/// Packs blocks on the pool; a job computes and queues, it never waits.
-#[derive(Clone)]
-struct Jobs<'p> {
-    pool: &'p Pool,
-    outbox: Outbox,
-    packing: Arc<Packing>,
-}
-
-impl Jobs<'_> {
-    fn spawn(&self, pack: impl FnOnce(&Packing) -> Result<Packed> + Send + 'static) {
-        let (outbox, packing) = (self.outbox.clone(), self.packing.clone());
-        self.pool.spawn(move || {
-            packing.abort.guard(|| {
-                let packed = pack(&packing)?;
-                packing.send(packed, &outbox);
-                packing.outstanding.remove();
-                Ok(())
-            });
-        });
-    }
-}
-
-impl Packing {
-    fn send(&self, Packed { data, changed_len }: Packed, outbox: &Outbox) {
-        let sent = data.payload.len() as u64;
-        if self.options.task != Task::Full {
-            self.counts
-                .changed
-                .fetch_add(changed_len, Ordering::Relaxed);
-        }
-        self.counts
-            .raw
-            .fetch_add(u64::from(data.raw_len), Ordering::Relaxed);
-        self.counts.sent.fetch_add(sent, Ordering::Relaxed);
-        self.progress.payload.fetch_add(sent, Ordering::Relaxed);
-        outbox.send(Message::Data(data));
-    }
-}
-
 /// The receiving thread.
-struct Incoming<'a> {
+struct Incoming<'a, 's> {
     geometry: Geometry,
     disk: &'a dyn Source,
     peer: &'a str,
@@ -274,32 +146,52 @@ struct Incoming<'a> {
     is_map_trusted: bool,
     jobs: Jobs<'a>,
     hashes: TheirHashes,
+    descending: Option<&'a Descending<'s>>,
 }
 
-impl Incoming<'_> {
+impl Incoming<'_, '_> {
     fn run(&mut self, receiver: &mut MessageReceiver) -> Result<TargetResult> {
         let resends = BufferPool::new(1);
         loop {
-            match receive(receiver, self.peer, &self.jobs.packing.abort)? {
-                Message::Hashes {
-                    first_block,
-                    hash_len,
-                    payload,
-                } => {
+            let message = receive(receiver, self.peer, &self.jobs.packing.abort)?;
+            match (message, self.descending) {
+                (
+                    Message::Hashes {
+                        first_block,
+                        hash_len,
+                        payload,
+                    },
+                    None,
+                ) => {
                     self.hashes
                         .hashes(first_block, usize::from(hash_len), payload)?;
                 }
-                Message::ZeroBlocks { first_block, count } => {
+                (Message::ZeroBlocks { first_block, count }, None) => {
                     self.hashes.zeros(first_block, count)?;
                 }
-                Message::ScanEnd { .. } => {}
-                Message::SubHashes {
-                    block,
-                    pieces,
-                    payload,
-                } => self.answer(block, pieces, payload)?,
-                Message::Resend { block } => self.resend(block, &resends)?,
-                Message::Result(result) => return Ok(result),
+                (Message::ScanEnd { .. }, None) => {}
+                (
+                    Message::Nodes {
+                        level,
+                        first,
+                        hash_len,
+                        payload,
+                    },
+                    Some(descending),
+                ) => descending.answer(level, first, (hash_len.into(), &payload))?,
+                (Message::Settled { up_to_block }, Some(descending)) => {
+                    descending.settled(up_to_block)?;
+                }
+                (
+                    Message::SubHashes {
+                        block,
+                        pieces,
+                        payload,
+                    },
+                    _,
+                ) => self.answer(block, pieces, payload)?,
+                (Message::Resend { block }, _) => self.resend(block, &resends)?,
+                (Message::Result(result), _) => return Ok(result),
                 _ => {
                     return Err(Error::new(
                         ErrorKind::Protocol,
@@ -390,10 +282,12 @@ impl Incoming<'_> {
 }
 
 /// The comparison: this side's own scan, or its map, beside the target's stream.
-struct Comparison<'a> {
+struct Comparison<'a, 's> {
     session: &'a Session,
     waiting: &'a Waiting,
     theirs: TheirStream,
+    /// Instead of their stream.
+    descending: Option<&'a Descending<'s>>,
     jobs: Jobs<'a>,
     tree: MapBuilder,
     /// Blocks to become zero that were not announced yet: neighbours travel as one message.
@@ -454,17 +348,18 @@ impl Recent {
     }
 }
 
-impl<'a> Comparison<'a> {
+impl<'a, 's> Comparison<'a, 's> {
     fn new(
         session: &'a Session,
         waiting: &'a Waiting,
-        theirs: TheirStream,
+        (theirs, descending): (TheirStream, Option<&'a Descending<'s>>),
         jobs: Jobs<'a>,
     ) -> Self {
         Self {
             session,
             waiting,
             theirs,
+            descending,
             jobs,
             tree: MapBuilder::new(&session.hasher, session.geometry, None),
             zeros: 0..0,
@@ -485,6 +380,7 @@ impl<'a> Comparison<'a> {
         abort: &Abort,
     ) -> Result<SourceEnd> {
         let session = self.session;
+        abort.check()?;
         // A disk whose map is believed has no other.
         let (keeper, writer) = match &session.map.trusted {
             None => MapKeeper::begin(session, disk, false),
@@ -497,9 +393,10 @@ impl<'a> Comparison<'a> {
             buffers: rereads,
             abort,
         };
-        match session.trusted() {
-            Some(trusted) => self.compare_map(trusted, &again)?,
-            None => self.scan(&pool, reached, &again)?,
+        match (session.trusted(), self.descending) {
+            (Some(trusted), Some(descending)) => self.descend(trusted, descending, &again)?,
+            (Some(trusted), None) => self.compare_map(trusted, &again)?,
+            (None, _) => self.scan(&pool, reached, &again)?,
         }
         self.announce_zeros();
         self.tell_compared();
@@ -507,9 +404,14 @@ impl<'a> Comparison<'a> {
         // after all data.
         self.jobs.packing.outstanding.wait_until_none(abort)?;
         let end = self.end();
-        let Self { jobs, mut tree, .. } = self;
+        let Self {
+            jobs,
+            mut tree,
+            descending,
+            ..
+        } = self;
         jobs.outbox.send(Message::End(end.clone()));
-        if let Some(root) = end.root {
+        if let (Some(root), None) = (end.root, descending) {
             keeper.keep(tree.finish().1, root, disk, false);
         }
         Ok(end)
@@ -553,6 +455,59 @@ impl<'a> Comparison<'a> {
         })
     }
 
+    /// Both maps say what the disks hold; only what differs is looked at.
+    fn descend(
+        &mut self,
+        trusted: &TrustedMap,
+        descending: &Descending<'_>,
+        again: &Again<'_>,
+    ) -> Result<()> {
+        let total = self.session.geometry.block_count().0;
+        let data_len = trusted.map.data_len();
+        self.vouched = data_len.map_err(|e| map_rejected().caused_by(e))?;
+        loop {
+            if descending.is_full() {
+                // The target settles nothing that it has not heard of.
+                self.announce_zeros();
+                self.tell_compared();
+                descending.wait_for_room(again.abort)?;
+            }
+            match descending.next(self.compared, again.abort)? {
+                Step::Differs(difference) => {
+                    self.advance(difference.block - self.compared);
+                    self.take_in(difference, again)?;
+                    self.advance(1);
+                }
+                Step::Waits(block) => self.advance(block - self.compared),
+                Step::Ends => {
+                    self.advance(total - self.compared);
+                    return Ok(());
+                }
+            }
+            self.tell_position();
+        }
+    }
+
+    /// The next block, which differs.
+    fn take_in(&mut self, difference: Difference, again: &Again<'_>) -> Result<()> {
+        match difference.ours {
+            Leaf::Zero => self.make_zero(1),
+            Leaf::Data(digest) => {
+                let block = BlockIndex(difference.block);
+                self.vouched -= self.session.geometry.block_len(block) as u64;
+                self.differs(block, (digest, None), None, difference.theirs, again)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn tell_position(&self) {
+        let session = self.session;
+        let position = session.geometry.start_of(BlockIndex(self.compared)).0;
+        let counts = &session.progress.scan;
+        counts.position.store(position, Ordering::Relaxed);
+    }
+
     /// The map says what the disk holds; only what differs is read, and held against it.
     fn compare_map(&mut self, trusted: &TrustedMap, again: &Again<'_>) -> Result<()> {
         let session = self.session;
@@ -579,10 +534,7 @@ impl<'a> Comparison<'a> {
                     self.advance(1);
                 }
             }
-            session.progress.scan.position.store(
-                session.geometry.start_of(BlockIndex(self.compared)).0,
-                Ordering::Relaxed,
-            );
+            self.tell_position();
         }
         Ok(())
     }
@@ -751,8 +703,12 @@ impl<'a> Comparison<'a> {
         let counts = &self.jobs.packing.counts;
         let total = self.session.geometry.block_count().0;
         let is_whole = self.tree.next().0 == total && self.session.is_hashed();
+        let known = self.descending.and(self.session.trusted());
         SourceEnd {
-            root: is_whole.then(|| self.tree.root()),
+            root: match known {
+                Some(trusted) => Some(trusted.map.root()),
+                None => is_whole.then(|| self.tree.root()),
+            },
             source_read: scan.read_len.load(Ordering::Relaxed),
             hashed_blocks: scan.hashed_blocks.load(Ordering::Relaxed),
             skipped_blocks: scan.skipped_blocks.load(Ordering::Relaxed),

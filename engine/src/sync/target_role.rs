@@ -12,6 +12,7 @@ use failback_transport::{BlockData, Message, MessageReceiver, SourceEnd, TargetR
 
 use super::beside::{self, Beside};
 use super::conclusion::{Conclusion, is_changed};
+use super::descending::{answer_all, take_question};
 use super::hash_batch::HashBatch;
 use super::ledger::Ledger;
 use super::map_keeper::MapKeeper;
@@ -26,9 +27,10 @@ use crate::commit::Staging;
 use crate::disk::{ExtentKind, Source, Target};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Digest, PieceSet, Pieces, is_zero};
+use crate::map::descent::Question;
 use crate::map::{MapBuilder, MapWriter, TrustedMap};
 use crate::pipeline::{BufferPool, Keep, Scanned, Scanner};
-use crate::schedule::channel::{Receiver, Sender, bounded};
+use crate::schedule::channel::{Receiver, Sender, bounded, unbounded};
 use crate::schedule::{Condvar, Mutex, MutexGuard, scope};
 use crate::state::Barriers;
 use crate::tree::Leaf;
@@ -188,9 +190,11 @@ fn over_link(
     abort.add_closer(closer);
     let (outbox, outgoing) = Outbox::new();
     let (keeper, writer) = MapKeeper::begin(session, disk, true);
-    let role = Role::new(session, disk, applier, (outbox, writer), abort);
+    let by_tree = abort.guard(|| target_tree(session)).flatten();
+    let role = Role::new(session, (disk, by_tree), applier, (outbox, writer), abort);
     let (done, is_done) = bounded::<()>(0);
     let (work, work_queue) = bounded((WORK_BUDGET / session.options.block_size.len()).max(2));
+    let (questions, asked) = unbounded();
     let outcome = scope(|scope| {
         scope.spawn(|| pump(outgoing, &mut sender, abort));
         scope.spawn(move || watch(&is_done, abort));
@@ -208,9 +212,18 @@ fn over_link(
             scope.spawn(move || abort.guard(|| role.work(&queue)));
         }
         drop(work_queue);
+        if let Some(trusted) = by_tree {
+            let outbox = role.outbox();
+            scope.spawn(move || {
+                abort.guard(|| answer_all(&trusted.map, &asked, &outbox, abort));
+            });
+        } else {
+            drop(asked);
+        }
         let outcome = abort.guard(|| {
-            let end = role.receive_all(&mut receiver, &work, &peer)?;
-            drop(work);
+            let queues = Queues { work, questions };
+            let end = role.receive_all(&mut receiver, &queues, &peer)?;
+            drop(queues);
             let result = role.conclude(&end, last_step)?;
             role.keep_map(keeper, &result);
             role.outbox().send(Message::Result(result.clone()));
@@ -228,6 +241,22 @@ fn over_link(
         drop(receiver.recv());
     }
     outcome
+}
+
+/// What the receiving thread hands on.
+struct Queues {
+    work: Sender<Work>,
+    questions: Sender<Question>,
+}
+
+/// The map of the target of a session that finds out by its trees what differs.
+fn target_tree(session: &Session) -> Result<Option<&TrustedMap>> {
+    match session.by_tree()? {
+        Some((trusted, root)) if trusted.map.root() != root => {
+            Err(protocol("compares with another map than the one here"))
+        }
+        found => Ok(found.map(|(trusted, _)| trusted)),
+    }
 }
 
 enum Work {
@@ -267,6 +296,8 @@ impl KeptBlocks {
 struct Role<'a> {
     session: &'a Session,
     disk: &'a dyn Source,
+    /// The source finds out by itself what differs from this.
+    by_tree: Option<&'a TrustedMap>,
     applier: Option<&'a Applier<'a>>,
     /// Taken away at the end, so that the sending thread sees the end too.
     outbox: Mutex<Option<Outbox>>,
@@ -287,7 +318,7 @@ struct Role<'a> {
 impl<'a> Role<'a> {
     fn new(
         session: &'a Session,
-        disk: &'a dyn Source,
+        (disk, by_tree): (&'a dyn Source, Option<&'a TrustedMap>),
         applier: Option<&'a Applier<'a>>,
         (outbox, writer): (Outbox, Option<MapWriter>),
         abort: &'a Abort,
@@ -296,11 +327,13 @@ impl<'a> Role<'a> {
         let total = session.geometry.block_count().0;
         let ledger = match session.options.task {
             Task::Full => Ledger::of_full_copy(tree, total),
+            _ if by_tree.is_some() => Ledger::of_trees(tree, total),
             _ => Ledger::of_scan(tree, total),
         };
         Self {
             session,
             disk,
+            by_tree,
             applier,
             outbox: Mutex::new(Some(outbox)),
             abort,
@@ -319,6 +352,28 @@ impl<'a> Role<'a> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Changes the ledger, and tells the source how far all is settled where that is due.
+    fn note<T>(&self, change: impl FnOnce(&mut Ledger) -> T) -> T {
+        let mut ledger = self.ledger();
+        let changed = change(&mut ledger);
+        if let Some(up_to_block) = ledger.take_news() {
+            self.outbox().send(Message::Settled { up_to_block });
+        }
+        changed
+    }
+
+    /// What a block that is not settled held before.
+    fn old_leaf(&self, block: u64) -> Result<Option<Leaf>> {
+        match self.by_tree {
+            None => Ok(self.ledger().old_leaf(block)),
+            // The scan may not be there yet.
+            Some(trusted) => {
+                let leaf = trusted.map.leaf(BlockIndex(block));
+                leaf.map_err(|e| map_rejected().caused_by(e))
+            }
+        }
+    }
+
     /// A clone for one message; a closed one sends into nothing.
     fn outbox(&self) -> Outbox {
         let outbox = self.outbox.lock().unwrap_or_else(PoisonError::into_inner);
@@ -335,10 +390,13 @@ impl<'a> Role<'a> {
     /// Hashes the disk from start to end and tells the source, as far ahead as the window allows.
     fn scan(&self) -> Result<()> {
         let session = self.session;
+        if let Some(trusted) = self.by_tree {
+            return self.walk_map(trusted, None);
+        }
         let outbox = self.outbox();
         let mut batch = HashBatch::new(&outbox, &session.hasher, &session.geometry);
         match session.trusted() {
-            Some(trusted) => self.walk_map(trusted, &mut batch)?,
+            Some(trusted) => self.walk_map(trusted, Some(&mut batch))?,
             None => self.scan_disk(&mut batch)?,
         }
         batch.flush();
@@ -349,7 +407,7 @@ impl<'a> Role<'a> {
     }
 
     /// The map says what the disk holds: nothing is read.
-    fn walk_map(&self, trusted: &TrustedMap, batch: &mut HashBatch<'_>) -> Result<()> {
+    fn walk_map(&self, trusted: &TrustedMap, mut batch: Option<&mut HashBatch<'_>>) -> Result<()> {
         let geometry = &self.session.geometry;
         let mut block = 0;
         for run in trusted.map.walk()? {
@@ -361,9 +419,11 @@ impl<'a> Role<'a> {
             while left > 0 {
                 // As long as a scan tells at once.
                 let count = left.min(ZERO_RUN_MAX);
-                self.make_room(batch)?;
-                self.ledger().scanned(leaf, count, None);
-                batch.push(leaf, count);
+                self.make_room(batch.as_deref_mut())?;
+                self.note(|ledger| ledger.scanned(leaf, count, None));
+                if let Some(batch) = &mut batch {
+                    batch.push(leaf, count);
+                }
                 (block, left) = (block + count, left - count);
             }
             let position = geometry.start_of(BlockIndex(block)).0;
@@ -392,18 +452,20 @@ impl<'a> Role<'a> {
                     (Leaf::Data(digest.expect("a scan hashes")), 1, pieces)
                 }
             };
-            self.make_room(batch)?;
+            self.make_room(Some(batch))?;
             self.ledger().scanned(leaf, count, pieces);
             batch.push(leaf, count);
             Ok(())
         })
     }
 
-    fn make_room(&self, batch: &mut HashBatch<'_>) -> Result<()> {
+    fn make_room(&self, mut batch: Option<&mut HashBatch<'_>>) -> Result<()> {
         let mut ledger = self.ledger();
         while !ledger.has_room() || self.outbox().queued() > QUEUED_MAX {
             // The source cannot move on without the hashes that are still here.
-            batch.flush();
+            if let Some(batch) = &mut batch {
+                batch.flush();
+            }
             self.abort.check()?;
             let waited = self.moved.wait_timeout(ledger, POLL);
             ledger = waited.unwrap_or_else(PoisonError::into_inner).0;
@@ -416,7 +478,7 @@ impl<'a> Role<'a> {
     fn receive_all(
         &self,
         receiver: &mut MessageReceiver,
-        work: &Sender<Work>,
+        queues: &Queues,
         peer: &str,
     ) -> Result<SourceEnd> {
         let end = loop {
@@ -425,12 +487,12 @@ impl<'a> Role<'a> {
                     self.check_end()?;
                     break end;
                 }
-                message => self.take_in(message, work)?,
+                message => self.take_in(message, queues)?,
             }
         };
         while !self.wait_settled()? {
             let message = receive(receiver, peer, self.abort)?;
-            self.take_in(message, work)?;
+            self.take_in(message, queues)?;
         }
         Ok(end)
     }
@@ -444,15 +506,16 @@ impl<'a> Role<'a> {
         }
     }
 
-    fn take_in(&self, message: Message, work: &Sender<Work>) -> Result<()> {
+    fn take_in(&self, message: Message, queues: &Queues) -> Result<()> {
         let job = match message {
             Message::Compared { up_to_block } => {
-                self.ledger().compared(up_to_block)?;
+                self.note(|ledger| ledger.compared(up_to_block))?;
                 self.moved.notify_all();
                 return Ok(());
             }
             Message::Want { block, payload } => {
-                let old = self.ledger().announce(block, 1)?;
+                self.ledger().announce(block, 1)?;
+                let old = self.old_leaf(block)?;
                 if self.wanted.fetch_add(1, Ordering::SeqCst) >= WANTED_MAX {
                     return Err(protocol("asks for more blocks than it has buffers for"));
                 }
@@ -476,14 +539,19 @@ impl<'a> Role<'a> {
                     count,
                 }
             }
+            Message::Descend {
+                level,
+                down,
+                payload,
+            } => return take_question(&queues.questions, (level, down), &payload),
             _ => return Err(protocol("a message out of place")),
         };
         if self.applier.is_none() {
             return Err(protocol("wants to change a disk in a comparison"));
         }
         self.busy.fetch_add(1, Ordering::SeqCst);
-        work.send(job)
-            .map_err(|_| Error::new(ErrorKind::Cancelled, "cancelled"))
+        let sent = queues.work.send(job);
+        sent.map_err(|_| Error::new(ErrorKind::Cancelled, "cancelled"))
     }
 
     fn check_expected(&self, data: &BlockData) -> Result<()> {
@@ -529,7 +597,7 @@ impl<'a> Role<'a> {
                 Work::Data(data) => self.apply(applier, &data)?,
                 Work::Zero { first, count } => {
                     applier.zeros(first, count, self.abort)?;
-                    self.ledger().settle(first.0, Leaf::Zero)?;
+                    self.note(|ledger| ledger.settle(first.0, Leaf::Zero))?;
                 }
             }
             self.finished_one();
@@ -612,7 +680,11 @@ impl<'a> Role<'a> {
         self.reread.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.disk
             .read(self.session.geometry.start_of(BlockIndex(block)), bytes)?;
-        match self.session.trusted().and(self.ledger().old_leaf(block)) {
+        let old = match self.session.trusted() {
+            Some(_) => self.old_leaf(block)?,
+            None => None,
+        };
+        match old {
             Some(Leaf::Data(digest)) => {
                 let pieces = self.session.hasher.pieces(bytes);
                 match self.session.hasher.leaf_of(&pieces) == digest {
@@ -639,7 +711,7 @@ impl<'a> Role<'a> {
 
     fn apply(&self, applier: &Applier<'_>, data: &BlockData) -> Result<()> {
         let block = data.block;
-        let shown = self.ledger().old_leaf(block);
+        let shown = self.old_leaf(block)?;
         if self.session.trusted().is_some() && shown == Some(Leaf::Zero) {
             self.check_zero(block)?;
         }
@@ -663,7 +735,7 @@ impl<'a> Role<'a> {
         if self.session.options.task != Task::Full {
             self.wanted.fetch_sub(1, Ordering::SeqCst);
         }
-        self.ledger().settle(block, Leaf::Data(data.new_hash))
+        self.note(|ledger| ledger.settle(block, Leaf::Data(data.new_hash)))
     }
 
     /// Leaves a map of what the disk is now. Before the source has its answer: whoever comes after

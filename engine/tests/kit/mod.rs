@@ -1,6 +1,8 @@
 //! A session of two disks in this process, and disks that misbehave.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub(crate) mod stamped;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,6 +36,7 @@ pub(crate) fn delta() -> SessionOptions {
         container: None,
         goes_on: false,
         source_mark: 0,
+        target_root: None,
     }
 }
 

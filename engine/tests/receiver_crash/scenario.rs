@@ -122,6 +122,7 @@ pub(crate) fn options(task: Task, apply: Apply) -> SessionOptions {
         container: None,
         goes_on: false,
         source_mark: 1,
+        target_root: None,
     }
 }
 

@@ -25,6 +25,7 @@ mod planted;
 mod runner;
 mod scheduler;
 mod session;
+mod trees;
 mod world;
 
 use history::Planted;

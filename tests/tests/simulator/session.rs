@@ -153,6 +153,7 @@ impl Place {
             container: None,
             goes_on: false,
             source_mark: mark,
+            target_root: None,
         };
         let session = || {
             let mut session = Session::new(options, bytes.len() as u64).expect("a small disk");
@@ -251,7 +252,7 @@ impl Place {
     }
 }
 
-fn session_link(link: Link) -> SessionLink {
+pub(crate) fn session_link(link: Link) -> SessionLink {
     let peer = link.peer.clone();
     let (sender, mut receiver, closer, _) = split(link);
     let limit = receiver.set_idle_limit(IDLE_LIMIT);

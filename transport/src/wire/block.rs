@@ -5,8 +5,9 @@ use bytes::{Bytes, BytesMut};
 use super::digest::Digest;
 use super::field::{Fault, Field, HeadReader, codes, fields};
 use super::limit::{
-    BLOCK_COUNT_MAX, HASH_COUNT_MAX, PIECE_COUNT_MAX, PIECE_ID_LEN, PIECE_LEN, RUN_COUNT_MAX,
-    SUB_BLOCK_LEN, SUB_HASH_LEN,
+    BLOCK_COUNT_MAX, DESCENT_DEPTH_MAX, HASH_COUNT_MAX, NODE_COUNT_MAX, NODE_INDEX_LEN,
+    PIECE_COUNT_MAX, PIECE_ID_LEN, PIECE_LEN, RUN_COUNT_MAX, SUB_BLOCK_LEN, SUB_HASH_LEN,
+    TREE_LEVEL_MAX,
 };
 
 /// What makes one block of the target equal to the source's.
@@ -156,6 +157,42 @@ pub(super) fn check_want(block: u64, payload: &Bytes) -> Result<(), Fault> {
         true => Ok(()),
         false => hash_count(payload, PIECE_ID_LEN, PIECE_COUNT_MAX).map(drop),
     }
+}
+
+/// The indices of nodes of one level, and how far below them the answer lies.
+pub(super) fn check_descend(level: u8, down: u8, payload: &Bytes) -> Result<(), Fault> {
+    if level > TREE_LEVEL_MAX || down > level.min(DESCENT_DEPTH_MAX) {
+        return Err("level is out of range");
+    }
+    hash_count(payload, NODE_INDEX_LEN, NODE_COUNT_MAX)?;
+    let mut next = 0;
+    for index in payload.chunks_exact(NODE_INDEX_LEN as usize) {
+        let index = u32::from_le_bytes(index.try_into().expect("cut to 4 bytes"));
+        if u64::from(index) < next {
+            return Err("nodes are out of order");
+        }
+        next = u64::from(index) + 1;
+    }
+    match next <= BLOCK_COUNT_MAX >> level {
+        true => Ok(()),
+        false => Err("node is past the largest disk"),
+    }
+}
+
+/// The digests below nodes of one level.
+pub(super) fn check_nodes(
+    level: u8,
+    first: u64,
+    hash_len: u8,
+    payload: &Bytes,
+) -> Result<(), Fault> {
+    if level > TREE_LEVEL_MAX || first >= BLOCK_COUNT_MAX >> level {
+        return Err("node is past the largest disk");
+    }
+    if hash_len != 16 && hash_len != 32 {
+        return Err("a hash has neither 16 nor 32 bytes");
+    }
+    hash_count(payload, u32::from(hash_len), HASH_COUNT_MAX).map(drop)
 }
 
 fn hash_count(payload: &Bytes, hash_len: u32, count_max: u32) -> Result<u64, Fault> {

@@ -146,6 +146,10 @@ pub struct SessionParams {
     /// Tells the source, in the state it is in, from any other: a target that goes on with what an
     /// earlier session left sees whether the source was changed. Nothing rests on it.
     pub source_mark: u64,
+    /// Root of the saved map of the target, where both sides have one that is believed: the source
+    /// asks for what is below the nodes of its tree that differ, and no hash is sent unasked.
+    /// `None`: the target sends all of them.
+    pub target_root: Option<Digest>,
 }
 
 /// What a session does.
@@ -406,7 +410,8 @@ fields!(SessionParams {
     apply,
     container,
     goes_on,
-    source_mark
+    source_mark,
+    target_root
 });
 fields!(Failure {
     kind,

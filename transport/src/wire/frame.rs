@@ -8,9 +8,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::field::Fault;
 use super::limit::{
-    HASH_COUNT_MAX, HEAD_LEN_MAX, NAME_LEN_MAX, PAYLOAD_LEN_MAX, PIECE_COUNT_MAX, PIECE_ID_LEN,
-    PIECE_SUMS_LEN, POSITION_LEN, PROBE_LEN_MAX, RUN_COUNT_MAX, SAMPLE_PIECE_COUNT_MAX,
-    SAMPLE_SPAN_COUNT_MAX, SPAN_SUM_LEN, SUB_HASH_LEN, TEXT_LEN_MAX,
+    HASH_COUNT_MAX, HEAD_LEN_MAX, NAME_LEN_MAX, NODE_COUNT_MAX, NODE_INDEX_LEN, PAYLOAD_LEN_MAX,
+    PIECE_COUNT_MAX, PIECE_ID_LEN, PIECE_SUMS_LEN, POSITION_LEN, PROBE_LEN_MAX, RUN_COUNT_MAX,
+    SAMPLE_PIECE_COUNT_MAX, SAMPLE_SPAN_COUNT_MAX, SPAN_SUM_LEN, SUB_HASH_LEN, TEXT_LEN_MAX,
 };
 
 /// First bytes of every frame: `FBK` and the version of the frame itself.
@@ -118,7 +118,8 @@ message_types! {
     Join = 8, Joined = 14,
     Survey = 9, Surveyed = 10, Sample = 11, Sampled = 12, Probe = 13,
     Hashes = 16, ZeroBlocks = 17, ScanEnd = 18, SubHashes = 19, Resend = 20, Result = 21,
-    Compared = 32, Want = 33, Data = 34, Zero = 35, End = 36,
+    Nodes = 22, Settled = 23,
+    Compared = 32, Want = 33, Data = 34, Zero = 35, End = 36, Descend = 37,
 }
 
 /// Head bytes that messages of fixed fields and one name never exceed.
@@ -149,7 +150,8 @@ impl MessageType {
     pub(super) fn payload_len_max(self) -> u32 {
         match self {
             Self::Data => PAYLOAD_LEN_MAX,
-            Self::Hashes => HASH_COUNT_MAX * 32,
+            Self::Hashes | Self::Nodes => HASH_COUNT_MAX * 32,
+            Self::Descend => NODE_COUNT_MAX * NODE_INDEX_LEN,
             Self::SubHashes => RUN_COUNT_MAX * SUB_HASH_LEN,
             Self::Want => PIECE_COUNT_MAX * PIECE_ID_LEN,
             Self::Surveyed | Self::Sample => POSITIONS_LEN_MAX,

@@ -46,6 +46,19 @@ pub const TEXT_LEN_MAX: usize = 4 << 10;
 /// Most block hashes in one message: 64 KiB of BLAKE3, so that they never delay data for long.
 pub const HASH_COUNT_MAX: u32 = 2048;
 
+/// Highest level of the tree over a disk above its leaves: the largest disk in the smallest blocks.
+pub const TREE_LEVEL_MAX: u8 = 30;
+
+/// Most nodes of a tree that one message asks about.
+pub const NODE_COUNT_MAX: u32 = 128;
+
+/// Levels below a node that one message may ask for: 16 digests for each node, so that a path from
+/// the root to a leaf costs few round trips and few digests that turn out to be equal.
+pub const DESCENT_DEPTH_MAX: u8 = 4;
+
+/// Bytes of the index of a node within its level.
+pub const NODE_INDEX_LEN: u32 = 4;
+
 /// Most runs of sub-blocks in one message; also the sub-blocks of the largest block.
 pub const RUN_COUNT_MAX: u32 = BLOCK_SIZE_MAX / SUB_BLOCK_LEN;
 
@@ -75,3 +88,5 @@ pub const ZSTD_LEVEL_MAX: i8 = 19;
 
 const _: () = assert!(BLOCK_COUNT_MAX == 1 << 30);
 const _: () = assert!(RUN_COUNT_MAX == 1024);
+const _: () = assert!(1 << TREE_LEVEL_MAX == BLOCK_COUNT_MAX);
+const _: () = assert!(NODE_COUNT_MAX << DESCENT_DEPTH_MAX == HASH_COUNT_MAX);

@@ -3,8 +3,8 @@
 use bytes::{Bytes, BytesMut};
 
 use super::block::{
-    BlockData, check_block_end, check_blocks, check_hashes, check_sub_hashes, check_want,
-    put_block_data, take_block_data,
+    BlockData, check_block_end, check_blocks, check_descend, check_hashes, check_nodes,
+    check_sub_hashes, check_want, put_block_data, take_block_data,
 };
 use super::control::{DiskInfo, Failure, Hello, OpenRequest, SessionParams, check_token};
 use super::digest::Digest;
@@ -84,6 +84,23 @@ pub enum Message {
         /// The block.
         block: u64,
     },
+    /// Target to source: the answer to `Descend`, in the order of the questions.
+    Nodes {
+        /// Level of the nodes that were asked about.
+        level: u8,
+        /// The first of them.
+        first: u64,
+        /// Bytes of one hash: 32 or 16.
+        hash_len: u8,
+        /// The digests below each of them, from left to right, as many as the tree has:
+        /// 1 to [`HASH_COUNT_MAX`](super::HASH_COUNT_MAX).
+        payload: Bytes,
+    },
+    /// Target to source: every block below is known for good, in a session that compares trees.
+    Settled {
+        /// First block that is not.
+        up_to_block: u64,
+    },
     /// Target to source, last: what the target holds now.
     Result(TargetResult),
     /// Source to target: every block below is compared. Those neither asked for by `Want` nor sent
@@ -110,6 +127,17 @@ pub enum Message {
         /// How many; at least 1.
         count: u64,
     },
+    /// Source to target: what is below these nodes of the target's tree?
+    Descend {
+        /// Level of the nodes, 0 for leaves; at most [`TREE_LEVEL_MAX`](super::TREE_LEVEL_MAX).
+        level: u8,
+        /// How many levels below them the answer lies: at most `level`, and at most
+        /// [`DESCENT_DEPTH_MAX`](super::DESCENT_DEPTH_MAX).
+        down: u8,
+        /// Their indices, [`NODE_INDEX_LEN`](super::NODE_INDEX_LEN) bytes each, ascending: 1 to
+        /// [`NODE_COUNT_MAX`](super::NODE_COUNT_MAX).
+        payload: Bytes,
+    },
     /// Source to target: nothing more follows but what `Resend` asks for.
     End(SourceEnd),
 }
@@ -121,7 +149,9 @@ impl Message {
             Self::Data(data) => Some(&data.payload),
             Self::Hashes { payload, .. }
             | Self::SubHashes { payload, .. }
-            | Self::Want { payload, .. } => Some(payload),
+            | Self::Want { payload, .. }
+            | Self::Nodes { payload, .. }
+            | Self::Descend { payload, .. } => Some(payload),
             Self::Surveyed(found) => Some(&found.picks.payload),
             Self::Sample(wish) => Some(&wish.picks.payload),
             Self::Sampled(found) => Some(&found.payload),
@@ -151,11 +181,14 @@ impl Message {
             Self::ScanEnd { .. } => MessageType::ScanEnd,
             Self::SubHashes { .. } => MessageType::SubHashes,
             Self::Resend { .. } => MessageType::Resend,
+            Self::Nodes { .. } => MessageType::Nodes,
+            Self::Settled { .. } => MessageType::Settled,
             Self::Result(_) => MessageType::Result,
             Self::Compared { .. } => MessageType::Compared,
             Self::Want { .. } => MessageType::Want,
             Self::Data(_) => MessageType::Data,
             Self::Zero { .. } => MessageType::Zero,
+            Self::Descend { .. } => MessageType::Descend,
             Self::End(_) => MessageType::End,
         }
     }
@@ -183,15 +216,26 @@ impl Message {
             Self::ZeroBlocks { first_block, count } | Self::Zero { first_block, count } => {
                 check_blocks(*first_block, *count)
             }
-            Self::ScanEnd { block_count: end } | Self::Compared { up_to_block: end } => {
-                check_block_end(*end)
-            }
+            Self::ScanEnd { block_count: end }
+            | Self::Settled { up_to_block: end }
+            | Self::Compared { up_to_block: end } => check_block_end(*end),
             Self::SubHashes {
                 block,
                 pieces,
                 payload,
             } => check_sub_hashes(*block, *pieces, payload),
             Self::Want { block, payload } => check_want(*block, payload),
+            Self::Nodes {
+                level,
+                first,
+                hash_len,
+                payload,
+            } => check_nodes(*level, *first, *hash_len, payload),
+            Self::Descend {
+                level,
+                down,
+                payload,
+            } => check_descend(*level, *down, payload),
             Self::Resend { block } => check_blocks(*block, 1),
             Self::Data(data) => data.check(),
         }
@@ -224,7 +268,9 @@ impl Message {
                 first_block.put(out);
                 count.put(out);
             }
-            Self::ScanEnd { block_count: end } | Self::Compared { up_to_block: end } => {
+            Self::ScanEnd { block_count: end }
+            | Self::Settled { up_to_block: end }
+            | Self::Compared { up_to_block: end } => {
                 end.put(out);
             }
             Self::SubHashes {
@@ -236,6 +282,24 @@ impl Message {
                 pieces.put(out);
             }
             Self::Resend { block } | Self::Want { block, payload: _ } => block.put(out),
+            Self::Nodes {
+                level,
+                first,
+                hash_len,
+                payload: _,
+            } => {
+                level.put(out);
+                first.put(out);
+                hash_len.put(out);
+            }
+            Self::Descend {
+                level,
+                down,
+                payload: _,
+            } => {
+                level.put(out);
+                down.put(out);
+            }
             Self::Result(result) => result.put(out),
             Self::Data(data) => put_block_data(data, out),
             Self::End(end) => end.put(out),
@@ -291,6 +355,15 @@ impl Message {
             MessageType::Resend => Self::Resend {
                 block: Field::take(head)?,
             },
+            MessageType::Nodes => Self::Nodes {
+                level: Field::take(head)?,
+                first: Field::take(head)?,
+                hash_len: Field::take(head)?,
+                payload,
+            },
+            MessageType::Settled => Self::Settled {
+                up_to_block: Field::take(head)?,
+            },
             MessageType::Result => Self::Result(Field::take(head)?),
             MessageType::Compared => Self::Compared {
                 up_to_block: Field::take(head)?,
@@ -303,6 +376,11 @@ impl Message {
             MessageType::Zero => Self::Zero {
                 first_block: Field::take(head)?,
                 count: Field::take(head)?,
+            },
+            MessageType::Descend => Self::Descend {
+                level: Field::take(head)?,
+                down: Field::take(head)?,
+                payload,
             },
             MessageType::End => Self::End(Field::take(head)?),
         };

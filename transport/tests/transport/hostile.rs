@@ -218,6 +218,48 @@ fn sample_rules_are_enforced() {
     assert!(!is_sent(probe(0, PROBE_LEN_MAX as usize + 1)));
 }
 
+// Goal: nodes lie in a tree, and no more are asked for than fit one answer. Method: break one rule
+// at a time, at the encoder.
+#[test]
+fn node_rules_are_enforced() {
+    let descend = |level, down, indices: &[u32]| Message::Descend {
+        level,
+        down,
+        payload: indices
+            .iter()
+            .flat_map(|index| index.to_le_bytes())
+            .collect(),
+    };
+    let nodes = |level, first, hash_len, len| Message::Nodes {
+        level,
+        first,
+        hash_len,
+        payload: Bytes::from(vec![0; len]),
+    };
+    let many: Vec<u32> = (0..=failback_transport::NODE_COUNT_MAX).collect();
+    let mut encoder = Encoder::new(false);
+    let mut is_sent = |message: Message| encoder.encode(&message, &mut Vec::new()).is_ok();
+    assert!(is_sent(descend(30, 4, &[0])));
+    assert!(!is_sent(descend(30, 4, &[1])));
+    assert!(!is_sent(descend(31, 4, &[0])));
+    assert!(!is_sent(descend(30, 5, &[0])));
+    assert!(!is_sent(descend(3, 4, &[0])));
+    assert!(is_sent(descend(0, 0, &[(1 << 30) - 1])));
+    assert!(!is_sent(descend(0, 0, &[1 << 30])));
+    assert!(!is_sent(descend(5, 1, &[])));
+    assert!(!is_sent(descend(5, 1, &[2, 2])));
+    assert!(!is_sent(descend(5, 1, &[2, 1])));
+    assert!(is_sent(descend(5, 1, &many[1..])));
+    assert!(!is_sent(descend(5, 1, &many)));
+    assert!(is_sent(nodes(30, 0, 32, 2048 * 32)));
+    assert!(!is_sent(nodes(30, 0, 32, 2049 * 32)));
+    assert!(!is_sent(nodes(30, 1, 32, 32)));
+    assert!(!is_sent(nodes(31, 0, 32, 32)));
+    assert!(!is_sent(nodes(3, 0, 17, 17)));
+    assert!(!is_sent(nodes(3, 0, 16, 17)));
+    assert!(!is_sent(nodes(3, 0, 16, 0)));
+}
+
 // Goal: each rule of block data is enforced. Method: break one at a time, at the encoder, which
 // holds the same rules as the decoder.
 #[test]

@@ -67,6 +67,7 @@ fn samples_of_opening() -> Vec<Message> {
             container: Some(Container::Clone),
             goes_on: true,
             source_mark: 0x0102_0304_0506_0708,
+            target_root: Some(Digest::from([0x9a; 32])),
         }),
         Message::Start(SessionParams {
             task: Task::Full,
@@ -80,6 +81,7 @@ fn samples_of_opening() -> Vec<Message> {
             container: None,
             goes_on: false,
             source_mark: 0,
+            target_root: None,
         }),
         Message::Failure(Failure {
             kind: 6,
@@ -151,6 +153,13 @@ fn samples_of_comparison() -> Vec<Message> {
             payload: numbered(16),
         },
         Message::Resend { block: 12 },
+        Message::Nodes {
+            level: 8,
+            first: 20,
+            hash_len: 16,
+            payload: numbered(32),
+        },
+        Message::Settled { up_to_block: 21 },
         Message::Result(TargetResult {
             root: Some(Digest::from([0xab; 32])),
             equal: true,
@@ -202,6 +211,11 @@ fn samples_of_copy() -> Vec<Message> {
             first_block: 16,
             count: 17,
         },
+        Message::Descend {
+            level: 9,
+            down: 4,
+            payload: vec![22, 0, 0, 0, 23, 1, 0, 0].into(),
+        },
         Message::End(SourceEnd {
             root: None,
             source_read: 1,
@@ -239,11 +253,14 @@ pub(crate) fn name(message: &Message) -> &'static str {
         Message::ScanEnd { .. } => "ScanEnd",
         Message::SubHashes { .. } => "SubHashes",
         Message::Resend { .. } => "Resend",
+        Message::Nodes { .. } => "Nodes",
+        Message::Settled { .. } => "Settled",
         Message::Result(_) => "Result",
         Message::Compared { .. } => "Compared",
         Message::Want { .. } => "Want",
         Message::Data(_) => "Data",
         Message::Zero { .. } => "Zero",
+        Message::Descend { .. } => "Descend",
         Message::End(_) => "End",
     }
 }

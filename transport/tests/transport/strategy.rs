@@ -30,6 +30,9 @@ pub(crate) fn message() -> BoxedStrategy<Message> {
             payload,
         }),
         block().prop_map(|block| Message::Resend { block }),
+        nodes(),
+        (0..=BLOCK_COUNT_MAX).prop_map(|up_to_block| Message::Settled { up_to_block }),
+        descend(),
         (
             block(),
             prop_oneof![Just(Bytes::new()), payload(PIECE_ID_LEN as usize)]
@@ -214,6 +217,8 @@ fn start() -> BoxedStrategy<Message> {
                     container: CONTAINERS[usize::from(sub_hash_seed.to_le_bytes()[0]) % 5],
                     goes_on: sub_hash_seed % 2 == 1,
                     source_mark: sub_hash_seed.rotate_left(7),
+                    target_root: (sub_hash_seed % 3 == 1)
+                        .then(|| Digest::from([sub_hash_seed.to_le_bytes()[2]; 32])),
                 })
             },
         )
@@ -286,6 +291,37 @@ fn hashes() -> BoxedStrategy<Message> {
                 hash_len,
                 payload,
             })
+        })
+        .boxed()
+}
+
+fn nodes() -> BoxedStrategy<Message> {
+    let place = (0..=TREE_LEVEL_MAX, 0..BLOCK_COUNT_MAX);
+    let hashes =
+        select(vec![16_u8, 32]).prop_flat_map(|len| (Just(len), payload(usize::from(len))));
+    (place, hashes)
+        .prop_map(|((level, first), (hash_len, payload))| Message::Nodes {
+            level,
+            first: first >> level,
+            hash_len,
+            payload,
+        })
+        .boxed()
+}
+
+fn descend() -> BoxedStrategy<Message> {
+    let indices = prop::collection::btree_set(0..BLOCK_COUNT_MAX, 1..=PIECES);
+    (0..=TREE_LEVEL_MAX, 0..=DESCENT_DEPTH_MAX, indices)
+        .prop_map(|(level, down, indices)| {
+            let indices = indices.into_iter().map(|index| index >> level);
+            let indices: std::collections::BTreeSet<u64> = indices.collect();
+            let indices = indices.into_iter();
+            let bytes = indices.flat_map(|index| u32::try_from(index).unwrap().to_le_bytes());
+            Message::Descend {
+                level,
+                down: down.min(level),
+                payload: bytes.collect(),
+            }
         })
         .boxed()
 }
