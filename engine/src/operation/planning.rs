@@ -167,7 +167,8 @@ pub(super) fn side_of_target<'a>(target: &'a mut TargetSide, request: &SyncReque
     }
 }
 
-/// What either strategy would cost: `is_asked` for this, or on the way to doing it; `None` where measuring would take longer than doing it.
+/// What either strategy would cost: `is_asked` for this, or on the way to doing it; `None` where
+/// measuring would take longer than doing it.
 pub(super) fn predict(
     request: &SyncRequest,
     (source, target): (Side<'_>, Side<'_>),

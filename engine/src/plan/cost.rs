@@ -397,8 +397,8 @@ mod tests {
         });
         #[rustfmt::skip]
         let table: [(&str, Facts, f64, f64); 8] = [
-            // 48 s of scan beside each other, 655 MiB twice to the log, then read, written, read back; and 64 GiB at
-            // 300 and 1000 MiB/s.
+            // 48 s of scan beside each other, 655 MiB twice to the log, then read, written, read
+            // back; and 64 GiB at 300 and 1000 MiB/s.
             ("nothing slow", base, 59.8, 284.0),
             ("source", Facts { source: slow(100.0), ..base }, 504.8, 655.4),
             ("target", Facts { target: slow(100.0), ..base }, 509.2, 284.0),
