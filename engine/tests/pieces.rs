@@ -1,6 +1,6 @@
 //! Goal: of blocks of many pieces only pages that differ travel, and only pieces that may differ
-//! are read again. Method: random changes in blocks of every size, both roles over the loopback; the
-//! pages that differ are counted by comparing the two disks.
+//! are read again. Method: random changes in blocks of every size, both roles over the loopback;
+//! the pages that differ are counted by comparing the two disks.
 #![allow(clippy::unwrap_used, reason = "a test states its expectations by it")]
 
 mod kit;
