@@ -1,6 +1,6 @@
-//! Goal: two disks that are compared by their bytes end as two that are compared by their hashes do.
-//! Method: random disks in memory, the same session beside each other and over a link; the model is
-//! the source's content, and the root of a scan.
+//! Goal: two disks that are compared by their bytes end as two that are compared by their hashes
+//! do. Method: random disks in memory, the same session beside each other and over a link; the
+//! model is the source's content, and the root of a scan.
 #![allow(clippy::unwrap_used, reason = "a test states its expectations by it")]
 
 mod kit;

@@ -372,9 +372,10 @@ fn urbackup_148_what_a_small_change_costs_does_not_grow() {
     let pages = 64 * PAGE_LEN as u64;
     eprintln!("{pages} bytes changed: {out} out, {back} back");
     assert_eq!(count(&run, "/bytes/changed"), pages);
-    // Of each differing block 256 sums of 8 bytes come back, a hash of 32 bytes of any block.
-    assert!(out < pages + WIRE_OUT_MAX, "{out}");
-    assert!(back < 64 * (256 * 8 + 32) + WIRE_BACK_MAX, "{back}");
+    // Each differing block is asked for with the names of its 16 pieces, 8 bytes each, so that only
+    // the 16 sums of one piece come back, where it were 256; and a hash of 32 bytes of any block.
+    assert!(out < pages + 64 * 16 * 8 + WIRE_OUT_MAX, "{out}");
+    assert!(back < 64 * (16 * 8 + 32) + WIRE_BACK_MAX, "{back}");
 }
 
 /// Bytes around the pages, and around sums and hashes: heads of messages, the session.

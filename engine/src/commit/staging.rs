@@ -274,7 +274,7 @@ impl Staging {
         let new_leaf = self.session.is_hashed().then_some(Leaf::Data(new_leaf));
         if new_leaf.is_some() && new_leaf == old_leaf {
             return match before {
-                Some(_) => self.drop_block(&job, block),
+                Some(record) => self.drop_block(&job, block, record.old_leaf),
                 None => Ok(()),
             };
         }
@@ -343,7 +343,7 @@ impl Staging {
             .as_ref()
             .is_some_and(|record| record.old_leaf == Some(Leaf::Zero))
         {
-            return self.drop_block(&job, block);
+            return self.drop_block(&job, block, Some(Leaf::Zero));
         }
         let old_leaf = match &before {
             Some(record) => record.old_leaf,
@@ -391,7 +391,14 @@ impl Staging {
         self.check_flushed(job, has_flushed)
     }
 
-    fn drop_block(&self, job: &Job, block: BlockIndex) -> Result<()> {
+    /// The block has its old content again: nothing would write it, so it has to be there.
+    fn drop_block(&self, job: &Job, block: BlockIndex, old: Option<Leaf>) -> Result<()> {
+        if let Some(old) = old {
+            let mut bytes = vec![0; self.geometry.block_len(block)];
+            let at = self.geometry.start_of(block);
+            self.access.source().read(at, &mut bytes)?;
+            self.check_old(job, &bytes, old)?;
+        }
         let has_flushed = job.stage.drop_block(block)?;
         self.check_flushed(job, has_flushed)
     }
@@ -401,8 +408,9 @@ impl Staging {
         if !has_flushed {
             return Ok(());
         }
+        let durable = job.stage.durable();
         forget_stage(self.folder.as_ref())?;
-        job.stage.check_durable()
+        job.stage.check_durable(durable)
     }
 
     /// Makes the target what was staged; `new_root` is the root that it has then. Before COMMIT an

@@ -253,8 +253,9 @@ impl Job<'_> {
         let (source_map, target_map) = opened.standings;
         let are_both_mapped = source_map.root.is_some() && target_map.root.is_some();
         // What is known without asking need not be asked, and what an earlier job left shows only
-        // in the comparison.
-        let measured = match are_both_mapped || opened.is_partial {
+        // in the comparison. Nor has a disk to be read that a forced strategy would not read.
+        let is_forced = request.strategy != Strategy::Auto;
+        let measured = match are_both_mapped || opened.is_partial || is_forced {
             true => None,
             false => {
                 let (source, target) = (side_of_source(&mut opened.source), &mut opened.target);

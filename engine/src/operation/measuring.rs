@@ -19,7 +19,10 @@ use crate::state::Container;
 use crate::sync::scan_threads;
 
 /// A disk with less in it is not sampled: either strategy is done before that would be.
-const SAMPLED_MIN: u64 = 64 << 20;
+const SAMPLED_MIN: u64 = 96 << 20;
+/// A probe of the link on the way to a sync, which sends few bytes where few changed: one byte of
+/// so many on the disk.
+const PROBED_OF_ALLOCATED: u64 = 4096;
 
 /// One side that is asked.
 pub(super) enum Side<'a> {
@@ -70,9 +73,13 @@ pub(super) fn measure(
     if source_survey.allocated < SAMPLED_MIN {
         return Ok(None);
     }
+    let probe_len = match question.is_asked {
+        true => u64::MAX,
+        false => source_survey.allocated / PROBED_OF_ALLOCATED,
+    };
     let link = joined(
-        source.probe(Heading::FromAgent)?,
-        target.probe(Heading::ToAgent)?,
+        source.probe(Heading::FromAgent, probe_len)?,
+        target.probe(Heading::ToAgent, probe_len)?,
     );
     let link = link.map(|link| LinkFacts {
         rate: rate_of_all(link.rate, request),
@@ -205,9 +212,9 @@ impl Side<'_> {
         }
     }
 
-    fn probe(&mut self, heading: Heading) -> Result<Option<LinkFacts>> {
+    fn probe(&mut self, heading: Heading, len_max: u64) -> Result<Option<LinkFacts>> {
         match self {
-            Self::Remote(connection) => connection.probe(heading).map(Some),
+            Self::Remote(connection) => connection.probe(heading, len_max).map(Some),
             Self::Local(..) | Self::Missing => Ok(None),
         }
     }

@@ -71,11 +71,13 @@ impl Connection {
         }
     }
 
-    /// Measures the link.
+    /// Measures the link, by probes of at most `len_max` bytes each.
     ///
     /// # Errors
     /// As [`Connection::survey`].
-    pub(super) fn probe(&mut self, heading: Heading) -> Result<LinkFacts> {
+    pub(super) fn probe(&mut self, heading: Heading, len_max: u64) -> Result<LinkFacts> {
+        let len_max = u32::try_from(len_max).map_or(PROBE_LEN_MAX, |max| max.min(PROBE_LEN_MAX));
+        let len_max = len_max.max(PROBE_LEN_MIN);
         let mut round_trip = Duration::MAX;
         for _ in 0..PINGS {
             round_trip = round_trip.min(self.time_probe(heading, 0)?);
@@ -90,7 +92,7 @@ impl Connection {
                 took = took.min(self.time_probe(heading, len)?);
             }
             let beyond = took.saturating_sub(round_trip);
-            if beyond >= PROBE_TIME || len >= PROBE_LEN_MAX {
+            if beyond >= PROBE_TIME || len >= len_max {
                 // That of the shorter one, too.
                 let before = match shorter.0 {
                     0 => round_trip,
@@ -105,7 +107,7 @@ impl Connection {
             }
             shorter = (len, took);
             let growth = if beyond < PROBE_TIME / 8 { 4 } else { 2 };
-            len = len.saturating_mul(growth).min(PROBE_LEN_MAX);
+            len = len.saturating_mul(growth).min(len_max);
         }
     }
 

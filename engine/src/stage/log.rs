@@ -315,7 +315,7 @@ impl StageLog {
             self.cut_tail(&mut inner)?;
             let (record, bytes) = new.encode(self.job, inner.sequence, inner.durable, inner.end);
             let written = self.file.write_at(inner.end, &bytes);
-            written.map_err(|e| self.poisoned(e, "write stage"))?;
+            written.map_err(|e| self.poisoned(e, "write stage").at(inner.end))?;
             inner.add(&record);
             // What an earlier run left may never have been flushed: it counts with the first one.
             let end = inner.end;
@@ -356,18 +356,24 @@ impl StageLog {
         Ok(())
     }
 
-    /// Reads the records once more that became durable since the last call, and holds them against
-    /// their sums: beside the comparison, so that only the last window is left to do before SEAL.
-    /// The caller has seen to it that they come from the medium.
+    /// Bytes from the start that are known to be durable.
+    pub(crate) fn durable(&self) -> u64 {
+        self.inner().durable
+    }
+
+    /// Reads the records once more that lie before `durable` and were not read so before, and holds
+    /// them against their sums: beside the comparison, so that only the last window is left to do
+    /// before SEAL. The caller has seen to it that they come from the medium: what is durable only
+    /// since then may still come from memory, and is left for the next call.
     ///
     /// # Errors
     /// `Damaged`, `Io`.
-    pub(crate) fn check_durable(&self) -> Result<()> {
+    pub(crate) fn check_durable(&self, durable: u64) -> Result<()> {
         let (mut at, end) = {
             let mut inner = self.inner();
             let from = inner.checked.end;
             // Of two threads each has its own part. One that fails ends the job.
-            inner.checked.end = inner.durable.max(from);
+            inner.checked.end = durable.max(from);
             (from, inner.checked.end)
         };
         while at < end {
@@ -740,14 +746,14 @@ mod tests {
             if damaged_record == 0 {
                 damage(&file);
             }
-            let first = stage.check_durable();
+            let first = stage.check_durable(stage.durable());
             assert_eq!(first.is_err(), damaged_record == 0, "{damaged_record}");
             put_page(&stage, 3);
             stage.flush(Barrier::Window).unwrap();
             if damaged_record > 0 {
                 damage(&file);
             }
-            let second = stage.check_durable();
+            let second = stage.check_durable(stage.durable());
             assert_eq!(second.is_err(), damaged_record > 1, "{damaged_record}");
             put_page(&stage, 4);
             assert!(check(&stage).is_ok(), "only the last is left");
