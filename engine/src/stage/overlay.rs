@@ -12,7 +12,8 @@ pub(crate) type IsOld<'a> = dyn Fn(&[u8], Leaf) -> Result<()> + Sync + 'a;
 
 /// Reads `disk` with what is staged laid over it.
 pub(crate) struct Overlay<'a> {
-    /// Asked for each staged block that is read whole.
+    /// Asked for each staged block as a read comes to its start, so that no walk over the disk
+    /// misses one, however small its steps.
     pub(crate) check_old: &'a IsOld<'a>,
     pub(crate) disk: &'a dyn Source,
     pub(crate) stage: &'a StageLog,
@@ -33,6 +34,21 @@ impl Overlay<'_> {
         let start = self.geometry.start_of(block).0.checked_sub(at.0)?;
         let start = usize::try_from(start).ok()?;
         buf.get(start..start + self.geometry.block_len(block))
+    }
+
+    /// Holds a staged block against what it was, where a read of `buf` at `at` begins it.
+    fn look(&self, record: &Record, at: ByteOffset, buf: &[u8]) -> Result<()> {
+        let block = BlockIndex(record.block);
+        let start = self.geometry.start_of(block);
+        let Some(old) = record.old_leaf.filter(|_| start >= at) else {
+            return Ok(());
+        };
+        if let Some(whole) = self.whole(block, at, buf) {
+            return (self.check_old)(whole, old);
+        }
+        let mut whole = vec![0; self.geometry.block_len(block)];
+        self.disk.read(start, &mut whole)?;
+        (self.check_old)(&whole, old)
     }
 
     fn lay_over(&self, record: &Record, at: ByteOffset, buf: &mut [u8]) -> Result<()> {
@@ -74,9 +90,7 @@ impl Source for Overlay<'_> {
             && self.geometry.start_of(block) < end
         {
             if let Some(record) = self.stage.find(block)? {
-                if let (Some(whole), Some(old)) = (self.whole(block, at, buf), record.old_leaf) {
-                    (self.check_old)(whole, old)?;
-                }
+                self.look(&record, at, buf)?;
                 self.lay_over(&record, at, buf)?;
             }
             next = Some(BlockIndex(block.0 + 1));
@@ -101,5 +115,71 @@ impl Source for Overlay<'_> {
                 end: below.end.min(range.start),
             },
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use failback_vhdx::MemoryFile;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::disk::MemoryDisk;
+    use crate::hash::{HashKind, Hasher};
+    use crate::stage::Old;
+    use crate::state::Barriers;
+    use crate::units::BlockSize;
+
+    // Goal: a walk looks at each staged block as it was, once, in whatever steps it goes. Method:
+    // one page of the second of three blocks is staged; walks in steps of a page up to the whole
+    // disk.
+    #[test]
+    fn a_walk_looks_at_each_staged_block_once() {
+        const BLOCK: usize = 64 << 10;
+        let block_size = BlockSize::new(BLOCK as u64).unwrap();
+        let geometry = Geometry::new(3 * BLOCK as u64, block_size).unwrap();
+        let disk = MemoryDisk::new(vec![7; 3 * BLOCK]);
+        let file = Arc::new(MemoryFile::new());
+        let stage = StageLog::new(file, Uuid::from_u128(1), geometry, Barriers::new());
+        let old = Leaf::Data(Hasher::new(HashKind::Blake3).leaf(&[7; BLOCK]));
+        let leaves = (Some(Leaf::Zero), Some(old));
+        let run = std::ops::Range {
+            start: 8192,
+            end: 12288,
+        };
+        let put = stage.put(
+            BlockIndex(1),
+            &[run],
+            Some(&[8; 4096]),
+            Old::NotKept,
+            leaves,
+        );
+        assert!(!put.unwrap());
+        for step in [4096, 12288, BLOCK, 2 * BLOCK, 3 * BLOCK] {
+            let looks = AtomicU64::new(0);
+            let check_old = |bytes: &[u8], leaf| {
+                assert_eq!((bytes, leaf), ([7; BLOCK].as_slice(), old));
+                looks.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            };
+            let overlay = Overlay {
+                check_old: &check_old,
+                disk: &disk,
+                stage: &stage,
+                geometry,
+            };
+            let mut seen = vec![0; 3 * BLOCK];
+            for (index, part) in seen.chunks_mut(step).enumerate() {
+                overlay
+                    .read(ByteOffset((index * step) as u64), part)
+                    .unwrap();
+            }
+            assert_eq!(looks.into_inner(), 1, "{step}");
+            let changed: Vec<_> = (0..seen.len()).filter(|at| seen[*at] != 7).collect();
+            assert_eq!(changed, (BLOCK + 8192..BLOCK + 12288).collect::<Vec<_>>());
+        }
     }
 }
