@@ -181,13 +181,21 @@ fn converse(
     let (mut peer, near) = (session_link(far), session_link(near));
     let ended = std::thread::scope(|scope| {
         let heard = scope.spawn(move || {
-            for message in script {
+            let mut heard = Vec::new();
+            for (index, message) in script.iter().enumerate() {
                 let sent = peer.sender.send(message);
                 if sent.and_then(|()| peer.sender.flush()).is_err() {
                     break;
                 }
+                // An answer that waits to be sent goes under when the next message ends the job.
+                let is_asked = matches!(message, Message::Descend { .. });
+                while is_asked
+                    && index + 1 < script.len()
+                    && !matches!(heard.last(), Some(Message::Nodes { .. }))
+                {
+                    heard.push(peer.receiver.recv().unwrap());
+                }
             }
-            let mut heard = Vec::new();
             while let Ok(message) = peer.receiver.recv() {
                 let is_last = matches!(message, Message::Failure(_));
                 heard.push(message);
