@@ -26,7 +26,7 @@ use twox_hash::{XxHash3_64, XxHash3_128};
 
 pub use pieces::{PIECE_LEN, PieceSet, Pieces};
 
-use crate::units::{Geometry, SUB_BLOCK_LEN};
+use crate::units::{BlockSize, Geometry, SUB_BLOCK_LEN};
 
 /// Which hash a map is made with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
@@ -125,6 +125,12 @@ impl Hasher {
             HashKind::Xxh3 if block.len() > PIECE_LEN => self.leaf_of(&self.pieces(block)),
             _ => self.digest(&self.leaf, self.leaf_seed, block),
         }
+    }
+
+    /// Digest of a whole block of zeros.
+    #[must_use]
+    pub fn zero_leaf(&self, block_size: BlockSize) -> Digest {
+        self.leaf(&vec![0; block_size.len()])
     }
 
     /// Digests of the pieces of a block.
@@ -289,7 +295,6 @@ pub fn is_zero(bytes: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::BlockSize;
 
     // Goal: no byte is overlooked (bdsync #39). Method: one non-zero byte at each position around
     // every chunk edge.

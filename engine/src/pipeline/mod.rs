@@ -2,7 +2,9 @@
 //! memory.
 
 mod buffer;
+mod pieces;
 mod scan;
 
 pub use buffer::{BufferPool, PooledBuffer};
+pub(crate) use pieces::read_pieces;
 pub use scan::{Keep, ReadAt, ScanCounts, Scanned, Scanner};

@@ -27,7 +27,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Digest, PIECE_LEN, PieceSet, Pieces, is_zero};
 use crate::identity::Facts;
 use crate::map::MapBuilder;
-use crate::pipeline::{BufferPool, Keep, Scanned, Scanner};
+use crate::pipeline::{BufferPool, Keep, Scanned, Scanner, read_pieces};
 use crate::schedule::channel::{Receiver, Sender, bounded};
 use crate::schedule::{Mutex, scope};
 use crate::tree::Leaf;
@@ -114,8 +114,9 @@ struct Comparison<'a> {
 
 #[derive(Debug, Default)]
 struct Counts {
+    /// A second time; the first is in the counts of the scan.
+    source_reread: AtomicU64,
     target_read: AtomicU64,
-    reread: AtomicU64,
     changed: AtomicU64,
     sent: AtomicU64,
 }
@@ -142,9 +143,7 @@ pub(super) fn run(
         target: disk,
         applier,
         is_hashed: is_proven || options.task == Task::Compare,
-        zero: session
-            .hasher
-            .leaf(&vec![0; session.geometry.block_size().len()]),
+        zero: session.hasher.zero_leaf(session.geometry.block_size()),
         dirty: Mutex::default(),
         counts: Counts::default(),
         abort,
@@ -314,7 +313,7 @@ impl Comparison<'_> {
         } else {
             PieceSet::all(block_len)
         };
-        let bytes = self.read_pieces(self.target, block, set)?;
+        let bytes = self.read_target(block, set)?;
         Ok(match pieces {
             Some(pieces) => self.old_leaf(block, set, &bytes, pieces),
             None => Leaf::Data(self.session.hasher.leaf(&bytes)),
@@ -339,19 +338,25 @@ impl Comparison<'_> {
         }
     }
 
-    fn read_pieces(&self, disk: &dyn Source, block: BlockIndex, set: PieceSet) -> Result<Vec<u8>> {
-        let block_len = self.session.geometry.block_len(block);
-        let start = self.session.geometry.start_of(block);
-        let mut bytes = vec![0; set.len(block_len)];
-        let mut left = bytes.as_mut_slice();
-        for range in set.ranges(block_len) {
-            let (part, rest) = left.split_at_mut(range.len());
-            disk.read(start.advanced(range.start as u64), part)?;
-            left = rest;
-        }
-        self.counts
-            .reread
-            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+    fn read_source(&self, block: BlockIndex, set: PieceSet) -> Result<Vec<u8>> {
+        self.read_again(self.source, block, set, &self.counts.source_reread)
+    }
+
+    fn read_target(&self, block: BlockIndex, set: PieceSet) -> Result<Vec<u8>> {
+        self.read_again(self.target, block, set, &self.counts.target_read)
+    }
+
+    fn read_again(
+        &self,
+        disk: &dyn Source,
+        block: BlockIndex,
+        set: PieceSet,
+        count: &AtomicU64,
+    ) -> Result<Vec<u8>> {
+        let geometry = &self.session.geometry;
+        let mut bytes = vec![0; set.len(geometry.block_len(block))];
+        read_pieces(disk, geometry, block, set, &mut bytes)?;
+        count.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(bytes)
     }
 
@@ -381,8 +386,8 @@ impl Comparison<'_> {
     ) -> Result<()> {
         let block_len = self.session.geometry.block_len(block);
         let start = self.session.geometry.start_of(block);
-        let new = self.read_pieces(self.source, block, set)?;
-        let old = self.read_pieces(self.target, block, set)?;
+        let new = self.read_source(block, set)?;
+        let old = self.read_target(block, set)?;
         let mut shown = None;
         let mut digest = self.session.options.hash.zero_digest();
         if let Some((leaf, pieces)) = hashed {
@@ -427,9 +432,8 @@ impl Comparison<'_> {
         let sent = counts.sent.load(Ordering::Relaxed);
         SourceEnd {
             root: self.is_hashed.then(|| trees.source.root()),
-            // What differs is read again, as much of one side as of the other.
             source_read: scan.read_len.load(Ordering::Relaxed)
-                + counts.reread.load(Ordering::Relaxed) / 2,
+                + counts.source_reread.load(Ordering::Relaxed),
             hashed_blocks: scan.hashed_blocks.load(Ordering::Relaxed),
             skipped_blocks: scan.skipped_blocks.load(Ordering::Relaxed),
             differing_blocks: trees.differing,
@@ -443,13 +447,7 @@ impl Comparison<'_> {
 
     fn tell(&self, result: &mut TargetResult) {
         let scan = &self.session.progress.scan;
-        let counts = &self.counts;
-        let reread = counts.reread.load(Ordering::Relaxed);
-        let reread = match self.applier {
-            Some(_) => reread / 2,
-            None => reread,
-        };
-        result.target_read = counts.target_read.load(Ordering::Relaxed) + reread;
+        result.target_read = self.counts.target_read.load(Ordering::Relaxed);
         result.hashed_blocks = scan.hashed_blocks.load(Ordering::Relaxed);
         result.skipped_blocks = scan.skipped_blocks.load(Ordering::Relaxed);
     }

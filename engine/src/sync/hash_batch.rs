@@ -36,7 +36,7 @@ impl<'a> HashBatch<'a> {
         let block_len = geometry.block_size().len();
         Self {
             outbox,
-            zero: hasher.leaf(&vec![0; block_len]),
+            zero: hasher.zero_leaf(geometry.block_size()),
             full_count: geometry.disk_len() / block_len as u64,
             first: 0,
             next: 0,

@@ -24,7 +24,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Hasher, PieceSet, Pieces};
 use crate::map::descent::{Difference, Step};
 use crate::map::{MapBuilder, TrustedMap};
-use crate::pipeline::{BufferPool, Keep, PooledBuffer, Scanned, Scanner};
+use crate::pipeline::{BufferPool, Keep, PooledBuffer, Scanned, Scanner, read_pieces};
 use crate::schedule::channel::bounded;
 use crate::schedule::{Pool, scope, with_pool};
 use crate::tree::Leaf;
@@ -54,9 +54,7 @@ pub fn run_source(
     abort.add_closer(closer);
     let (outbox, outgoing) = Outbox::new();
     let total = session.geometry.block_count().0;
-    let zero = session
-        .hasher
-        .leaf(&vec![0; session.geometry.block_size().len()]);
+    let zero = session.hasher.zero_leaf(session.geometry.block_size());
     let (hashes, theirs) = their_stream(total, zero);
     let reached = hashes.reached();
     let packing = Arc::new(Packing {
@@ -241,13 +239,8 @@ impl Incoming<'_, '_> {
         let abort = &self.jobs.packing.abort;
         let len = pieces.len(block_len);
         let mut bytes = self.rereads.take(len, || abort.check())?;
-        let start = self.geometry.start_of(BlockIndex(block));
-        let mut left = bytes.bytes_mut();
-        for range in pieces.ranges(block_len) {
-            let (part, rest) = left.split_at_mut(range.len());
-            self.disk.read(start.advanced(range.start as u64), part)?;
-            left = rest;
-        }
+        let (index, buffer) = (BlockIndex(block), bytes.bytes_mut());
+        read_pieces(self.disk, &self.geometry, index, pieces, buffer)?;
         let counts = &self.jobs.packing.progress.scan;
         counts.read_len.fetch_add(len as u64, Ordering::Relaxed);
         Ok(Held {

@@ -29,7 +29,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Digest, PieceSet, Pieces, is_zero};
 use crate::map::descent::Question;
 use crate::map::{MapBuilder, MapWriter, TrustedMap};
-use crate::pipeline::{BufferPool, Keep, Scanned, Scanner};
+use crate::pipeline::{BufferPool, Keep, Scanned, Scanner, read_pieces};
 use crate::schedule::channel::{Receiver, Sender, bounded, unbounded};
 use crate::schedule::{Condvar, Mutex, MutexGuard, scope};
 use crate::state::Barriers;
@@ -652,15 +652,9 @@ impl<'a> Role<'a> {
     }
 
     fn read_pieces(&self, block: u64, set: PieceSet) -> Result<Vec<u8>> {
-        let block_len = self.session.geometry.block_len(BlockIndex(block));
-        let start = self.session.geometry.start_of(BlockIndex(block));
-        let mut bytes = vec![0; set.len(block_len)];
-        let mut left = bytes.as_mut_slice();
-        for range in set.ranges(block_len) {
-            let (part, rest) = left.split_at_mut(range.len());
-            self.disk.read(start.advanced(range.start as u64), part)?;
-            left = rest;
-        }
+        let (geometry, index) = (&self.session.geometry, BlockIndex(block));
+        let mut bytes = vec![0; set.len(geometry.block_len(index))];
+        read_pieces(self.disk, geometry, index, set, &mut bytes)?;
         self.reread.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(bytes)
     }
