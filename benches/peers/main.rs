@@ -68,6 +68,9 @@ struct Arguments {
     /// Seconds to wait for idle processors before a run.
     #[arg(long, default_value_t = 20)]
     wait_idle: u64,
+    /// Do not touch all free memory once before the first run.
+    #[arg(long)]
+    no_touch: bool,
     /// Write CSV and SVG files with this name below benches/record/.
     #[arg(long)]
     record: Option<String>,
@@ -84,7 +87,10 @@ fn main() -> std::io::Result<()> {
     };
     let scratch = tempfile::tempdir()?;
     let dir = arguments.dir.as_deref().unwrap_or(scratch.path());
-    let facts = machine::facts(dir, &failback);
+    let mut facts = machine::facts(dir, &failback);
+    if !arguments.no_touch {
+        facts.push(("memory touched", format!("{} MiB", machine::touch_memory())));
+    }
     for (name, value) in &facts {
         println!("{name}: {value}");
     }
