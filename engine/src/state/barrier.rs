@@ -75,10 +75,14 @@ pub enum Barrier {
     /// The names of the child and of that image, before SEAL. Without it SEAL speaks of files that
     /// are not there.
     LayerNames,
+    /// A record of a failback job or of the epoch of its pair, before the step that it allows.
+    /// Without it a power cut takes back that a side was handed over, and both can be started. No
+    /// part of [`Barrier::ALL`], the barriers of one target.
+    Job,
 }
 
 impl Barrier {
-    /// Every barrier.
+    /// Every barrier of one target.
     pub const ALL: [Self; 26] = [
         Self::Begun,
         Self::Names,

@@ -10,6 +10,7 @@ mod journal;
 mod lock;
 mod marker;
 mod place;
+mod record_log;
 mod window;
 
 pub use barrier::{Barrier, Barriers};
@@ -25,4 +26,5 @@ pub use marker::Marker;
 pub(crate) use marker::lead_to;
 pub use place::state_directory;
 pub(crate) use place::{absolute, new_file_of};
+pub(crate) use record_log::{LogEntry, RecordLog};
 pub(crate) use window::FlushWindow;
