@@ -24,6 +24,8 @@ pub enum Outcome {
     Done,
     /// The target was made equal, and `--verify off` left the proof out.
     Unverified,
+    /// All that the target is to become is kept beside it, proven; the target is as it was.
+    Staged,
     /// The two disks are equal.
     Equal,
     /// The two disks differ.
@@ -43,6 +45,7 @@ impl Outcome {
         match self {
             Self::Done => "done",
             Self::Unverified => "unverified",
+            Self::Staged => "staged",
             Self::Equal => "equal",
             Self::Different => "different",
             Self::Refused => "refused",

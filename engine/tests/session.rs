@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use failback_engine::disk::{Format, MemoryDisk, NewDisk, OpenOptions, create, open_target};
 use failback_engine::hash::{HashKind, Hasher};
-use failback_engine::sync::{SessionOptions, Task};
+use failback_engine::sync::{SessionOptions, Task, Until};
 use failback_engine::transport::{Apply, Compress, VerifyLevel};
 use failback_engine::tree::{Leaf, TreeBuilder};
 use failback_engine::units::Geometry;
@@ -78,6 +78,7 @@ fn options() -> impl Strategy<Value = SessionOptions> {
             apply: Apply::InPlace,
             container: None,
             goes_on: false,
+            until: Until::End,
             source_mark: 0,
             target_root: None,
             ..delta()

@@ -22,7 +22,7 @@ use crate::operation::{
     refuse_mixed_source, source_map,
 };
 use crate::sync::{
-    KEEP_ALIVE, Session, SessionLink, SessionOptions, SideMap, run_source, run_target,
+    KEEP_ALIVE, Session, SessionLink, SessionOptions, SideMap, Until, run_source, run_target,
 };
 use crate::units::BlockSize;
 
@@ -386,6 +386,7 @@ fn options(params: &SessionParams) -> Result<SessionOptions> {
         apply: params.apply,
         container: params.container,
         goes_on: params.goes_on,
+        until: Until::End,
         source_mark: params.source_mark,
         target_root: params.target_root,
     })

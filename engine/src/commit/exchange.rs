@@ -40,8 +40,8 @@ pub(super) struct Exchange<'a> {
 }
 
 impl Exchange<'_> {
-    /// From `staging`: the new file is closed, proven, and has `new_root`.
-    pub(super) fn commit(
+    /// From `staging` to `staged`: the new file is closed, proven, and has `new_root`.
+    pub(super) fn seal(
         &self,
         journal: &mut Journal,
         old: Option<&dyn TargetAccess>,
@@ -68,8 +68,7 @@ impl Exchange<'_> {
             made: Some(made),
             ..Entry::of(Word::Staged)
         };
-        journal.append(staged, Barrier::Sealed)?;
-        self.go_on(journal)
+        journal.append(staged, Barrier::Sealed)
     }
 
     /// From `staged`, or from what a rotted COMMIT left.

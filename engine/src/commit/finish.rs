@@ -13,7 +13,7 @@ use crate::stage::{Record, StageLog};
 use crate::state::{
     Barrier, Barriers, Entry, Folder, Journal, STAGE_NAME, Sealed, Word, lead_to, remove_needless,
 };
-use crate::sync::Session;
+use crate::sync::{Session, Until};
 use crate::system::MediumAccess;
 use crate::tree::Leaf;
 use crate::units::{BlockIndex, ByteOffset, Geometry};
@@ -91,14 +91,19 @@ pub(crate) struct Finisher<'a> {
 }
 
 impl Finisher<'_> {
-    /// All the way from `staging`.
+    /// From `staging`, as far as the session goes.
     pub(crate) fn commit(
         &self,
         access: &dyn TargetAccess,
         job: &Job,
         new_root: Option<Digest>,
     ) -> Result<Outcome> {
-        if job.stage.is_empty() {
+        let until = self.session.options.until;
+        if until == Until::Staged {
+            job.stage.flush(Barrier::Stage)?;
+            return Ok(Outcome::default());
+        }
+        if job.stage.is_empty() && until == Until::End {
             if job.journal().begun().began_mixed {
                 let outcome = self.tidy(access, Some(&mut job.journal()))?;
                 self.remove_stage()?;
@@ -123,13 +128,16 @@ impl Finisher<'_> {
             ..Entry::of(Word::Staged)
         };
         job.journal().append(staged, Barrier::Sealed)?;
-        self.go_on(access, job)
+        match until {
+            Until::End => self.go_on(access, job),
+            Until::Sealed | Until::Staged => Ok(Outcome::default()),
+        }
     }
 
     /// Reads the stage again, and not from memory, as far as that was not done while it grew: what
     /// was written there was right.
     pub(super) fn check_on_medium(&self, stage: &StageLog) -> Result<()> {
-        forget_stage(self.folder)?;
+        forget_stage(self.folder, stage.checked_len())?;
         self.each_staged(stage, |block| stage.check_block(block))
     }
 
@@ -418,11 +426,11 @@ impl Finisher<'_> {
 }
 
 /// Whatever is read of the stage next comes from the medium, if it is there already.
-pub(super) fn forget_stage(folder: &dyn Folder) -> Result<()> {
-    let opened = folder.open(STAGE_NAME);
-    match opened.map_err(|e| Error::io(e, "open stage"))? {
-        Some(_) => Ok(()),
-        None => {
+pub(super) fn forget_stage(folder: &dyn Folder, from: u64) -> Result<()> {
+    let is_there = folder.forget(STAGE_NAME, from);
+    match is_there.map_err(|e| Error::io(e, "open stage"))? {
+        true => Ok(()),
+        false => {
             let message = "the stage is gone; nothing was written to the target";
             Err(Error::new(ErrorKind::Damaged, message))
         }

@@ -9,7 +9,7 @@ use crate::disk::{Layers, NewFile, Target, TargetAccess};
 use crate::error::Result;
 use crate::hash::Digest;
 use crate::state::{Barriers, Container, Folder, Journal, remove_needless};
-use crate::sync::Session;
+use crate::sync::{Session, Until};
 
 /// See the module's head.
 #[derive(Debug)]
@@ -51,7 +51,8 @@ impl Holder {
         remove_needless(folder)
     }
 
-    /// From `staging` to the end: the new disk is closed, proven, and has `new_root`.
+    /// From `staging`, as far as the session goes: the new disk is closed, proven, and has
+    /// `new_root`.
     pub(super) fn commit(
         &self,
         context: &Context<'_>,
@@ -59,14 +60,26 @@ impl Holder {
         old: Option<&dyn TargetAccess>,
         new_root: Option<Digest>,
     ) -> Result<()> {
+        let until = context.session.options.until;
         match self {
-            Self::NewFile(file) => context
-                .exchange(file.as_ref())
-                .commit(journal, old, new_root),
+            // Its bytes are durable and read back.
+            _ if until == Until::Staged => Ok(()),
+            Self::NewFile(file) => {
+                let exchange = context.exchange(file.as_ref());
+                exchange.seal(journal, old, new_root)?;
+                match until {
+                    Until::End => exchange.go_on(journal),
+                    Until::Sealed | Until::Staged => Ok(()),
+                }
+            }
             Self::Child(layers) => {
                 let old = old.expect("a child stands on a target");
                 let merging = context.merging(layers.as_ref());
-                merging.commit(journal, old, new_root).map(drop)
+                merging.seal(journal, old, new_root)?;
+                match until {
+                    Until::End => merging.go_on(journal, old).map(drop),
+                    Until::Sealed | Until::Staged => Ok(()),
+                }
             }
         }
     }

@@ -113,14 +113,14 @@ pub(crate) fn drop_child(folder: &dyn Folder, mut journal: Journal) -> Result<bo
 }
 
 impl Merging<'_> {
-    /// From `staging`: the child is closed, proven, and has `new_root`.
-    pub(super) fn commit(
+    /// From `staging` to `staged`: the child is closed, proven, and has `new_root`.
+    pub(super) fn seal(
         &self,
         journal: &mut Journal,
         old: &dyn TargetAccess,
         new_root: Option<Digest>,
-    ) -> Result<Outcome> {
-        let layered = self.seal(journal.begun().has_undo, new_root)?;
+    ) -> Result<()> {
+        let layered = self.describe(journal.begun().has_undo, new_root)?;
         self.barriers
             .pass(Barrier::LayerNames, || self.folder.sync())
             .map_err(|e| Error::io(e, "flush directory"))?;
@@ -130,12 +130,11 @@ impl Merging<'_> {
             layered: Some(layered),
             ..Entry::of(Word::Staged)
         };
-        journal.append(staged, Barrier::Sealed)?;
-        self.go_on(journal, old)
+        journal.append(staged, Barrier::Sealed)
     }
 
     /// Saves what the target has, if that is wanted, and says what all of it is.
-    fn seal(&self, has_undo: bool, new_root: Option<Digest>) -> Result<Layered> {
+    fn describe(&self, has_undo: bool, new_root: Option<Digest>) -> Result<Layered> {
         let below = self.layers.chain()?;
         let target = open_chain(&below, false)?;
         let old = target.data_write_guid().to_string();

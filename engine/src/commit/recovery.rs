@@ -16,7 +16,7 @@ use crate::state::{
     Barrier, Barriers, Begun, Container, Entry, FileMark, Folder, Journal, STAGE_NAME, Word,
     remove_needless,
 };
-use crate::sync::{Session, SessionOptions};
+use crate::sync::{Session, SessionOptions, Until};
 use crate::units::BlockSize;
 
 /// How the target of a job is found again.
@@ -377,6 +377,7 @@ pub(super) fn session_of(begun: &Begun) -> Result<Session> {
         apply: Apply::Stage,
         container: None,
         goes_on: false,
+        until: Until::End,
         source_mark: 0,
         target_root: None,
     };

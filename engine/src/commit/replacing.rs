@@ -16,7 +16,7 @@ use crate::schedule::{Mutex, MutexGuard};
 use crate::state::{
     Barrier, Barriers, Begun, Container, Entry, Folder, Journal, STAGE_NAME, Word, remove_needless,
 };
-use crate::sync::Session;
+use crate::sync::{Session, Until};
 use crate::system::MediumAccess;
 use crate::units::ByteOffset;
 
@@ -242,7 +242,8 @@ impl Replacing {
         Ok(begun)
     }
 
-    /// Puts the new disk, which is proven and closed and has `new_root`, in the target's place.
+    /// Puts the new disk, which is proven and closed and has `new_root`, in the target's place, or
+    /// goes as far towards that as the session does.
     /// Before COMMIT an error or a cancel leaves the target as it was. What kept the new disk;
     /// `None` where nothing differed.
     ///
@@ -250,7 +251,13 @@ impl Replacing {
     /// `Refused` when the target was changed meanwhile, `Io`, `Cancelled`.
     pub fn commit(&self, new_root: Option<Digest>, abort: &Abort) -> Result<Option<Container>> {
         let old = self.old.as_deref();
-        match (self.running(), old) {
+        let until = self.session.options.until;
+        let running = match until {
+            // A seal says that nothing differs, too: somebody goes on from it.
+            Until::Sealed => Some(self.begin()?),
+            Until::End | Until::Staged => self.running(),
+        };
+        match (running, old) {
             (Some(job), _) => {
                 let context = self.context(abort);
                 self.holder
@@ -261,6 +268,7 @@ impl Replacing {
                 *self.facts_after() = Some(facts.flatten());
                 Ok(Some(self.opening.begun().container))
             }
+            (None, Some(_)) if until == Until::Staged => Ok(None),
             (None, Some(old)) => {
                 let finisher = Finisher {
                     folder: self.folder.as_ref(),

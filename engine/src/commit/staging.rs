@@ -18,7 +18,7 @@ use crate::state::{
     Barrier, Barriers, Begun, Entry, Folder, Journal, STAGE_NAME, STAGE_NEW_NAME, Word,
     remove_needless,
 };
-use crate::sync::{Session, Task};
+use crate::sync::{Session, Task, Until};
 use crate::tree::Leaf;
 use crate::units::{BlockIndex, ByteOffset, Geometry, range_len};
 
@@ -402,11 +402,12 @@ impl Staging {
             return Ok(());
         }
         let durable = job.stage.durable();
-        forget_stage(self.folder.as_ref())?;
+        forget_stage(self.folder.as_ref(), job.stage.checked_len())?;
         job.stage.check_durable(durable)
     }
 
-    /// Makes the target what was staged; `new_root` is the root that it has then. Before COMMIT an
+    /// Makes the target what was staged, or goes as far towards it as the session does; `new_root` is
+    /// the root that it has then. Before COMMIT an
     /// error or a cancel leaves the target as it was; after it the link may break, as nobody is
     /// needed any more.
     ///
@@ -420,8 +421,15 @@ impl Staging {
             session: &self.session,
             abort,
         };
-        let outcome = match self.running() {
+        let until = self.session.options.until;
+        let running = match until {
+            // A seal says that nothing differs, too: somebody goes on from it.
+            Until::Sealed => Some(self.begin()?),
+            Until::End | Until::Staged => self.running(),
+        };
+        let outcome = match running {
             Some(job) => finisher.commit(self.access.as_ref(), &job, new_root),
+            None if until == Until::Staged => Ok(Outcome::default()),
             None => {
                 let mut left = self.opening.left_mixed();
                 let outcome = finisher.tidy(self.access.as_ref(), left.as_mut())?;

@@ -25,7 +25,7 @@ use crate::identity::Refusal;
 use crate::map::{Audit, MapStore, MapWish};
 use crate::plan::{Objective, Strategy};
 use crate::report::{Outcome, Report};
-use crate::sync::{SessionOptions, SideMap, source_mark};
+use crate::sync::{SessionOptions, SideMap, Until, source_mark};
 use crate::units::BlockSize;
 
 /// Whether payload is compressed.
@@ -79,6 +79,8 @@ pub struct SyncRequest {
     pub downtime_budget: Option<Duration>,
     /// Seed of the sample; `None`: one that nobody knows before.
     pub seed: Option<u64>,
+    /// How far a local target goes; an agent's goes to the end.
+    pub until: Until,
 }
 
 impl SyncRequest {
@@ -103,6 +105,7 @@ impl SyncRequest {
             objective: Objective::Downtime,
             downtime_budget: None,
             seed: None,
+            until: Until::End,
         }
     }
 
@@ -153,6 +156,28 @@ pub fn sync(request: &SyncRequest, observer: &dyn Observer, cancel: &CancelToken
     observed(&mut report, observer, |report, started| {
         run_sync(request, report, observer, cancel, started)
     })
+}
+
+/// The same for callers that go by the error.
+///
+/// # Errors
+/// Whatever ended it.
+pub(crate) fn try_sync(
+    request: &SyncRequest,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<Report> {
+    let mut report = new_report(
+        "sync",
+        &request.source,
+        &request.target,
+        request.hash,
+        request.block_size,
+    );
+    let started = Instant::now();
+    run_sync(request, &mut report, observer, cancel, started)?;
+    report.seconds.total = started.elapsed().as_secs_f64();
+    Ok(report)
 }
 
 /// Compares the contents of two disks by reading both.
@@ -279,15 +304,18 @@ impl Job<'_> {
         report.seconds.plan = self.started.elapsed().as_secs_f64();
         let is_known_equal =
             are_both_mapped && source_map.root == target_map.root && target_map.is_settled;
-        if plan.task == Task::Delta && !opened.is_partial && is_known_equal {
+        // A seal has to be there, even where nothing differs.
+        let leaves_nothing = request.until != Until::Sealed;
+        if plan.task == Task::Delta && !opened.is_partial && is_known_equal && leaves_nothing {
             let wire = leave(opened.source, opened.target);
             tell_vouched(report, (&opened.standings.0, &opened.standings.1), wire);
         } else {
             self.copy(opened, plan.task, report)?;
         }
-        report.outcome = match request.verify {
-            VerifyLevel::Off => Outcome::Unverified,
-            _ => Outcome::Done,
+        report.outcome = match (request.until, request.verify) {
+            (Until::Sealed | Until::Staged, _) => Outcome::Staged,
+            (Until::End, VerifyLevel::Off) => Outcome::Unverified,
+            (Until::End, _) => Outcome::Done,
         };
         Ok(())
     }
@@ -364,6 +392,7 @@ impl Job<'_> {
             apply: request.apply,
             container: request.container,
             goes_on,
+            until: request.until,
             source_mark: source_mark(&source.info().identity),
             target_root: is_by_tree.then_some(target_map.root).flatten(),
         };
@@ -438,6 +467,7 @@ fn run_verify(
         apply: wire::Apply::InPlace,
         container: None,
         goes_on: false,
+        until: Until::End,
         source_mark: 0,
         target_root: None,
     };
@@ -691,6 +721,7 @@ mod tests {
             apply: wire::Apply::InPlace,
             container: None,
             goes_on: false,
+            until: Until::End,
             source_mark: 0,
             target_root: None,
         }

@@ -28,10 +28,11 @@ pub use merge::{MergeReport, merge};
 pub use planning::plan;
 pub(crate) use recovery::refuse_mixed_source;
 pub use recovery::{RecoveryReport, accept, recover, roll_back};
+pub(crate) use recovery::{Standing, standing};
 
 pub use connection::LinkOptions;
 pub(crate) use connection::{SOFTWARE, in_one, in_shape};
-pub(crate) use copy::new_disk;
+pub(crate) use copy::{new_disk, try_sync};
 pub use maps::SideMapReport;
 pub(crate) use maps::{MapUse, source_map};
 pub(crate) use measuring::Measured;

@@ -15,8 +15,8 @@ use crate::disk::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::state::{
-    Barriers, Begun, Container, HostFolder, Journal, Word, lock_state, peek, refuse_elsewhere,
-    state_directory,
+    Barriers, Begun, Container, HostFolder, Journal, STAGE_NAME, Word, lock_state, peek,
+    refuse_elsewhere, state_directory,
 };
 use crate::system::{Access, HostFile};
 
@@ -168,6 +168,42 @@ pub(crate) fn refuse_mixed_source(path: &Path) -> Result<()> {
             Err(Error::new(ErrorKind::Refused, message).path(path))
         }
     }
+}
+
+/// What the state of a target says of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Standing {
+    /// In a word.
+    pub(crate) word: Word,
+    /// Root of the new disk in hexadecimal, once it was sealed and where it was hashed.
+    pub(crate) new_root: Option<String>,
+    /// Bytes of a stage that waits to be applied.
+    pub(crate) logged: u64,
+}
+
+/// What is known of the last job on `target`; `None`: of none.
+///
+/// # Errors
+/// `Damaged`, `Io`.
+pub(crate) fn standing(target: &Path, state: Option<&Path>) -> Result<Option<Standing>> {
+    let directory = state_directory(target, state)?;
+    let Some(journal) = peek(&directory)? else {
+        return Ok(None);
+    };
+    let sealed = journal.sealed().and_then(|it| it.new_root.clone());
+    let made = journal.made().and_then(|it| it.new_root.clone());
+    let layered = journal.layered().and_then(|it| it.new_root.clone());
+    let is_logged = journal.begun().container == Container::Log
+        && matches!(journal.word(), Word::Staging | Word::Staged);
+    let logged = match is_logged {
+        true => std::fs::metadata(directory.join(STAGE_NAME)).map_or(0, |found| found.len()),
+        false => 0,
+    };
+    Ok(Some(Standing {
+        word: journal.word(),
+        new_root: sealed.or(made).or(layered),
+        logged,
+    }))
 }
 
 fn with_job(

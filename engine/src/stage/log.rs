@@ -361,6 +361,13 @@ impl StageLog {
         self.inner().durable
     }
 
+    /// Bytes from the start of the stage that [`StageLog::check_durable`] has read: what is in
+    /// memory of them came from the medium.
+    pub(crate) fn checked_len(&self) -> u64 {
+        let checked = self.inner().checked.clone();
+        if checked.start == 0 { checked.end } else { 0 }
+    }
+
     /// Reads the records once more that lie before `durable` and were not read so before, and holds
     /// them against their sums: beside the comparison, so that only the last window is left to do
     /// before SEAL. The caller has seen to it that they come from the medium: what is durable only

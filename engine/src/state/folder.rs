@@ -23,6 +23,13 @@ pub trait Folder: Send + Sync + Debug {
     /// Those of the system.
     fn open(&self, name: &str) -> io::Result<Option<Arc<dyn FileAt>>>;
 
+    /// Of the file of that name, what the system has in memory from byte `from` on and on the medium
+    /// as well is read from the medium from here on. Whether there is such a file.
+    ///
+    /// # Errors
+    /// Those of the system.
+    fn forget(&self, name: &str, from: u64) -> io::Result<bool>;
+
     /// Makes an empty file of that name, and empties one that is there.
     ///
     /// # Errors
@@ -150,8 +157,15 @@ impl Folder for HostFolder {
         let file = found(private(&self.path.join(name), |_| {}))?;
         // After a failed flush the cache can hold what the medium does not, and the next flush
         // would not write it.
-        file.iter().for_each(system::forget_cache);
+        file.iter().for_each(|file| system::forget_cache(file, 0));
         Ok(file.map(|file| -> Arc<dyn FileAt> { Arc::new(file) }))
+    }
+
+    fn forget(&self, name: &str, from: u64) -> io::Result<bool> {
+        let file = found(private(&self.path.join(name), |_| {}))?;
+        file.iter()
+            .for_each(|file| system::forget_cache(file, from));
+        Ok(file.is_some())
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn FileAt>> {

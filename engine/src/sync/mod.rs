@@ -40,7 +40,7 @@ pub(crate) use pack::unpack;
 pub(crate) use role::watch;
 pub(crate) use session::scan_threads;
 pub use session::{
-    Phase, Session, SessionLink, SessionOptions, SessionProgress, SideMap, Task, source_mark,
+    Phase, Session, SessionLink, SessionOptions, SessionProgress, SideMap, Task, Until, source_mark,
 };
 pub use source_role::run_source;
 pub use target_role::{Changes, Finish, InPlaceChanges, Peer, run_target};

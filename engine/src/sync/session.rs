@@ -63,6 +63,18 @@ impl SessionLink {
     }
 }
 
+/// How far a target goes by itself once the roots agree. Its own matter: no peer asks for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Until {
+    /// To the new disk, which is accepted or kept for an undo as [`SessionOptions::apply`] says.
+    #[default]
+    End,
+    /// To `staged`: nobody else is needed, and a recovery goes on from there.
+    Sealed,
+    /// What differs is durable and still `staging`: another session goes on from there.
+    Staged,
+}
+
 /// How a session is run.
 #[derive(Clone, Copy, Debug)]
 pub struct SessionOptions {
@@ -84,6 +96,8 @@ pub struct SessionOptions {
     pub container: Option<wire::Container>,
     /// The comparison is with what a full copy that was cut off has left.
     pub goes_on: bool,
+    /// How far the target goes.
+    pub until: Until,
     /// Tells the source in its present state from any other; see [`source_mark`].
     pub source_mark: u64,
     /// Root of the target's map, when both sides have one that is believed: what differs is found
@@ -171,6 +185,8 @@ impl Session {
             && options.hash == HashKind::Blake3
             && options.task != Task::Compare
             && options.verify != wire::VerifyLevel::Off
+            // Until then a target is not what its leaves say.
+            && options.until == Until::End
     }
 
     /// What stands for reads of this side's disk, in a comparison.

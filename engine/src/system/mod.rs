@@ -93,6 +93,13 @@ pub(crate) fn is_device(path: &std::path::Path) -> bool {
         .is_ok_and(|metadata| platform::is_block_device(&metadata))
 }
 
+/// Bytes that the file system has left where `path` is, or is to be; `None` where it does not say.
+pub(crate) fn free_beside(path: &std::path::Path) -> Option<u64> {
+    let folder = path.parent().filter(|it| !it.as_os_str().is_empty());
+    let folder = std::fs::File::open(folder.unwrap_or(std::path::Path::new("."))).ok()?;
+    platform::room(&folder).ok()?
+}
+
 /// What tells this boot of this host from all others; `None` where the system does not say.
 pub(crate) fn boot_id() -> Option<String> {
     platform::boot_id()
@@ -103,9 +110,10 @@ pub(crate) fn may_be_running(pid: u32) -> bool {
     platform::may_be_running(pid)
 }
 
-/// Asks the system to read from the medium again what it has of `file` in memory.
-pub(crate) fn forget_cache(file: &std::fs::File) {
-    platform::drop_cache(file, 0, 0);
+/// Asks the system to read from the medium again what it has of `file` in memory, from that byte
+/// on.
+pub(crate) fn forget_cache(file: &std::fs::File, from: u64) {
+    platform::drop_cache(file, from, 0);
 }
 
 #[cfg(test)]

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use failback_engine::disk::{DiskInfo, Extent, MemoryDisk, Source, Target};
 use failback_engine::hash::HashKind;
 use failback_engine::sync::{
-    Changes, InPlaceChanges, Session, SessionLink, SessionOptions, Task, run_source, run_target,
+    Changes, InPlaceChanges, Session, SessionLink, SessionOptions, Task, Until, run_source,
+    run_target,
 };
 use failback_engine::system::MediumAccess;
 use failback_engine::transport::link::{IDLE_LIMIT, Link, loopback};
@@ -35,6 +36,7 @@ pub(crate) fn delta() -> SessionOptions {
         apply: Apply::InPlace,
         container: None,
         goes_on: false,
+        until: Until::End,
         source_mark: 0,
         target_root: None,
     }

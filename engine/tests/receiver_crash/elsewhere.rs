@@ -23,6 +23,10 @@ fn beside(name: &str) -> String {
 }
 
 impl Folder for DefaultPlace {
+    fn forget(&self, name: &str, _from: u64) -> io::Result<bool> {
+        Ok(Folder::open(self, name)?.is_some())
+    }
+
     fn open(&self, name: &str) -> io::Result<Option<Arc<dyn FileAt>>> {
         self.0.open(&beside(name))
     }
@@ -65,6 +69,10 @@ impl KeptElsewhere {
 }
 
 impl Folder for KeptElsewhere {
+    fn forget(&self, name: &str, _from: u64) -> io::Result<bool> {
+        Ok(Folder::open(self, name)?.is_some())
+    }
+
     fn open(&self, name: &str) -> io::Result<Option<Arc<dyn FileAt>>> {
         self.world.open(name)
     }

@@ -7,7 +7,7 @@ use failback_engine::disk::MemoryDisk;
 use failback_engine::hash::HashKind;
 use failback_engine::state::{Barriers, Begun, Container, Folder, Journal, Word};
 use failback_engine::sync::{
-    Changes, Session, SessionLink, SessionOptions, Task, run_source, run_target,
+    Changes, Session, SessionLink, SessionOptions, Task, Until, run_source, run_target,
 };
 use failback_engine::transport::link::{IDLE_LIMIT, Link, loopback};
 use failback_engine::transport::{Apply, Compress, SourceEnd, TargetResult, VerifyLevel, split};
@@ -121,6 +121,7 @@ pub(crate) fn options(task: Task, apply: Apply) -> SessionOptions {
         apply,
         container: None,
         goes_on: false,
+        until: Until::End,
         source_mark: 1,
         target_root: None,
     }

@@ -477,6 +477,10 @@ impl FileAt for WorldFile {
 }
 
 impl Folder for World {
+    fn forget(&self, name: &str, _from: u64) -> io::Result<bool> {
+        Ok(Folder::open(self, name)?.is_some())
+    }
+
     fn open(&self, name: &str) -> io::Result<Option<Arc<dyn FileAt>>> {
         let found = self.number_of(name);
         found.into_iter().for_each(|file| self.rot(name, file));

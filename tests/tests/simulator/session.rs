@@ -9,8 +9,8 @@ use failback_engine::hash::HashKind;
 use failback_engine::schedule::{Dice, scope, sleep};
 use failback_engine::state::{Barrier, Barriers, Begun, Container, Entry, Journal, Word};
 use failback_engine::sync::{
-    Changes, InPlaceChanges, Session, SessionLink, SessionOptions, Task, run_source, run_target,
-    source_mark,
+    Changes, InPlaceChanges, Session, SessionLink, SessionOptions, Task, Until, run_source,
+    run_target, source_mark,
 };
 use failback_engine::transport::link::{IDLE_LIMIT, Link};
 use failback_engine::transport::{Apply, Compress, SourceEnd, TargetResult, VerifyLevel, split};
@@ -152,6 +152,7 @@ impl Place {
             apply: manner.apply,
             container: None,
             goes_on: false,
+            until: Until::End,
             source_mark: mark,
             target_root: None,
         };

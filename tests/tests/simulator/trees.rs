@@ -9,7 +9,7 @@ use failback_engine::hash::{HashKind, Hasher, is_zero};
 use failback_engine::map::{MapBuilder, MapFile, MapKey, MapWriter, Noted, TrustedMap};
 use failback_engine::schedule::{Dice, scope, simulate};
 use failback_engine::sync::{
-    Changes, InPlaceChanges, Session, SessionOptions, SideMap, Task, run_source, run_target,
+    Changes, InPlaceChanges, Session, SessionOptions, SideMap, Task, Until, run_source, run_target,
 };
 use failback_engine::transport::{Apply, Compress, VerifyLevel};
 use failback_engine::tree::Leaf;
@@ -71,6 +71,7 @@ fn session(seed: u64, dir: &Path) {
         apply: Apply::InPlace,
         container: None,
         goes_on: false,
+        until: Until::End,
         source_mark: 0,
         target_root: Some(theirs.map.root()),
     };

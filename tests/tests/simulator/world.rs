@@ -494,6 +494,10 @@ impl FileAt for HostFile {
 }
 
 impl Folder for Host {
+    fn forget(&self, name: &str, _from: u64) -> io::Result<bool> {
+        Ok(Folder::open(self, name)?.is_some())
+    }
+
     fn open(&self, name: &str) -> io::Result<Option<Arc<dyn FileAt>>> {
         let mut inner = self.inner();
         inner.check_alive()?;
