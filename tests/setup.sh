@@ -53,24 +53,66 @@ while read -r name package; do
     is_there "$name" || missing+=("$package")
 done <<<"$needs"
 
-if [ ${#missing[@]} -gt 0 ]; then
+# Finds out how to become root, or says what somebody else has to install.
+as_root=()
+find_root() {
     command -v apt-get >/dev/null 2>&1 ||
-        fail "no apt-get here (Debian 12 is expected); install yourself: ${missing[*]}"
-    as_root=()
-    if [ "$(id -u)" -ne 0 ]; then
-        sudo -n true 2>/dev/null || fail "not root, and no sudo; install yourself: ${missing[*]}"
-        as_root=(sudo -n)
-    fi
+        fail "no apt-get here (Debian 12 is expected); install yourself: $*"
+    [ "$(id -u)" -eq 0 ] && return
+    sudo -n true 2>/dev/null || fail "not root, and no sudo; install yourself: $*"
+    as_root=(sudo -n)
+}
+
+export DEBIAN_FRONTEND=noninteractive
+# `--no-remove`: rather fail than replace a program that is in use on this machine.
+install=(install -y -q --no-install-recommends --no-remove)
+
+if [ ${#missing[@]} -gt 0 ]; then
+    find_root "${missing[@]}"
     echo "tests/setup.sh: installing ${missing[*]}"
-    export DEBIAN_FRONTEND=noninteractive
     log=$(mktemp)
     trap 'rm -f "$log"' EXIT
-    # `--no-remove`: rather fail than replace a program that is in use on this machine.
     if ! { "${as_root[@]}" apt-get update -q &&
-        "${as_root[@]}" apt-get install -y -q --no-install-recommends --no-remove \
-            "${missing[@]}"; } >"$log" 2>&1 </dev/null; then
+        "${as_root[@]}" apt-get "${install[@]}" "${missing[@]}"; } >"$log" 2>&1 </dev/null; then
         cat "$log" >&2
         fail "apt-get could not install ${missing[*]}"
+    fi
+fi
+
+# The machine emulator comes in the version of qemu-utils: of another one it would replace that. Where
+# Debian's own release has an older one than this machine (qemu-utils from backports), backports are
+# named in a configuration for this one call; that of the machine stays as it is.
+install_machine() {
+    "${as_root[@]}" apt-get update -q
+    "${as_root[@]}" apt-get "${install[@]}" qemu-system-x86 && return
+    local dir=$1 uri release key
+    read -r uri release < <(apt-get indextargets --format '$(REPO_URI) $(CODENAME)' \
+        'Created-By: Packages' 'Origin: Debian' | awk '$2 ~ /^[a-z]+$/ { print; exit }')
+    key=$(find /usr/share/keyrings -name 'debian-archive-keyring.*g' | sort | head -n 1)
+    mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial" "$dir/parts"
+    find /etc/apt -maxdepth 2 \( -name sources.list -o -path '*/sources.list.d/debian*' \) \
+        -exec cp {} "$dir/parts/" \;
+    echo "deb [signed-by=$key] $uri $release-backports main" >"$dir/parts/backports.list"
+    cat >"$dir/apt.conf" <<END
+Dir::State::lists "$dir/lists";
+Dir::Cache "$dir/cache";
+Dir::Etc::sourcelist "-";
+Dir::Etc::sourceparts "$dir/parts";
+END
+    chmod -R a+rX "$dir"
+    "${as_root[@]}" apt-get -c "$dir/apt.conf" update -q
+    "${as_root[@]}" apt-get -c "$dir/apt.conf" "${install[@]}" -t "$release-backports" \
+        qemu-system-x86 qemu-utils
+}
+
+if ! is_there qemu-system-x86_64; then
+    find_root qemu-system-x86
+    echo "tests/setup.sh: installing qemu-system-x86"
+    scratch=$(mktemp -d)
+    trap 'rm -f "${log:-}"; "${as_root[@]}" rm -rf "$scratch"' EXIT
+    if ! install_machine "$scratch" >"$scratch/log" 2>&1 </dev/null; then
+        cat "$scratch/log" >&2
+        fail "apt-get could not install qemu-system-x86"
     fi
 fi
 

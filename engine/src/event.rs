@@ -56,6 +56,20 @@ pub enum Event {
         #[serde(skip_serializing_if = "Option::is_none")]
         error: Option<String>,
     },
+    /// A command of the operator ran for a step of a job.
+    HookRan {
+        /// Which one: `power`, `start`.
+        hook: String,
+        /// The step that it ran for.
+        step: String,
+        /// From its start to its end.
+        seconds: f64,
+        /// `exit 0`, `exit N`, `signal N`, `timeout`, `cancelled`, or `not started: ` and why.
+        outcome: String,
+        /// The last 4 KiB of what it said, stdout and stderr as they came; control characters
+        /// escaped but for the ends of lines.
+        output: String,
+    },
     /// An agent began to serve a peer.
     SessionStarted {
         /// The peer.

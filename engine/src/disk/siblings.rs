@@ -11,6 +11,7 @@ use failback_vhdx::{Description, Image};
 
 use super::Format;
 use crate::error::{Error, ErrorKind, Remedy, Result, one_line};
+use crate::snapshot::is_clone_name;
 use crate::system::{Access, HostFile};
 
 /// Images of a directory that are looked at.
@@ -50,7 +51,7 @@ pub(crate) struct Children {
 }
 
 /// The regular `*.vhdx` and `*.avhdx` files in the directory of `file` that name it as their
-/// parent, by GUID or by name, but for those `allowed`. Only headers, a log in use and metadata are
+/// parent, by GUID or by name, but for those `allowed` and this program's snapshots. Only headers, a log in use and metadata are
 /// read, no link is followed.
 ///
 /// # Errors
@@ -79,7 +80,9 @@ pub(crate) fn find_children(
     };
     let images = listed.flatten().filter(|entry| {
         let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
-        is_file && Format::of_suffix(&entry.path()) == Some(Format::Vhdx)
+        // A snapshot of a child names the same parent; it is the child that a write would break.
+        let is_image = is_file && !is_clone_name(&entry.file_name());
+        is_image && Format::of_suffix(&entry.path()) == Some(Format::Vhdx)
     });
     for (count, entry) in images.enumerate() {
         if count >= SIBLINGS_MAX {

@@ -3,6 +3,7 @@
 
 #[cfg(unix)]
 mod device_name;
+mod extents;
 mod host_file;
 mod own_file;
 mod past_cache;
@@ -17,12 +18,13 @@ use unix as platform;
 #[cfg(windows)]
 use windows as platform;
 
+pub(crate) use extents::{FilePlace, FileRun};
 pub use host_file::{Access, FileStamp, HostFile, MediumAccess};
 pub(crate) use own_file::map_own_file;
 pub(crate) use past_cache::PastCache;
 pub(crate) use replace::{
-    clone_bytes, exchange, give_name, is_mount_point, make_file, may_clone, open_made_file,
-    probe_beside, remove_file, try_clone, try_exchange,
+    clone_bytes, exchange, give_name, is_mount_point, is_no_clone, make_file, make_private_clone,
+    may_clone, open_made_file, probe_beside, remove_file, try_clone, try_exchange,
 };
 
 /// Flushes the directory that holds `path`, so that a new or renamed entry survives a power cut.

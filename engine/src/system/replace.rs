@@ -63,6 +63,23 @@ pub(crate) fn clone_bytes(from: &HostFile, to: &HostFile) -> io::Result<()> {
     platform::clone_file(from.as_file(), to.as_file())
 }
 
+/// Makes a new file at `place`, for its owner alone, that shares all bytes of `from`, which may be
+/// in use.
+///
+/// # Errors
+/// The system's error; see [`is_no_clone`].
+pub(crate) fn make_private_clone(from: &HostFile, place: &Path) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true);
+    platform::keep_private(&mut options);
+    platform::clone_file(from.as_file(), &options.open(place)?)
+}
+
+/// Whether an error of cloning says that files cannot be cloned there.
+pub(crate) fn is_no_clone(error: &io::Error) -> bool {
+    platform::is_no_clone(error)
+}
+
 /// A second name for trying, next to a first.
 pub(crate) fn probe_beside(place: &Path) -> PathBuf {
     let mut probe = place.as_os_str().to_owned();

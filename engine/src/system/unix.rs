@@ -175,6 +175,21 @@ pub(super) fn clone_file(from: &File, to: &File) -> io::Result<()> {
     Ok(rustix::fs::ioctl_ficlone(to, from)?)
 }
 
+/// Whether an error of [`clone_file`] says that there are no clones: not of such files, or not on
+/// such file systems.
+pub(super) fn is_no_clone(error: &io::Error) -> bool {
+    let no_clone = [
+        libc::EOPNOTSUPP,
+        libc::ENOTTY,
+        libc::EINVAL,
+        libc::EXDEV,
+        libc::ENOSYS,
+    ];
+    error
+        .raw_os_error()
+        .is_some_and(|code| no_clone.contains(&code))
+}
+
 /// Whether files there are of a kind of file system that has clones. Some of them were made
 /// without.
 pub(super) fn may_clone(path: &Path) -> bool {

@@ -136,6 +136,11 @@ pub(super) fn clone_file(_from: &File, _to: &File) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
+/// Whether an error of [`clone_file`] says that there are no clones.
+pub(super) fn is_no_clone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::Unsupported
+}
+
 pub(super) fn may_clone(_path: &Path) -> bool {
     false
 }
