@@ -13,6 +13,7 @@ use failback_engine::operation::{CompressChoice, Strategy};
 use failback_engine::transport::{Apply, Container, VerifyLevel};
 use failback_engine::units::BlockSize;
 
+use crate::job_args::JobCommand;
 use crate::link_args::LinkArgs;
 use crate::plan_args::PlanningArgs;
 use crate::size;
@@ -90,6 +91,9 @@ pub(crate) enum Command {
     Rollback(RecoveryArgs),
     /// Accept the result of a sync with --keep-undo: what an undo needs goes
     Commit(RecoveryArgs),
+    /// Bring a whole machine home: presync, stop, copy the rest, start, accept or undo
+    #[command(subcommand)]
+    Job(JobCommand),
     /// Run the agent: serve granted images to peers until interrupted
     Serve(ServeArgs),
 }
@@ -569,7 +573,7 @@ pub(crate) fn explain(error: &clap::Error) -> ExitCode {
         ClapKind::DisplayHelpOnMissingArgumentOrSubcommand | ClapKind::MissingSubcommand => {
             crate::output::complain(
                 "a command is missing: info, check, create, map, plan, sync, merge, verify, \
-                 recover, rollback, commit, serve; see --help",
+                 recover, rollback, commit, job, serve; see --help",
             );
             ExitCode::from(crate::output::EXIT_USAGE)
         }

@@ -15,6 +15,7 @@ use crate::args::{
     CheckArgs, Command, CreateArgs, InfoArgs, Kind, MapArgs, MergeArgs, RecoveryArgs, ServeArgs,
     SyncArgs, VerifyArgs,
 };
+use crate::job_command;
 use crate::output;
 use crate::size;
 use crate::watch::{Watchers, cancel_on_signals};
@@ -44,6 +45,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<u8> {
             let state = args.state.state_dir.as_deref();
             recovered(&args, operation::accept(&args.target, state))
         }
+        Command::Job(command) => job_command::run(&command),
         Command::Serve(args) => serve(&args),
     }
 }

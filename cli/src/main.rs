@@ -6,6 +6,9 @@
 
 mod args;
 mod command;
+mod job_args;
+mod job_command;
+mod job_output;
 mod link_args;
 mod output;
 mod plan_args;

@@ -42,6 +42,11 @@ fn code_of(kind: ErrorKind) -> u8 {
     }
 }
 
+/// The same by the name that reports give it.
+pub(crate) fn code_of_name(name: &str) -> u8 {
+    code_of(ErrorKind::of_name(name))
+}
+
 /// Prints an error that nobody has printed yet, and turns the result into an exit code.
 pub(crate) fn exit_of(result: anyhow::Result<u8>) -> ExitCode {
     match result {

@@ -91,6 +91,13 @@ impl ErrorKind {
         }
     }
 
+    /// The kind of that name; a name of a newer release is some failure of the system.
+    #[must_use]
+    pub fn of_name(name: &str) -> Self {
+        let known = Self::ALL.into_iter().find(|kind| kind.name() == name);
+        known.unwrap_or(Self::Io)
+    }
+
     /// The kind of a failed operation of the system.
     pub(crate) fn of_io(source: &io::Error) -> Self {
         match source.kind() {

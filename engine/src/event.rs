@@ -70,6 +70,47 @@ pub enum Event {
         /// escaped but for the ends of lines.
         output: String,
     },
+    /// A failback job went on to another phase.
+    JobPhase {
+        /// The job.
+        job: String,
+        /// The phase.
+        phase: &'static str,
+        /// It failed there, and waits.
+        suspended: bool,
+    },
+    /// Downtime to be expected if a job were completed now.
+    DowntimePredicted {
+        /// The job.
+        job: String,
+        /// The pass that it was learned from.
+        pass: u32,
+        /// Seconds.
+        seconds: f64,
+    },
+    /// A job makes no further pass at once.
+    PassesSettled {
+        /// The job.
+        job: String,
+        /// `within_budget`, `not_shrinking`, `enough_passes`.
+        reason: &'static str,
+    },
+    /// The target of a job was started.
+    Downtime {
+        /// The job.
+        job: String,
+        /// Seconds since the source was asked to stop.
+        seconds: f64,
+        /// As it was expected before.
+        predicted: Option<f64>,
+    },
+    /// Something happened to one of several disks that move at the same time.
+    OfDisk {
+        /// The disk.
+        disk: String,
+        /// What.
+        of: Box<Event>,
+    },
     /// An agent began to serve a peer.
     SessionStarted {
         /// The peer.

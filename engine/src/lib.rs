@@ -27,6 +27,7 @@ mod event;
 pub mod hash;
 pub mod hook;
 pub mod identity;
+pub mod job;
 pub mod machine;
 pub mod map;
 pub mod operation;

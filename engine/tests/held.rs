@@ -1,6 +1,8 @@
 //! Syncs that stop short of COMMIT: what they leave is gone on with by the next one, or by a
 //! recovery.
 
+#![allow(clippy::unwrap_used, reason = "a test states its expectations by it")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

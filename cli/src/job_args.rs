@@ -1,0 +1,105 @@
+//! The command line of `failback job`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+/// A whole failback of one machine.
+#[derive(Debug, Subcommand)]
+pub(crate) enum JobCommand {
+    /// Begin a job and run it: passes while the source runs, then it waits to be completed. A job
+    /// of that name that is over makes room for it
+    Start(StartArgs),
+    /// Name all jobs, and where each is
+    List(ListArgs),
+    /// Tell how far a job is, and what can be asked of it now
+    Show(JobArgs),
+    /// Say what a job would do, disk by disk, and what that would cost; change nothing
+    Plan(PlanArgs),
+    /// Stop the source, copy the rest, start the target
+    Complete(AskArgs),
+    /// Give a job up before its targets are written: all is as before the job
+    Cancel(AskArgs),
+    /// Accept the target: what an undo needs goes, and the job ends
+    Commit(AskArgs),
+    /// Stop the target, bring the old disks back, start the source
+    Undo(AskArgs),
+    /// Try again what failed, or take up a job whose process is gone
+    Resume(AskArgs),
+    /// Print the whole report of a job
+    Report(JobArgs),
+}
+
+/// Where jobs are kept.
+#[derive(Debug, Args)]
+pub(crate) struct PlaceArgs {
+    /// Where jobs and pairs are kept; default: $XDG_STATE_HOME/failback, of root /var/lib/failback
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WatchArgs {
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Write events as JSON lines to this file (- for stderr)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) events: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StartArgs {
+    /// The job's definition, TOML
+    pub(crate) definition: PathBuf,
+    /// Idempotency key: the same definition with the same key is the same job, however often it is
+    /// started
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) key: Option<String>,
+    /// Return once the job waits to be completed
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+    #[command(flatten)]
+    pub(crate) place: PlaceArgs,
+    #[command(flatten)]
+    pub(crate) watch: WatchArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    #[command(flatten)]
+    pub(crate) place: PlaceArgs,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JobArgs {
+    /// The job
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) place: PlaceArgs,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PlanArgs {
+    /// The job's definition, TOML
+    pub(crate) definition: PathBuf,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AskArgs {
+    /// The job
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) place: PlaceArgs,
+    #[command(flatten)]
+    pub(crate) watch: WatchArgs,
+}

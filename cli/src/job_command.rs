@@ -1,0 +1,151 @@
+//! `failback job`: arguments to a job, one call, output.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use failback_engine::job::{Ask, Job, JobReport, JobSpec, Jobs, Sides, Stay, ask_another, look};
+use failback_engine::{CancelToken, Error, ErrorKind};
+use serde::Serialize;
+
+use crate::job_args::{AskArgs, JobArgs, JobCommand, ListArgs, PlaceArgs, PlanArgs, StartArgs};
+use crate::job_output;
+use crate::output;
+use crate::watch::{Watchers, cancel_on_signals};
+
+pub(crate) fn run(command: &JobCommand) -> anyhow::Result<u8> {
+    match command {
+        JobCommand::Start(args) => start(args),
+        JobCommand::List(args) => list(args),
+        JobCommand::Show(args) => show(args, false),
+        JobCommand::Report(args) => show(args, true),
+        JobCommand::Plan(args) => plan(args),
+        JobCommand::Complete(args) => ask(args, Ask::Complete),
+        JobCommand::Cancel(args) => ask(args, Ask::Cancel),
+        JobCommand::Commit(args) => ask(args, Ask::Commit),
+        JobCommand::Undo(args) => ask(args, Ask::Undo),
+        JobCommand::Resume(args) => ask(args, Ask::Resume),
+    }
+}
+
+fn start(args: &StartArgs) -> anyhow::Result<u8> {
+    let jobs = jobs(&args.place)?;
+    let spec = definition(&args.definition)?;
+    let sides = Sides::of(&spec)?;
+    let watchers = Watchers::new(args.watch.events.as_deref())?;
+    let cancel = cancel_on_signals()?;
+    let job = Job::start(&jobs, spec, args.key.as_deref(), sides)?;
+    let stay = Stay {
+        leaves_waiting: args.no_wait,
+    };
+    run_job(job, stay, (watchers, &cancel), args.watch.json)
+}
+
+fn ask(args: &AskArgs, ask: Ask) -> anyhow::Result<u8> {
+    let jobs = jobs(&args.place)?;
+    let cancel = cancel_on_signals()?;
+    let spec = JobReport::spec_of(&look(&jobs, &args.name)?);
+    let sides = Sides::of(&spec)?;
+    let mut job = match Job::open(&jobs, &args.name, sides) {
+        Err(error) if error.kind() == ErrorKind::InUse => {
+            // The process that runs it does it.
+            let report = ask_another(&jobs, &args.name, ask, &cancel)?;
+            return job_output::job(&report, args.watch.json);
+        }
+        opened => opened?,
+    };
+    // Taking up a job whose process is gone is no more than running it.
+    if ask != Ask::Resume || job.position().is_suspended {
+        job.ask(ask)?;
+    }
+    let watchers = Watchers::new(args.watch.events.as_deref())?;
+    run_job(job, Stay::default(), (watchers, &cancel), args.watch.json)
+}
+
+fn run_job(
+    mut job: Job,
+    stay: Stay,
+    (watchers, cancel): (Watchers, &CancelToken),
+    json: bool,
+) -> anyhow::Result<u8> {
+    let ended = job.run(stay, &watchers, cancel);
+    drop(watchers);
+    ended?;
+    job_output::job(&job.report(), json)
+}
+
+#[derive(Serialize)]
+struct Listed {
+    schema: &'static str,
+    jobs: Vec<JobReport>,
+}
+
+fn list(args: &ListArgs) -> anyhow::Result<u8> {
+    let jobs = jobs(&args.place)?;
+    let mut reports = Vec::new();
+    for name in jobs.names()? {
+        match look(&jobs, &name) {
+            Ok(records) => reports.push(JobReport::of(&records)),
+            // One that cannot be read must not hide the others.
+            Err(error) => output::note(&format!("warning: job `{name}`: {}", error.chain())),
+        }
+    }
+    match args.json {
+        true => output::document(&Listed {
+            schema: "failback.jobs/1",
+            jobs: reports,
+        })?,
+        false => job_output::list(&reports)?,
+    }
+    Ok(0)
+}
+
+fn show(args: &JobArgs, is_whole: bool) -> anyhow::Result<u8> {
+    let report = JobReport::of(&look(&jobs(&args.place)?, &args.name)?);
+    match args.json || is_whole {
+        true => output::document(&report)?,
+        false => job_output::show(&report)?,
+    }
+    Ok(0)
+}
+
+fn plan(args: &PlanArgs) -> anyhow::Result<u8> {
+    let spec = definition(&args.definition)?;
+    let sides = Sides::of(&spec)?;
+    let cancel = cancel_on_signals()?;
+    let watchers = Watchers::new(None)?;
+    let plan = failback_engine::job::plan(&spec, &sides, &watchers, &cancel);
+    drop(watchers);
+    job_output::plan(&plan?, args.json)
+}
+
+fn definition(path: &Path) -> anyhow::Result<JobSpec> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| Error::io(e, "read job definition").path(path))?;
+    Ok(JobSpec::from_toml(&text).map_err(|error| error.path(path))?)
+}
+
+fn jobs(place: &PlaceArgs) -> anyhow::Result<Jobs> {
+    let root = match &place.state_dir {
+        Some(directory) => directory.clone(),
+        None => default_root()?,
+    };
+    Ok(Jobs::below(&root))
+}
+
+/// Of root it is where a system keeps state, of others where the user does.
+fn default_root() -> anyhow::Result<PathBuf> {
+    let of_system = PathBuf::from("/var/lib/failback");
+    let is_set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    if let Some(state) = is_set("XDG_STATE_HOME") {
+        return Ok(PathBuf::from(state).join("failback"));
+    }
+    match is_set("HOME").map(PathBuf::from) {
+        Some(home) if home != Path::new("/root") => Ok(home.join(".local/state/failback")),
+        Some(_) => Ok(of_system),
+        None => Err(Error::new(
+            ErrorKind::Usage,
+            "no HOME is set: name a --state-dir",
+        ))
+        .context("where jobs are kept"),
+    }
+}

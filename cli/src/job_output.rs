@@ -1,0 +1,110 @@
+//! What is printed of jobs.
+
+use std::io::Write;
+
+use failback_engine::job::{JobPlan, JobReport};
+use failback_engine::report::Outcome;
+
+use crate::output;
+use crate::size::show as show_size;
+
+/// Prints a job and says how to exit: a job that stands is a failure of its kind.
+pub(crate) fn job(report: &JobReport, json: bool) -> anyhow::Result<u8> {
+    match json {
+        true => output::document(report)?,
+        false => show(report)?,
+    }
+    let Some(error) = &report.error else {
+        return Ok(0);
+    };
+    if !json {
+        output::complain(&error.message);
+    }
+    Ok(output::code_of_name(&error.kind))
+}
+
+pub(crate) fn show(report: &JobReport) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    let stands = if report.suspended { ", suspended" } else { "" };
+    writeln!(out, "{}: {}{stands}", report.name, report.phase)?;
+    if let Some(strategy) = report.strategy {
+        let reasons = report.reasons.join(", ");
+        writeln!(out, "  strategy   {strategy} ({reasons})")?;
+    }
+    for pass in &report.passes {
+        let sent: u64 = pass.disks.iter().map(|moved| moved.sent).sum();
+        let (pass, seconds) = (pass.pass, pass.seconds);
+        writeln!(
+            out,
+            "  pass {pass:<5} {seconds:.1} s, {} sent",
+            show_size(sent)
+        )?;
+    }
+    for disk in &report.disks {
+        let state = disk.state.as_deref().unwrap_or("old");
+        let sent = show_size(disk.sent);
+        let (id, target) = (&disk.id, &disk.target);
+        writeln!(out, "  disk {id:<5} {target}: {state}, {sent} sent")?;
+        if let Some(root) = &disk.root {
+            writeln!(out, "             root {root}")?;
+        }
+    }
+    let downtime = &report.downtime;
+    if let Some(predicted) = downtime.predicted {
+        let measured = downtime.measured.map(|it| format!("{it:.1} s measured, "));
+        let measured = measured.unwrap_or_default();
+        writeln!(out, "  downtime   {measured}{predicted:.1} s predicted")?;
+    }
+    if let Some(deadline) = &report.deadline {
+        writeln!(
+            out,
+            "  deadline   {} at {} ms",
+            deadline.ask, deadline.at_ms
+        )?;
+    }
+    if !report.allowed.is_empty() {
+        writeln!(out, "  now        {}", report.allowed.join(", "))?;
+    }
+    Ok(out.flush()?)
+}
+
+pub(crate) fn list(reports: &[JobReport]) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    for report in reports {
+        let stands = if report.suspended { ", suspended" } else { "" };
+        let disks = report.disks.len();
+        let (name, phase) = (&report.name, report.phase);
+        writeln!(out, "{name:<24} {phase}{stands}, {disks} disks")?;
+    }
+    Ok(out.flush()?)
+}
+
+pub(crate) fn plan(plan: &JobPlan, json: bool) -> anyhow::Result<u8> {
+    if json {
+        output::document(plan)?;
+    } else {
+        let mut out = std::io::stdout().lock();
+        writeln!(
+            out,
+            "{}: {}",
+            plan.name,
+            plan.strategy.unwrap_or("no strategy")
+        )?;
+        for finding in &plan.findings {
+            let holds = if finding.holds { "ok " } else { "NOT" };
+            let (rule, disk, said) = (&finding.rule, &finding.disk, &finding.said);
+            writeln!(out, "  {holds} {rule} {disk}: {said}")?;
+        }
+        out.flush()?;
+        drop(out);
+        for report in &plan.disks {
+            output::report(report, false)?;
+        }
+    }
+    let is_planned = plan
+        .disks
+        .iter()
+        .all(|report| report.outcome == Outcome::Done);
+    let holds = plan.findings.iter().all(|finding| finding.holds);
+    Ok(if is_planned && holds { 0 } else { 3 })
+}

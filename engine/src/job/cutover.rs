@@ -1,0 +1,249 @@
+//! From the source that runs to the target that runs.
+
+use super::journal::Fact;
+use super::moving::{Leg, move_all};
+use super::online::strategy_of;
+use super::phase::{Ask, Outcome, Way};
+use super::run::{Job, Run, Went, left_ms};
+use super::spec::{JobSpec, Verify};
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::Event;
+use crate::machine::Power;
+use crate::operation::{self, Standing};
+use crate::plan::Strategy;
+use crate::state::Word;
+use crate::sync::Until;
+
+impl Job {
+    pub(super) fn stop_source(&mut self, run: &Run<'_>) -> Result<Went> {
+        let spec = self.spec();
+        let step = run.step(&spec.name, "stop-source");
+        let host = self.sides.source.clone();
+        let machine = host.machine();
+        let was_on = match self.history().stopping() {
+            Some((_, was_on)) => was_on,
+            None => {
+                let was_on = machine.power(&step)? == Power::On;
+                self.journal.note(Fact::Stopping { was_on })?;
+                was_on
+            }
+        };
+        // From here on nobody starts it but this job.
+        self.begin_epoch(None)?;
+        let mut forced = false;
+        if machine.power(&step)? == Power::On {
+            let stopped = machine.shut_down(&step, spec.policy.stop_timeout);
+            forced = match (stopped, spec.policy.force_stop) {
+                (Ok(Power::Off), _) => false,
+                (_, true) => {
+                    machine.power_off(&step)?;
+                    true
+                }
+                (stopped, false) => {
+                    // It runs on, and is in charge again.
+                    self.give_back(&spec, was_on, run)?;
+                    let limit = humantime::format_duration(spec.policy.stop_timeout);
+                    let message = format!("the guest did not shut down within {limit}");
+                    stopped?;
+                    return Err(Error::new(ErrorKind::Refused, message));
+                }
+            };
+        }
+        if machine.power(&step)? == Power::On {
+            let message = "the source's machine still has power";
+            return Err(Error::new(ErrorKind::Refused, message));
+        }
+        self.journal.note(Fact::Stopped { forced })?;
+        for disk in &spec.disks {
+            let identity = host.prove_quiet(disk, &step)?;
+            self.journal.note(Fact::Quiet {
+                disk: disk.id.clone(),
+                identity,
+            })?;
+        }
+        let way = self.history().way().unwrap_or(Way::Full);
+        Ok(Went::On(Outcome::Go(way), None))
+    }
+
+    pub(super) fn copy_stopped(&mut self, run: &Run<'_>) -> Result<Went> {
+        let spec = self.spec();
+        let step = run.step(&spec.name, "final");
+        let host = self.sides.source.clone();
+        if host.machine().power(&step)? == Power::On {
+            let message = "somebody started the source's machine; complete the failover again";
+            return Err(Error::new(ErrorKind::Refused, message));
+        }
+        let way = self.history().way().unwrap_or(Way::Full);
+        let legs: Result<Vec<_>> = spec
+            .disks
+            .iter()
+            .map(|disk| {
+                Ok(Leg {
+                    disk,
+                    from: disk.endpoint()?,
+                    strategy: match way {
+                        Way::Full => Strategy::Full,
+                        Way::Delta => strategy_of(disk, way),
+                    },
+                    until: Until::Sealed,
+                })
+            })
+            .collect();
+        for moved in move_all(&spec, &legs?, run.observer, run.cancel)? {
+            self.journal.note(Fact::Final { moved })?;
+        }
+        for disk in &spec.disks {
+            let identity = host.prove_quiet(disk, &step)?;
+            if self.history().quiet(&disk.id) != Some(identity.as_str()) {
+                let message = format!(
+                    "disk `{}` was changed after its machine was stopped: somebody else writes to it",
+                    disk.id
+                );
+                return Err(Error::new(ErrorKind::Refused, message));
+            }
+        }
+        Ok(Went::On(Outcome::Done, None))
+    }
+
+    /// The last look before COMMIT: the record that follows is COMMIT for all disks.
+    pub(super) fn seal(&mut self) -> Result<Went> {
+        let spec = self.spec();
+        for disk in &spec.disks {
+            let standing = operation::standing(&disk.target, None)?;
+            let is_sealed = standing.as_ref().is_some_and(|it| it.word == Word::Staged);
+            let sealed = self.history().sealed(&disk.id);
+            let is_same = match (&standing, sealed) {
+                (Some(standing), Some(moved)) => standing.new_root == moved.root,
+                _ => false,
+            };
+            if !is_sealed || !is_same {
+                let found = standing.map_or("nothing", |standing| standing.word.name());
+                let message = format!("disk `{}` is not sealed as it was sent ({found})", disk.id);
+                return Err(Error::new(ErrorKind::Refused, message).path(&disk.target));
+            }
+        }
+        let epoch = self.history().epoch().map(|(epoch, _)| epoch);
+        if epoch != Some(self.fence.number()) {
+            let message = "another job has taken the pair over";
+            return Err(Error::new(ErrorKind::Refused, message));
+        }
+        Ok(Went::On(Outcome::Done, None))
+    }
+
+    pub(super) fn apply(&mut self, run: &Run<'_>) -> Result<Went> {
+        let spec = self.spec();
+        let done: Result<Vec<()>> = std::thread::scope(|scope| {
+            let running: Vec<_> = spec
+                .disks
+                .iter()
+                .map(|disk| {
+                    scope.spawn(|| {
+                        // Only what this job sealed: the word says how far each is.
+                        let standing = operation::standing(&disk.target, None)?;
+                        let is_there = standing.is_some_and(|it| is_new(it.word, &spec));
+                        match is_there {
+                            true => Ok(()),
+                            false => operation::recover(&disk.target, None, run.cancel).map(drop),
+                        }
+                    })
+                })
+                .collect();
+            let joined = running.into_iter();
+            joined
+                .map(|disk| disk.join().expect("errors are values here"))
+                .collect()
+        });
+        done?;
+        for disk in &spec.disks {
+            let standing = operation::standing(&disk.target, None)?;
+            self.journal.note(Fact::Applied {
+                disk: disk.id.clone(),
+                word: standing.map_or("none", |it| it.word.name()).to_owned(),
+            })?;
+        }
+        Ok(Went::On(Outcome::Done, None))
+    }
+
+    pub(super) fn verify(&mut self) -> Result<Went> {
+        let spec = self.spec();
+        for disk in &spec.disks {
+            self.refuse_unproven(&spec, &disk.id, operation::standing(&disk.target, None)?)?;
+        }
+        Ok(Went::On(Outcome::Done, None))
+    }
+
+    /// Never start a mixed disk.
+    fn refuse_unproven(&self, spec: &JobSpec, disk: &str, found: Option<Standing>) -> Result<()> {
+        let sent = self
+            .history()
+            .sealed(disk)
+            .and_then(|moved| moved.root.clone());
+        let is_right = found
+            .as_ref()
+            .is_some_and(|found| is_new(found.word, spec) && found.new_root == sent);
+        match is_right {
+            true => Ok(()),
+            false => {
+                let word = found.map_or("none", |found| found.word.name());
+                let message = format!("disk `{disk}` is not the new disk, proven: it is {word}");
+                Err(Error::new(ErrorKind::VerifyFailed, message))
+            }
+        }
+    }
+
+    pub(super) fn start_target(&mut self, run: &Run<'_>) -> Result<Went> {
+        let spec = self.spec();
+        let step = run.step(&spec.name, "start-target");
+        for disk in &spec.disks {
+            self.refuse_unproven(&spec, &disk.id, operation::standing(&disk.target, None)?)?;
+        }
+        let side = spec.side_of_target();
+        let epoch = self.begin_epoch(Some(side))?;
+        let machine = self.sides.target.clone();
+        let probe = spec.target.probe.as_ref();
+        self.start_machine((side, epoch), machine.as_ref(), probe, &step)?;
+        if let Some(seconds) = self.history().downtime() {
+            run.observer.event(&Event::Downtime {
+                job: spec.name.clone(),
+                seconds,
+                predicted: self.history().predicted(),
+            });
+        }
+        Ok(Went::On(Outcome::Done, None))
+    }
+
+    /// Whether a deadline is still to be noted.
+    pub(super) fn wants_deadline(&self) -> bool {
+        let policy = &self.history().spec().policy;
+        let has_policy = policy.commit_after.is_some() || policy.undo_after.is_some();
+        has_policy && self.history().deadline().is_none()
+    }
+
+    pub(super) fn pend(&mut self) -> Result<Went> {
+        let policy = self.spec().policy;
+        if self.wants_deadline() {
+            let (after, ask) = match (policy.commit_after, policy.undo_after) {
+                (Some(after), _) => (after, Ask::Commit),
+                (None, after) => (after.unwrap_or_default(), Ask::Undo),
+            };
+            let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+            let at_ms = super::journal::now_ms().saturating_add(after_ms);
+            self.journal.note(Fact::Deadline { at_ms, ask })?;
+        }
+        match self.history().deadline() {
+            Some((at_ms, ask)) if left_ms(at_ms) == 0 => {
+                Ok(Went::On(Outcome::Asked(ask), Some(Fact::Asked { ask })))
+            }
+            _ => Ok(Went::Waits),
+        }
+    }
+}
+
+/// Whether a target in this state is the new disk, proven, unless nothing was to be proven.
+fn is_new(word: Word, spec: &JobSpec) -> bool {
+    match word {
+        Word::NewVerified => true,
+        Word::NewUnverified => spec.policy.verify == Verify::Off,
+        _ => false,
+    }
+}

@@ -1,0 +1,170 @@
+//! Who may start the machine of a pair: never both sides.
+//!
+//! Each pair has an epoch that only grows, and with it the side in charge. While a machine moves
+//! nobody is in charge. A start is allowed to the side of the present epoch alone; a job that was
+//! overtaken has a lower one, and is refused whatever it wants to do.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::state::{Barrier, Barriers, HostFolder, LogEntry, RecordLog};
+
+/// An epoch of a pair.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Epoch {
+    /// Its number.
+    pub epoch: u64,
+    /// The side in charge; `None`: nobody may start the machine.
+    pub authority: Option<String>,
+    /// The job that made it so.
+    pub job: String,
+}
+
+impl LogEntry for Epoch {
+    const MAGIC: [u8; 8] = *b"FBFENCE\x01";
+    const NAME: &'static str = "fence";
+    const NEW_NAME: &'static str = "fence.new";
+
+    fn can_begin(&self) -> bool {
+        true
+    }
+}
+
+/// The fence of a pair on this host, held by one process.
+#[derive(Debug)]
+pub struct Fence {
+    folder: HostFolder,
+    barriers: Barriers,
+    log: Option<RecordLog<Epoch>>,
+}
+
+impl Fence {
+    /// The fence kept in `directory`, which is made where it is missing, and locked.
+    ///
+    /// # Errors
+    /// `InUse` while another job of the pair runs; `Damaged`, `Refused`, `Io`.
+    pub fn open(directory: &Path) -> Result<Self> {
+        let folder = HostFolder::lock(directory)?;
+        let barriers = Barriers::new();
+        let log = RecordLog::open(&folder, barriers)?;
+        Ok(Self {
+            folder,
+            barriers,
+            log,
+        })
+    }
+
+    /// The present epoch; `None` before the first job of the pair.
+    #[must_use]
+    pub fn now(&self) -> Option<&Epoch> {
+        self.log.as_ref().map(RecordLog::last)
+    }
+
+    /// Number of the present epoch, 0 before the first job.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.now().map_or(0, |now| now.epoch)
+    }
+
+    /// Begins an epoch in which `authority` is in charge; the same once more changes nothing.
+    /// Durable when it returns.
+    ///
+    /// # Errors
+    /// `Refused` unless `epoch` is the present one, with the same authority and job, or a later
+    /// one; `Io`.
+    pub fn advance(&mut self, epoch: u64, authority: Option<&str>, job: &str) -> Result<()> {
+        let next = Epoch {
+            epoch,
+            authority: authority.map(str::to_owned),
+            job: job.to_owned(),
+        };
+        match self.now() {
+            Some(now) if *now == next => return Ok(()),
+            Some(now) if now.epoch >= epoch => {
+                let message = format!(
+                    "the pair is in epoch {} of job `{}`: epoch {epoch} is over",
+                    now.epoch, now.job
+                );
+                return Err(Error::new(ErrorKind::Refused, message));
+            }
+            _ => {}
+        }
+        match &mut self.log {
+            Some(log) => log.append(next, Barrier::Job),
+            None => {
+                let (folder, barriers) = (&self.folder, self.barriers);
+                self.log = Some(RecordLog::begin(folder, barriers, next, Barrier::Job)?);
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether `side` may start the machine in `epoch`.
+    ///
+    /// # Errors
+    /// `Refused` when it may not.
+    pub fn check_start(&self, side: &str, epoch: u64) -> Result<()> {
+        match self.now() {
+            Some(now) if now.epoch == epoch && now.authority.as_deref() == Some(side) => Ok(()),
+            now => {
+                let who = match now {
+                    Some(now) => now.authority.as_deref().unwrap_or("nobody"),
+                    None => "nobody yet",
+                };
+                let message = format!(
+                    "side `{side}` must not start the machine in epoch {epoch}: in charge is {who}, \
+                     in epoch {}",
+                    self.number()
+                );
+                Err(Error::new(ErrorKind::Refused, message))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Goal: G1, never two sides in charge: what was handed over is not started, and no epoch comes
+    // back. Method: a pair goes there and back, opened anew each time.
+    #[test]
+    fn only_the_side_in_charge_may_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().join("pair");
+        let open = || Fence::open(&at).unwrap();
+        assert!(open().check_start("recovery", 0).is_err());
+        open().advance(1, Some("recovery"), "a").unwrap();
+        open().check_start("recovery", 1).unwrap();
+        assert!(open().check_start("primary", 1).is_err());
+        open().advance(2, None, "a").unwrap();
+        assert!(open().check_start("recovery", 1).is_err());
+        assert!(open().check_start("recovery", 2).is_err());
+        open().advance(3, Some("primary"), "a").unwrap();
+        // Done twice is done once.
+        open().advance(3, Some("primary"), "a").unwrap();
+        open().check_start("primary", 3).unwrap();
+        for (epoch, authority, job) in [
+            (3, "recovery", "a"),
+            (2, "primary", "a"),
+            (3, "primary", "b"),
+        ] {
+            let error = open().advance(epoch, Some(authority), job).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Refused);
+        }
+        assert_eq!(open().number(), 3);
+    }
+
+    // Goal: one job of a pair at a time. Method: two.
+    #[test]
+    fn a_fence_is_held_by_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().join("pair");
+        let held = Fence::open(&at).unwrap();
+        assert_eq!(Fence::open(&at).unwrap_err().kind(), ErrorKind::InUse);
+        drop(held);
+        Fence::open(&at).unwrap();
+    }
+}

@@ -1,0 +1,117 @@
+//! What completing a job would cost, and when another pass is not worth it. Pure.
+
+use super::history::Pass;
+use super::spec::Policy;
+
+/// A pass that took more than this share of the one before did not get shorter.
+const SHRINKS: f64 = 0.8;
+/// Passes that a job makes by itself before it waits.
+const PASSES_MAX: usize = 8;
+/// Bytes per second at which a stage is applied where nothing was measured.
+const APPLY_RATE: f64 = 150e6;
+
+/// Why no further pass is made at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Settled {
+    /// The predicted downtime is within the budget.
+    WithinBudget,
+    /// Passes do not get shorter.
+    NotShrinking,
+    /// Enough of them.
+    Enough,
+}
+
+impl Settled {
+    pub(crate) fn code(self) -> &'static str {
+        match self {
+            Self::WithinBudget => "within_budget",
+            Self::NotShrinking => "not_shrinking",
+            Self::Enough => "enough_passes",
+        }
+    }
+}
+
+/// Seconds from the request to stop until the target runs, if that came now: the guest shuts down,
+/// one more pass like the last, what is staged goes to its place unless a new file takes it, and
+/// the target starts. `written` are the bytes that wait in logs.
+pub(crate) fn downtime(policy: &Policy, passes: &[Pass], written: u64) -> Option<f64> {
+    let last = passes.last()?;
+    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+    let apply = written as f64 / APPLY_RATE;
+    let machines = policy.expected_stop + policy.expected_start;
+    Some(machines.as_secs_f64() + last.seconds + apply)
+}
+
+/// Whether another pass is not worth it now.
+pub(crate) fn settled(policy: &Policy, passes: &[Pass], predicted: Option<f64>) -> Option<Settled> {
+    if let (Some(budget), Some(predicted)) = (policy.downtime_budget, predicted)
+        && predicted <= budget.as_secs_f64()
+    {
+        return Some(Settled::WithinBudget);
+    }
+    let seconds: Vec<f64> = passes.iter().map(|pass| pass.seconds).collect();
+    let stays = |pair: &[f64]| pair[1] > SHRINKS * pair[0];
+    let last_two = seconds.len().saturating_sub(3);
+    let in_a_row = seconds[last_two..]
+        .windows(2)
+        .filter(|pair| stays(pair))
+        .count();
+    match (in_a_row, passes.len()) {
+        (2.., _) => Some(Settled::NotShrinking),
+        (_, PASSES_MAX..) => Some(Settled::Enough),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn passes(seconds: &[f64]) -> Vec<Pass> {
+        let pass = |(seconds, number): (&f64, u32)| Pass {
+            number,
+            seconds: *seconds,
+            disks: Vec::new(),
+        };
+        seconds.iter().zip(1..).map(pass).collect()
+    }
+
+    // Goal: passes go on as long as they help, and the reason for stopping is the true one. Method:
+    // series of passes.
+    #[test]
+    fn passes_go_on_while_they_shrink() {
+        let policy = Policy::default();
+        let of = |seconds: &[f64]| settled(&policy, &passes(seconds), None);
+        assert_eq!(of(&[]), None);
+        assert_eq!(of(&[100.0]), None);
+        assert_eq!(of(&[100.0, 20.0, 4.0]), None);
+        assert_eq!(of(&[100.0, 20.0, 19.0]), None);
+        assert_eq!(of(&[100.0, 20.0, 19.0, 18.0]), Some(Settled::NotShrinking));
+        assert_eq!(of(&[100.0, 20.0, 19.0, 4.0]), None);
+        let halves: Vec<f64> = (0..8).map(|n| 1000.0 / f64::from(1 << n)).collect();
+        assert_eq!(of(&halves), Some(Settled::Enough));
+        let policy = Policy {
+            downtime_budget: Some(Duration::from_secs(30)),
+            ..Policy::default()
+        };
+        let of = |predicted| settled(&policy, &passes(&[100.0]), Some(predicted));
+        assert_eq!(of(30.0), Some(Settled::WithinBudget));
+        assert_eq!(of(30.1), None);
+    }
+
+    // Goal: the forecast has every part of the downtime. Method: add one after the other.
+    #[test]
+    fn a_forecast_adds_up() {
+        let policy = Policy {
+            expected_stop: Duration::from_secs(3),
+            expected_start: Duration::from_secs(1),
+            ..Policy::default()
+        };
+        assert_eq!(downtime(&policy, &[], 0), None);
+        let one = passes(&[10.0]);
+        assert_eq!(downtime(&policy, &one, 0), Some(14.0));
+        assert_eq!(downtime(&policy, &one, 300_000_000), Some(16.0));
+    }
+}

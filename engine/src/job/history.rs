@@ -1,0 +1,155 @@
+//! What a job's records come to.
+
+use super::journal::{Fact, Moved, Record, begun_of};
+use super::phase::{Ask, Position, Way};
+use super::spec::JobSpec;
+
+/// A pass that ended.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Pass {
+    pub(crate) number: u32,
+    pub(crate) seconds: f64,
+    pub(crate) disks: Vec<Moved>,
+}
+
+/// The records, read once more from the first.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct History<'a>(pub(crate) &'a [Record]);
+
+impl<'a> History<'a> {
+    pub(crate) fn spec(self) -> &'a JobSpec {
+        &begun_of(self.0).spec
+    }
+
+    pub(crate) fn position(self) -> Position {
+        self.0.last().expect("a journal has an entry").position
+    }
+
+    /// All facts with their times, in order.
+    pub(crate) fn facts(self) -> impl DoubleEndedIterator<Item = (u64, &'a Fact)> {
+        let with_fact = |record: &'a Record| Some((record.at_ms, record.fact.as_ref()?));
+        self.0.iter().filter_map(with_fact)
+    }
+
+    /// The way that was chosen.
+    pub(crate) fn way(self) -> Option<Way> {
+        self.facts().rev().find_map(|(_, fact)| match fact {
+            Fact::Chosen { way, .. } => Some(*way),
+            _ => None,
+        })
+    }
+
+    /// Passes that ended, in order.
+    pub(crate) fn passes(self) -> Vec<Pass> {
+        let pass = |(_, fact): (u64, &'a Fact)| match fact {
+            Fact::PassEnded {
+                pass,
+                seconds,
+                disks,
+            } => Some(Pass {
+                number: *pass,
+                seconds: *seconds,
+                disks: disks.clone(),
+            }),
+            _ => None,
+        };
+        self.facts().filter_map(pass).collect()
+    }
+
+    /// The pass of which snapshots may exist.
+    pub(crate) fn open_pass(self) -> Option<u32> {
+        let mut newest_first = self.facts().rev();
+        newest_first.find_map(|(_, fact)| match fact {
+            Fact::PassBegins { pass } => Some(Some(*pass)),
+            Fact::Released { .. } => Some(None),
+            _ => None,
+        })?
+    }
+
+    /// Whether somebody asked for it, and nothing came of it yet.
+    pub(crate) fn is_asked(self, wanted: Ask) -> bool {
+        let asked = |(_, fact): (u64, &Fact)| matches!(fact, Fact::Asked { ask } if *ask == wanted);
+        self.facts().any(asked)
+    }
+
+    /// The downtime expected last, seconds.
+    pub(crate) fn predicted(self) -> Option<f64> {
+        self.facts().rev().find_map(|(_, fact)| match fact {
+            Fact::Predicted { downtime } => Some(*downtime),
+            _ => None,
+        })
+    }
+
+    /// When the source was asked to stop, and whether it was on; `None` unless that was not taken
+    /// back since.
+    pub(crate) fn stopping(self) -> Option<(u64, bool)> {
+        let side = self.spec().side_of_source();
+        let mut newest_first = self.facts().rev();
+        newest_first.find_map(|(at, fact)| match fact {
+            Fact::Stopping { was_on } => Some(Some((at, *was_on))),
+            Fact::Started { side: started } if started == side => Some(None),
+            _ => None,
+        })?
+    }
+
+    /// The stopped source's disk, as it was found.
+    pub(crate) fn quiet(self, disk: &str) -> Option<&'a str> {
+        self.facts().rev().find_map(|(_, fact)| match fact {
+            Fact::Quiet { disk: of, identity } if of == disk => Some(identity.as_str()),
+            _ => None,
+        })
+    }
+
+    /// What was moved last of the stopped disk.
+    pub(crate) fn sealed(self, disk: &str) -> Option<&'a Moved> {
+        self.facts().rev().find_map(|(_, fact)| match fact {
+            Fact::Final { moved } if moved.disk == disk => Some(moved),
+            _ => None,
+        })
+    }
+
+    /// Epoch that the job made last.
+    pub(crate) fn epoch(self) -> Option<(u64, Option<&'a str>)> {
+        self.facts().rev().find_map(|(_, fact)| match fact {
+            Fact::Epoch { epoch, authority } => Some((*epoch, authority.as_deref())),
+            _ => None,
+        })
+    }
+
+    /// Whether an item is done with.
+    pub(crate) fn is_item_done(self, wanted: &str) -> bool {
+        let done =
+            |(_, fact): (u64, &Fact)| matches!(fact, Fact::Item { item, .. } if item == wanted);
+        self.facts().any(done)
+    }
+
+    /// What is asked when nobody asks for anything before.
+    pub(crate) fn deadline(self) -> Option<(u64, Ask)> {
+        self.facts().rev().find_map(|(_, fact)| match fact {
+            Fact::Deadline { at_ms, ask } => Some((*at_ms, *ask)),
+            _ => None,
+        })
+    }
+
+    /// Seconds from the request to stop the source until the target was started.
+    pub(crate) fn downtime(self) -> Option<f64> {
+        let side = self.spec().side_of_target();
+        let started = self.facts().rev().find_map(|(at, fact)| match fact {
+            Fact::Started { side: started } if started == side => Some(at),
+            _ => None,
+        })?;
+        let stopping = self.facts().rev().find_map(|(at, fact)| match fact {
+            Fact::Stopping { .. } => Some(at),
+            _ => None,
+        })?;
+        let between = std::time::Duration::from_millis(started.saturating_sub(stopping));
+        Some(between.as_secs_f64())
+    }
+
+    /// Why the job stands, if it does.
+    pub(crate) fn failure(self) -> Option<&'a Fact> {
+        let last = self.0.last().expect("a journal has an entry");
+        let fact = last.fact.as_ref();
+        fact.filter(|fact| last.position.is_suspended && matches!(fact, Fact::Failed { .. }))
+    }
+}

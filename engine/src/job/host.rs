@@ -1,0 +1,103 @@
+//! The side of the source, as a job sees it: its machine, and its disks while the machine runs.
+
+use std::sync::Arc;
+
+use super::spec::DiskSpec;
+use crate::disk::open_source;
+use crate::endpoint::Endpoint;
+use crate::error::{Error, ErrorKind, Result};
+use crate::machine::Machine;
+use crate::snapshot::{SnapshotId, SnapshotProvider};
+use crate::step::Step;
+
+/// The side of the source. Everything is asked by step, and may be asked again for the same step.
+pub trait SourceHost: Send + Sync + std::fmt::Debug {
+    /// The machine.
+    fn machine(&self) -> &dyn Machine;
+
+    /// Freezes a disk. What can be read at the endpoint does not change until it is released.
+    ///
+    /// # Errors
+    /// `Unsupported` where disks cannot be frozen; `NoSpace`, `Io`.
+    fn snapshot(&self, disk: &DiskSpec, id: &SnapshotId, step: &Step<'_>) -> Result<Endpoint>;
+
+    /// Lets a snapshot go; one that is not there is gone already.
+    ///
+    /// # Errors
+    /// `Io`.
+    fn release(&self, disk: &DiskSpec, id: &SnapshotId, step: &Step<'_>) -> Result<()>;
+
+    /// Snapshots that exist of this job.
+    ///
+    /// # Errors
+    /// `Io`.
+    fn snapshots(&self, disk: &DiskSpec, step: &Step<'_>) -> Result<Vec<SnapshotId>>;
+
+    /// Shows that nobody has the disk open for writing. What tells it in this state from any other.
+    ///
+    /// # Errors
+    /// `InUse` when somebody has; `Damaged`, `Io`.
+    fn prove_quiet(&self, disk: &DiskSpec, step: &Step<'_>) -> Result<String>;
+}
+
+/// A source on this host.
+#[derive(Clone, Debug)]
+pub struct LocalHost {
+    machine: Arc<dyn Machine>,
+    /// `None`: its disks cannot be frozen.
+    snapshots: Option<Arc<dyn SnapshotProvider>>,
+}
+
+impl LocalHost {
+    /// A source whose machine and disks are here.
+    #[must_use]
+    pub fn new(machine: Arc<dyn Machine>, snapshots: Option<Arc<dyn SnapshotProvider>>) -> Self {
+        Self { machine, snapshots }
+    }
+}
+
+impl SourceHost for LocalHost {
+    fn machine(&self) -> &dyn Machine {
+        self.machine.as_ref()
+    }
+
+    fn snapshot(&self, disk: &DiskSpec, id: &SnapshotId, step: &Step<'_>) -> Result<Endpoint> {
+        let Some(provider) = &self.snapshots else {
+            let message = "the source's disks cannot be frozen: no snapshots are configured";
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        };
+        let image = path_of(disk)?;
+        provider.create(&image, id, step).map(Endpoint::Path)
+    }
+
+    fn release(&self, disk: &DiskSpec, id: &SnapshotId, step: &Step<'_>) -> Result<()> {
+        match &self.snapshots {
+            Some(provider) => provider.release(&path_of(disk)?, id, step),
+            None => Ok(()),
+        }
+    }
+
+    fn snapshots(&self, disk: &DiskSpec, step: &Step<'_>) -> Result<Vec<SnapshotId>> {
+        match &self.snapshots {
+            Some(provider) => provider.list(&path_of(disk)?, step.job, step),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    fn prove_quiet(&self, disk: &DiskSpec, _step: &Step<'_>) -> Result<String> {
+        let image = path_of(disk)?;
+        // Open for reading it shares the image with other readers and with no writer.
+        let open = disk.open(disk.source_format.as_deref())?;
+        Ok(open_source(&image, &open)?.info().identity)
+    }
+}
+
+fn path_of(disk: &DiskSpec) -> Result<std::path::PathBuf> {
+    match disk.endpoint()? {
+        Endpoint::Path(path) => Ok(path),
+        _ => {
+            let message = format!("disk `{}` is behind an agent, its machine here", disk.id);
+            Err(Error::new(ErrorKind::Usage, message))
+        }
+    }
+}

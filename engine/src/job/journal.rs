@@ -1,0 +1,295 @@
+//! What a job has done, one durable record after the other. A record that allows a step is durable
+//! before the step, and one that tells of its effect comes after it: whoever goes on after a crash
+//! does the step again, and every step can be done again.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::phase::{Ask, Phase, Position, Way};
+use super::spec::JobSpec;
+use crate::error::Result;
+use crate::state::{Barrier, Barriers, Folder, LogEntry, RecordLog};
+
+/// One record.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// When it was written: milliseconds since 1970, by this host's clock. Nothing is ordered by
+    /// it.
+    pub at_ms: u64,
+    /// Where the job is from here on.
+    pub position: Position,
+    /// With the first record: what the job is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begun: Option<Box<Begun>>,
+    /// What there is to know, beside the position.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fact: Option<Fact>,
+}
+
+/// What a job is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begun {
+    /// The same for every attempt to start the same job.
+    pub key: Option<String>,
+    /// What it is to do.
+    pub spec: JobSpec,
+    /// The pair's epoch when it began.
+    pub epoch: u64,
+}
+
+/// Something that a job found out or did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "fact", rename_all = "snake_case")]
+pub enum Fact {
+    /// A rule of the preflight, and what it found.
+    Checked {
+        /// Id of the rule.
+        rule: String,
+        /// Of which disk; empty for the machine.
+        disk: String,
+        /// Whether the job can go on.
+        holds: bool,
+        /// In words.
+        said: String,
+    },
+    /// How targets will be made equal, and why.
+    Chosen {
+        /// The way.
+        way: Way,
+        /// Reason codes.
+        reasons: Vec<String>,
+        /// Downtime that the planner expects of it, seconds; `None`: nothing was measured.
+        downtime: Option<f64>,
+    },
+    /// Somebody asked for something.
+    Asked {
+        /// What.
+        ask: Ask,
+    },
+    /// Snapshots are to be made for a pass; each may exist from here on.
+    PassBegins {
+        /// Number of the pass, from 1.
+        pass: u32,
+    },
+    /// All disks are staged as they were in the snapshots of a pass.
+    PassEnded {
+        /// The pass.
+        pass: u32,
+        /// Seconds that it took.
+        seconds: f64,
+        /// Each disk.
+        disks: Vec<Moved>,
+    },
+    /// The snapshots of a pass are gone.
+    Released {
+        /// The pass.
+        pass: u32,
+    },
+    /// Downtime, if the source were stopped now.
+    Predicted {
+        /// Seconds.
+        downtime: f64,
+    },
+    /// The source is being asked to stop: T0 of the downtime.
+    Stopping {
+        /// It had power: it gets it back if the job is given up.
+        was_on: bool,
+    },
+    /// The source has no power.
+    Stopped {
+        /// Power was taken away: the guest did not shut down.
+        forced: bool,
+    },
+    /// A disk of the stopped source, which nobody has open.
+    Quiet {
+        /// The disk.
+        disk: String,
+        /// What tells it in this state from any other.
+        identity: String,
+    },
+    /// All that a stopped disk has is sealed beside its target.
+    Final {
+        /// What was moved.
+        moved: Moved,
+    },
+    /// A target became what was sealed.
+    Applied {
+        /// The disk.
+        disk: String,
+        /// State of the target in a word.
+        word: String,
+    },
+    /// Who is in charge of the pair.
+    Epoch {
+        /// The new epoch.
+        epoch: u64,
+        /// The side; `None`: nobody may start the machine.
+        authority: Option<String>,
+    },
+    /// A machine was started. Of the target it is T1 of the downtime.
+    Started {
+        /// The side.
+        side: String,
+    },
+    /// What will be asked when nobody asks for anything before.
+    Deadline {
+        /// Milliseconds since 1970.
+        at_ms: u64,
+        /// What.
+        ask: Ask,
+    },
+    /// Something was let go of, or brought back, and is not touched again.
+    Item {
+        /// What: `accept:os`, `delete:source`, `restore:os`.
+        item: String,
+        /// How it went.
+        said: String,
+    },
+    /// Why the job stands.
+    Failed {
+        /// Kind of the error.
+        kind: String,
+        /// One line.
+        message: String,
+        /// Trying again may help by itself.
+        is_transient: bool,
+    },
+}
+
+/// What a pass, or the final copy, did for one disk.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Moved {
+    /// The disk.
+    pub disk: String,
+    /// Root of the content, hexadecimal; the source's and the target's. `None` where nothing was
+    /// hashed.
+    pub root: Option<String>,
+    /// Bytes that differed, in 4 KiB units.
+    pub changed: u64,
+    /// Bytes of payload after compression.
+    pub sent: u64,
+    /// Bytes of the source that were read.
+    pub source_read: u64,
+    /// Bytes on the link, both directions.
+    pub wire: u64,
+    /// Seconds.
+    pub seconds: f64,
+    /// Reason codes.
+    pub reasons: Vec<String>,
+}
+
+impl LogEntry for Record {
+    const MAGIC: [u8; 8] = *b"FBJOB\0\0\x01";
+    const NAME: &'static str = "job";
+    const NEW_NAME: &'static str = "job.new";
+
+    fn can_begin(&self) -> bool {
+        let is_first = self.position == Position::at(Phase::Created);
+        self.begun.is_some() && is_first
+    }
+}
+
+/// Hears of each record once it is durable.
+pub(crate) type Hears = Arc<dyn Fn(&Record) + Send + Sync>;
+
+/// The journal of a job.
+pub(crate) struct JobJournal {
+    log: RecordLog<Record>,
+    hears: Option<Hears>,
+}
+
+impl std::fmt::Debug for JobJournal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("JobJournal")
+            .field("log", &self.log)
+            .finish_non_exhaustive()
+    }
+}
+
+impl JobJournal {
+    /// Begins the journal of a new job.
+    pub(crate) fn begin(folder: &dyn Folder, barriers: Barriers, begun: Begun) -> Result<Self> {
+        let first = Record {
+            at_ms: now_ms(),
+            position: Position::at(Phase::Created),
+            begun: Some(Box::new(begun)),
+            fact: None,
+        };
+        RecordLog::begin(folder, barriers, first, Barrier::Job).map(Self::of)
+    }
+
+    /// The journal that is there.
+    pub(crate) fn open(folder: &dyn Folder, barriers: Barriers) -> Result<Option<Self>> {
+        Ok(RecordLog::open(folder, barriers)?.map(Self::of))
+    }
+
+    fn of(log: RecordLog<Record>) -> Self {
+        Self { log, hears: None }
+    }
+
+    /// From now on somebody hears of each record.
+    pub(crate) fn tell(&mut self, hears: Hears) {
+        self.hears = Some(hears);
+    }
+
+    /// All records.
+    pub(crate) fn records(&self) -> &[Record] {
+        self.log.entries()
+    }
+
+    /// What the job is.
+    pub(crate) fn begun(&self) -> &Begun {
+        begun_of(self.records())
+    }
+
+    /// Where the job is.
+    pub(crate) fn position(&self) -> Position {
+        self.log.last().position
+    }
+
+    /// Notes a fact where the job is.
+    pub(crate) fn note(&mut self, fact: Fact) -> Result<()> {
+        self.append(self.position(), Some(fact))
+    }
+
+    /// Moves the job on.
+    pub(crate) fn go_to(&mut self, position: Position, fact: Option<Fact>) -> Result<()> {
+        self.append(position, fact)
+    }
+
+    fn append(&mut self, position: Position, fact: Option<Fact>) -> Result<()> {
+        let record = Record {
+            at_ms: now_ms(),
+            position,
+            begun: None,
+            fact,
+        };
+        self.log.append(record, Barrier::Job)?;
+        if let Some(hears) = &self.hears {
+            hears(self.log.last());
+        }
+        Ok(())
+    }
+}
+
+/// The records of a job in its directory, to be looked at; `None` when there is none.
+///
+/// # Errors
+/// `Damaged`, `Unsupported`, `Io`.
+pub(crate) fn peek(directory: &std::path::Path) -> Result<Option<Vec<Record>>> {
+    let log: Option<RecordLog<Record>> = RecordLog::peek(directory)?;
+    Ok(log.map(|log| log.entries().to_vec()))
+}
+
+pub(crate) fn begun_of(records: &[Record]) -> &Begun {
+    let begun = records.first().and_then(|first| first.begun.as_deref());
+    begun.expect("checked when it was written or read")
+}
+
+pub(crate) fn now_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    })
+}

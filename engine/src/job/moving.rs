@@ -1,0 +1,142 @@
+//! The disks of a job on their way: side by side, each by a sync that stops short of COMMIT.
+
+use std::sync::Mutex;
+
+use super::journal::Moved;
+use super::spec::{DiskSpec, JobSpec};
+use crate::abort::CancelToken;
+use crate::endpoint::Endpoint;
+use crate::error::{Error, Result};
+use crate::event::{Event, Observer};
+use crate::operation::{SyncRequest, try_sync};
+use crate::plan::Strategy;
+use crate::report::Report;
+use crate::sync::Until;
+use crate::transport::Apply;
+
+/// One disk, and where its bytes come from now.
+#[derive(Debug)]
+pub(super) struct Leg<'a> {
+    pub(super) disk: &'a DiskSpec,
+    pub(super) from: Endpoint,
+    pub(super) strategy: Strategy,
+    pub(super) until: Until,
+}
+
+impl Leg<'_> {
+    /// The sync that moves it. Alike in every pass, so that each goes on from the one before.
+    ///
+    /// # Errors
+    /// `Usage`.
+    pub(super) fn request(&self, spec: &JobSpec) -> Result<SyncRequest> {
+        let policy = &spec.policy;
+        let disk = self.disk;
+        Ok(SyncRequest {
+            source_open: disk.open(disk.source_format.as_deref())?,
+            target_open: disk.open(disk.target_format.as_deref())?,
+            strategy: self.strategy,
+            verify: policy.verify.level(),
+            apply: Apply::StageKeepUndo,
+            objective: policy.optimize,
+            downtime_budget: policy.downtime_budget,
+            until: self.until,
+            ..SyncRequest::new(self.from.clone(), Endpoint::Path(disk.target.clone()))
+        })
+    }
+}
+
+/// Moves all of them at the same time. The first error ends the others, and is the one told.
+///
+/// # Errors
+/// Those of a sync.
+pub(super) fn move_all(
+    spec: &JobSpec,
+    legs: &[Leg<'_>],
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<Vec<Moved>> {
+    let requests: Result<Vec<_>> = legs.iter().map(|leg| leg.request(spec)).collect();
+    let requests = requests?;
+    let first_error: Mutex<Option<Error>> = Mutex::default();
+    let stop = CancelToken::new();
+    let moved: Vec<Option<Moved>> = std::thread::scope(|scope| {
+        let running: Vec<_> = legs
+            .iter()
+            .zip(&requests)
+            .map(|(leg, request)| {
+                let (stop, first_error) = (&stop, &first_error);
+                scope.spawn(move || {
+                    let of_disk = OfDisk {
+                        disk: &leg.disk.id,
+                        to: observer,
+                    };
+                    match try_sync(request, &of_disk, stop) {
+                        Ok(report) => Some(moved_of(&leg.disk.id, &report)),
+                        Err(error) => {
+                            let mut first = lock(first_error);
+                            let error = error.path(&leg.disk.target);
+                            first.get_or_insert(error);
+                            stop.cancel();
+                            None
+                        }
+                    }
+                })
+            })
+            .collect();
+        while !running
+            .iter()
+            .all(std::thread::ScopedJoinHandle::is_finished)
+        {
+            if cancel.is_cancelled() {
+                stop.cancel();
+            }
+            std::thread::sleep(POLL);
+        }
+        let joined = running.into_iter();
+        joined
+            .map(|leg| leg.join().expect("a sync turns its errors into values"))
+            .collect()
+    });
+    match lock(&first_error).take() {
+        Some(error) => Err(error),
+        None => Ok(moved.into_iter().flatten().collect()),
+    }
+}
+
+fn moved_of(disk: &str, report: &Report) -> Moved {
+    Moved {
+        disk: disk.to_owned(),
+        root: report.root.target.clone(),
+        changed: report.bytes.changed,
+        sent: report.bytes.sent,
+        source_read: report.bytes.source_read,
+        wire: report.bytes.wire_out + report.bytes.wire_in,
+        seconds: report.seconds.total,
+        reasons: report.reasons.iter().map(ToString::to_string).collect(),
+    }
+}
+
+/// Says of which disk it is.
+struct OfDisk<'a> {
+    disk: &'a str,
+    to: &'a dyn Observer,
+}
+
+impl Observer for OfDisk<'_> {
+    fn event(&self, event: &Event) {
+        self.to.event(&Event::OfDisk {
+            disk: self.disk.to_owned(),
+            of: Box::new(event.clone()),
+        });
+    }
+}
+
+// A panic while it is held would have ended the thread before it could store anything half.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// How often a wait looks whether it is over.
+const POLL: std::time::Duration = std::time::Duration::from_millis(5);

@@ -1,0 +1,258 @@
+//! While the source runs: preflight, the choice, passes from snapshots, waiting.
+
+use std::time::Instant;
+
+use super::forecast;
+use super::journal::{Fact, now_ms};
+use super::moving::{Leg, move_all};
+use super::phase::{Ask, Outcome, Way};
+use super::preflight::{Finding, examine};
+use super::run::{Job, Run, Went};
+use super::spec::{Complete, DiskSpec, JobSpec};
+use crate::endpoint::Endpoint;
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::Event;
+use crate::machine::Power;
+use crate::operation;
+use crate::plan::Strategy;
+use crate::report::Report;
+use crate::snapshot::SnapshotId;
+use crate::sync::Until;
+
+impl Job {
+    pub(super) fn preflight(&mut self, run: &Run<'_>) -> Result<Went> {
+        let spec = self.spec();
+        let step = run.step(&spec.name, "preflight");
+        // What a process that died has left; no snapshot of this job is in use now.
+        for disk in &spec.disks {
+            for id in self.sides.source.snapshots(disk, &step)? {
+                self.sides.source.release(disk, &id, &step)?;
+            }
+        }
+        let mut failed = Vec::new();
+        for finding in examine(&spec, &self.sides, &step)? {
+            let Finding {
+                rule,
+                disk,
+                holds,
+                said,
+            } = finding;
+            if !holds {
+                failed.push(format!("{rule}: {said}"));
+            }
+            self.journal.note(Fact::Checked {
+                rule: rule.to_owned(),
+                disk,
+                holds,
+                said,
+            })?;
+        }
+        match failed.is_empty() {
+            true => Ok(Went::On(Outcome::Done, None)),
+            false => Err(Error::new(ErrorKind::Refused, failed.join("; "))),
+        }
+    }
+
+    pub(super) fn planning(&mut self, run: &Run<'_>) -> Result<Went> {
+        let spec = self.spec();
+        let from = self.freeze(&spec, 1, run)?;
+        let mut way = Way::Full;
+        let mut reasons: Vec<String> = Vec::new();
+        let mut downtime: Option<f64> = None;
+        for (disk, endpoint) in spec.disks.iter().zip(&from) {
+            let leg = Leg {
+                disk,
+                from: endpoint.clone(),
+                strategy: spec.policy.strategy,
+                until: Until::Staged,
+            };
+            let report = operation::plan(&leg.request(&spec)?, run.observer);
+            refuse_failed(&report, disk)?;
+            if report.strategy == Some("delta") {
+                way = Way::Delta;
+            }
+            for reason in report.reasons {
+                if !reasons.iter().any(|known| known == reason) {
+                    reasons.push(reason.to_owned());
+                }
+            }
+            downtime = match (downtime, report.predicted.downtime) {
+                (Some(a), Some(b)) => Some(f64::max(a, b)),
+                (a, b) => a.or(b),
+            };
+        }
+        if way == Way::Full {
+            self.thaw(&spec, 1, run)?;
+        }
+        let chosen = Fact::Chosen {
+            way,
+            reasons,
+            downtime,
+        };
+        Ok(Went::On(Outcome::Go(way), Some(chosen)))
+    }
+
+    pub(super) fn presync(&mut self, run: &Run<'_>) -> Result<Went> {
+        let spec = self.spec();
+        let pass = self.next_pass();
+        let started = Instant::now();
+        let from = self.freeze(&spec, pass, run)?;
+        let legs: Vec<_> = spec
+            .disks
+            .iter()
+            .zip(from)
+            .map(|(disk, from)| Leg {
+                disk,
+                from,
+                strategy: strategy_of(disk, Way::Delta),
+                until: Until::Staged,
+            })
+            .collect();
+        let moved = move_all(&spec, &legs, run.observer, run.cancel);
+        // Also after an error: a snapshot costs the source more the longer it stays.
+        let thawed = self.thaw(&spec, pass, run);
+        let disks = moved?;
+        thawed?;
+        self.journal.note(Fact::PassEnded {
+            pass,
+            seconds: started.elapsed().as_secs_f64(),
+            disks,
+        })?;
+        let written = self.staged_bytes(&spec);
+        let downtime = forecast::downtime(&spec.policy, &self.history().passes(), written);
+        let predicted = downtime.map(|downtime| Fact::Predicted { downtime });
+        if let Some(downtime) = downtime {
+            run.observer.event(&Event::DowntimePredicted {
+                job: spec.name.clone(),
+                pass,
+                seconds: downtime,
+            });
+        }
+        let passes = self.history().passes();
+        if let Some(settled) = forecast::settled(&spec.policy, &passes, downtime) {
+            run.observer.event(&Event::PassesSettled {
+                job: spec.name.clone(),
+                reason: settled.code(),
+            });
+        }
+        Ok(Went::On(Outcome::Done, predicted))
+    }
+
+    pub(super) fn waiting(&mut self) -> Result<Went> {
+        let spec = self.spec();
+        if self.wants_pass() {
+            return Ok(Went::On(Outcome::PassWanted, None));
+        }
+        let is_early = spec
+            .not_before()?
+            .is_some_and(|moment| std::time::SystemTime::now() < moment);
+        if self.history().is_asked(Ask::Complete) && !is_early {
+            return Ok(Went::On(Outcome::Asked(Ask::Complete), None));
+        }
+        // Nobody asked, and no further pass is worth it.
+        let is_by_itself = spec.policy.complete == Complete::WhenReady;
+        if is_by_itself && !is_early {
+            let ask = Fact::Asked { ask: Ask::Complete };
+            return Ok(Went::On(Outcome::Asked(Ask::Complete), Some(ask)));
+        }
+        Ok(Went::Waits)
+    }
+
+    /// Whether a pass is to be made before anything else is waited for.
+    pub(super) fn wants_pass(&self) -> bool {
+        let history = self.history();
+        let policy = &history.spec().policy;
+        if history.way() != Some(Way::Delta) || history.is_asked(Ask::Complete) {
+            return false;
+        }
+        let passes = history.passes();
+        if forecast::settled(policy, &passes, history.predicted()).is_none() {
+            return true;
+        }
+        let last = history.facts().rev().find_map(|(at, fact)| {
+            let is_pass = matches!(fact, Fact::PassEnded { .. });
+            is_pass.then_some(at)
+        });
+        let since_ms = now_ms().saturating_sub(last.unwrap_or(0));
+        u128::from(since_ms) >= policy.keep_warm.as_millis()
+    }
+
+    fn next_pass(&self) -> u32 {
+        let passes = self.history().passes();
+        passes.last().map_or(1, |pass| pass.number + 1)
+    }
+
+    /// Endpoints at which each disk stands still: snapshots of a source that runs, else the disks
+    /// themselves.
+    fn freeze(&mut self, spec: &JobSpec, pass: u32, run: &Run<'_>) -> Result<Vec<Endpoint>> {
+        let name = snapshot_name(pass);
+        let step = run.step(&spec.name, &name);
+        let host = self.sides.source.clone();
+        if host.machine().power(&step)? == Power::Off {
+            return spec.disks.iter().map(DiskSpec::endpoint).collect();
+        }
+        if self.history().open_pass() != Some(pass) {
+            self.journal.note(Fact::PassBegins { pass })?;
+        }
+        let disks = spec.disks.iter();
+        disks
+            .map(|disk| {
+                let frozen = host.snapshot(disk, &snapshot_of(spec, &name)?, &step);
+                frozen.map_err(|error| match disk.endpoint() {
+                    Ok(Endpoint::Path(path)) => error.path(&path),
+                    _ => error,
+                })
+            })
+            .collect()
+    }
+
+    /// Lets the snapshots of a pass go.
+    pub(super) fn thaw(&mut self, spec: &JobSpec, pass: u32, run: &Run<'_>) -> Result<()> {
+        if self.history().open_pass() != Some(pass) {
+            return Ok(());
+        }
+        let name = snapshot_name(pass);
+        let step = run.step(&spec.name, &name);
+        for disk in &spec.disks {
+            let source = &self.sides.source;
+            source.release(disk, &snapshot_of(spec, &name)?, &step)?;
+        }
+        self.journal.note(Fact::Released { pass })
+    }
+
+    /// Bytes that wait in logs to be written to the targets.
+    fn staged_bytes(&self, spec: &JobSpec) -> u64 {
+        let of_disk = |disk: &DiskSpec| operation::standing(&disk.target, None);
+        let standings = spec.disks.iter().map(of_disk);
+        standings
+            .filter_map(|standing| standing.ok().flatten())
+            .map(|standing| standing.logged)
+            .sum()
+    }
+}
+
+/// How a disk is moved: one that is not there yet is made.
+pub(super) fn strategy_of(disk: &DiskSpec, way: Way) -> Strategy {
+    match (way, disk.target.exists()) {
+        (Way::Full, _) | (_, false) => Strategy::Full,
+        (Way::Delta, true) => Strategy::Delta,
+    }
+}
+
+pub(super) fn refuse_failed(report: &Report, disk: &DiskSpec) -> Result<()> {
+    match &report.error {
+        None => Ok(()),
+        Some(error) => {
+            let message = format!("disk `{}`: {}", disk.id, error.message);
+            Err(Error::new(ErrorKind::of_name(error.kind), message))
+        }
+    }
+}
+
+pub(super) fn snapshot_name(pass: u32) -> String {
+    format!("pass-{pass}")
+}
+
+pub(super) fn snapshot_of(spec: &JobSpec, name: &str) -> Result<SnapshotId> {
+    SnapshotId::new(&spec.name, name)
+}

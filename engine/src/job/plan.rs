@@ -1,0 +1,94 @@
+//! What a job would do: the rules of its preflight, and the plan of each disk. Changes nothing.
+
+use serde::Serialize;
+
+use super::moving::Leg;
+use super::online::snapshot_of;
+use super::preflight::{Finding, examine};
+use super::run::Sides;
+use super::spec::{DiskSpec, JobSpec};
+use crate::abort::CancelToken;
+use crate::error::Result;
+use crate::event::Observer;
+use crate::machine::Power;
+use crate::operation;
+use crate::report::Report;
+use crate::step::Step;
+use crate::sync::Until;
+
+/// What a job would do.
+#[derive(Clone, Debug, Serialize)]
+pub struct JobPlan {
+    /// `failback.job_plan/1`.
+    pub schema: &'static str,
+    /// What the job is called.
+    pub name: String,
+    /// `delta` if any disk is better compared, else `full`; `null` where nothing could be planned.
+    pub strategy: Option<&'static str>,
+    /// What the preflight found.
+    pub findings: Vec<Finding>,
+    /// Plans of the disks, in their order; empty when a rule does not hold.
+    pub disks: Vec<Report>,
+}
+
+/// Says what a job would do. Of a machine that runs, a snapshot of each disk is made, looked at and
+/// let go.
+///
+/// # Errors
+/// Where a side cannot be asked; what is wrong with a disk is in its plan.
+pub fn plan(
+    spec: &JobSpec,
+    sides: &Sides,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<JobPlan> {
+    spec.check()?;
+    let step = Step {
+        job: &spec.name,
+        name: "plan",
+        observer,
+        cancel,
+    };
+    let findings = examine(spec, sides, &step)?;
+    let mut disks = Vec::new();
+    if findings.iter().all(|finding| finding.holds) {
+        let is_on = sides.source.machine().power(&step)? == Power::On;
+        for disk in &spec.disks {
+            disks.push(plan_disk(spec, disk, (sides, is_on), &step)?);
+        }
+    }
+    let has = |strategy| disks.iter().any(|plan| plan.strategy == Some(strategy));
+    Ok(JobPlan {
+        schema: "failback.job_plan/1",
+        name: spec.name.clone(),
+        strategy: ["delta", "full"].into_iter().find(|it| has(it)),
+        findings,
+        disks,
+    })
+}
+
+fn plan_disk(
+    spec: &JobSpec,
+    disk: &DiskSpec,
+    (sides, is_on): (&Sides, bool),
+    step: &Step<'_>,
+) -> Result<Report> {
+    let id = snapshot_of(spec, "plan")?;
+    let from = match is_on {
+        true => sides.source.snapshot(disk, &id, step)?,
+        false => disk.endpoint()?,
+    };
+    let leg = Leg {
+        disk,
+        from,
+        strategy: spec.policy.strategy,
+        until: Until::Staged,
+    };
+    let planned = leg
+        .request(spec)
+        .map(|request| operation::plan(&request, step.observer));
+    if is_on {
+        sides.source.release(disk, &id, step)?;
+    }
+    planned
+}

@@ -1,0 +1,232 @@
+//! What is told of a job: the document that `failback job show --json` prints.
+
+use serde::Serialize;
+
+use super::history::History;
+use super::journal::{Fact, Moved, Record, begun_of};
+use super::phase::Way;
+
+/// Version of the report's shape.
+pub const JOB_REPORT_SCHEMA: &str = "failback.job/1";
+
+/// A job, as its journal has it. Fields are published in docs/report.md and keep their names.
+#[derive(Clone, Debug, Serialize)]
+pub struct JobReport {
+    /// `failback.job/1`.
+    pub schema: &'static str,
+    /// What the job is called.
+    pub name: String,
+    /// The pair.
+    pub pair: String,
+    /// Key that it was started with.
+    pub key: Option<String>,
+    /// Phase that it is in.
+    pub phase: &'static str,
+    /// It failed there, and waits.
+    pub suspended: bool,
+    /// Why it stands.
+    pub error: Option<JobFailure>,
+    /// What can be asked of it now.
+    pub allowed: Vec<&'static str>,
+    /// Epoch of the pair that the job made last, or began with.
+    pub epoch: u64,
+    /// Who is in charge; `null`: nobody may start the machine, or it is not known to this job.
+    pub authority: Option<String>,
+    /// `delta` or `full`; `null` before it was chosen.
+    pub strategy: Option<&'static str>,
+    /// Reason codes of the choice.
+    pub reasons: Vec<String>,
+    /// Disks.
+    pub disks: Vec<DiskReport>,
+    /// Passes from snapshots, while the source ran.
+    pub passes: Vec<PassReport>,
+    /// Downtime.
+    pub downtime: Downtime,
+    /// What is asked when nobody asks for anything before.
+    pub deadline: Option<DeadlineReport>,
+    /// What happened, in order.
+    pub timeline: Vec<Moment>,
+}
+
+/// Why a job stands.
+#[derive(Clone, Debug, Serialize)]
+pub struct JobFailure {
+    /// Kind of the error.
+    pub kind: String,
+    /// One line.
+    pub message: String,
+    /// Trying again may help by itself.
+    pub is_transient: bool,
+}
+
+/// A disk of a job.
+#[derive(Clone, Debug, Serialize)]
+pub struct DiskReport {
+    /// What it is called.
+    pub id: String,
+    /// The image that is read.
+    pub source: String,
+    /// The image that is made equal.
+    pub target: String,
+    /// Root of the stopped source, hexadecimal; `null` before it was stopped and read.
+    pub root: Option<String>,
+    /// State of the target in a word, once it was applied.
+    pub state: Option<String>,
+    /// Payload bytes of all passes and the final copy.
+    pub sent: u64,
+    /// What was moved after the source had stopped.
+    pub final_copy: Option<Moved>,
+}
+
+/// A pass.
+#[derive(Clone, Debug, Serialize)]
+pub struct PassReport {
+    /// From 1.
+    pub pass: u32,
+    /// Seconds that it took.
+    pub seconds: f64,
+    /// Each disk.
+    pub disks: Vec<Moved>,
+}
+
+/// Seconds from the request to stop the source until the target runs.
+#[derive(Clone, Debug, Serialize)]
+pub struct Downtime {
+    /// As it was expected last, before the source was stopped.
+    pub predicted: Option<f64>,
+    /// As it was.
+    pub measured: Option<f64>,
+}
+
+/// A deadline.
+#[derive(Clone, Debug, Serialize)]
+pub struct DeadlineReport {
+    /// Milliseconds since 1970.
+    pub at_ms: u64,
+    /// What will be asked.
+    pub ask: &'static str,
+}
+
+/// A record of the journal.
+#[derive(Clone, Debug, Serialize)]
+pub struct Moment {
+    /// Milliseconds since 1970, by the clock of the host that ran the job.
+    pub at_ms: u64,
+    /// Phase from then on.
+    pub phase: &'static str,
+    /// It stood.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub suspended: bool,
+    /// What there is to know.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fact: Option<Fact>,
+}
+
+impl JobReport {
+    /// The definition of the job of these records.
+    #[must_use]
+    pub fn spec_of(records: &[Record]) -> super::JobSpec {
+        begun_of(records).spec.clone()
+    }
+
+    /// What the records of a job come to.
+    #[must_use]
+    pub fn of(records: &[Record]) -> Self {
+        let history = History(records);
+        let begun = begun_of(records);
+        let spec = &begun.spec;
+        let at = history.position();
+        let (epoch, authority) = history.epoch().unwrap_or((begun.epoch, None));
+        let chosen = history.facts().rev().find_map(|(_, fact)| match fact {
+            Fact::Chosen { reasons, .. } => Some(reasons.clone()),
+            _ => None,
+        });
+        let passes = history.passes();
+        Self {
+            schema: JOB_REPORT_SCHEMA,
+            name: spec.name.clone(),
+            pair: spec.pair_name().to_owned(),
+            key: begun.key.clone(),
+            phase: at.phase.name(),
+            suspended: at.is_suspended,
+            error: history.failure().and_then(failure),
+            allowed: at.allowed().into_iter().map(super::Ask::name).collect(),
+            epoch,
+            authority: authority.map(str::to_owned),
+            strategy: history.way().map(|way| match way {
+                Way::Delta => "delta",
+                Way::Full => "full",
+            }),
+            reasons: chosen.unwrap_or_default(),
+            disks: spec
+                .disks
+                .iter()
+                .map(|disk| disk_of(history, disk))
+                .collect(),
+            passes: passes
+                .into_iter()
+                .map(|pass| PassReport {
+                    pass: pass.number,
+                    seconds: pass.seconds,
+                    disks: pass.disks,
+                })
+                .collect(),
+            downtime: Downtime {
+                predicted: history.predicted(),
+                measured: history.downtime(),
+            },
+            deadline: history.deadline().map(|(at_ms, ask)| DeadlineReport {
+                at_ms,
+                ask: ask.name(),
+            }),
+            timeline: records
+                .iter()
+                .map(|record| Moment {
+                    at_ms: record.at_ms,
+                    phase: record.position.phase.name(),
+                    suspended: record.position.is_suspended,
+                    fact: record.fact.clone(),
+                })
+                .collect(),
+        }
+    }
+}
+
+fn disk_of(history: History<'_>, disk: &super::DiskSpec) -> DiskReport {
+    let last = history.sealed(&disk.id).cloned();
+    let sent_before: u64 = history
+        .passes()
+        .iter()
+        .flat_map(|pass| &pass.disks)
+        .filter(|moved| moved.disk == disk.id)
+        .map(|moved| moved.sent)
+        .sum();
+    let state = history.facts().rev().find_map(|(_, fact)| match fact {
+        Fact::Applied { disk: of, word } if *of == disk.id => Some(word.clone()),
+        _ => None,
+    });
+    DiskReport {
+        id: disk.id.clone(),
+        source: disk.source.clone(),
+        target: disk.target.display().to_string(),
+        root: last.as_ref().and_then(|moved| moved.root.clone()),
+        state,
+        sent: sent_before + last.as_ref().map_or(0, |moved| moved.sent),
+        final_copy: last,
+    }
+}
+
+fn failure(fact: &Fact) -> Option<JobFailure> {
+    match fact {
+        Fact::Failed {
+            kind,
+            message,
+            is_transient,
+        } => Some(JobFailure {
+            kind: kind.clone(),
+            message: message.clone(),
+            is_transient: *is_transient,
+        }),
+        _ => None,
+    }
+}

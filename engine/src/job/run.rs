@@ -1,0 +1,489 @@
+//! A job, from wherever it is to where it waits for somebody or is over.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use super::fence::Fence;
+use super::history::History;
+use super::host::SourceHost;
+use super::journal::{Begun, Fact, JobJournal, Record, now_ms};
+use super::phase::{Ask, Outcome, Phase, Position};
+use super::place::{Jobs, find_ask, forget_ask, leave_ask};
+use super::report::JobReport;
+use super::spec::JobSpec;
+use crate::abort::CancelToken;
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::{Event, Observer};
+use crate::hook::Hook;
+use crate::machine::Machine;
+use crate::state::{Barriers, HostFolder};
+use crate::step::Step;
+
+/// What a job needs of both sides.
+#[derive(Clone, Debug)]
+pub struct Sides {
+    /// The side that is read.
+    pub source: Arc<dyn SourceHost>,
+    /// The machine that is started in the end.
+    pub target: Arc<dyn Machine>,
+}
+
+/// How long [`Job::run`] stays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stay {
+    /// It returns when the job waits to be completed.
+    pub leaves_waiting: bool,
+}
+
+/// A failback job that this process has, and nobody else.
+#[derive(Debug)]
+pub struct Job {
+    pub(super) directory: std::path::PathBuf,
+    // Locked for as long as this lives.
+    _folder: HostFolder,
+    pub(super) journal: JobJournal,
+    pub(super) fence: Fence,
+    pub(super) sides: Sides,
+}
+
+/// What the steps of one run are not told again.
+pub(super) struct Run<'a> {
+    pub(super) observer: &'a dyn Observer,
+    /// Ends the step that runs.
+    pub(super) cancel: &'a CancelToken,
+}
+
+impl<'a> Run<'a> {
+    pub(super) fn step(&self, job: &'a str, name: &'a str) -> Step<'_> {
+        Step {
+            job,
+            name,
+            observer: self.observer,
+            cancel: self.cancel,
+        }
+    }
+}
+
+/// How a phase went.
+pub(super) enum Went {
+    /// It happened, and there is this to know of it.
+    On(Outcome, Option<Fact>),
+    /// Nothing to do now; look again.
+    Waits,
+}
+
+impl Job {
+    /// Begins a job, or takes up the one of that name that was begun with the same `key`.
+    ///
+    /// # Errors
+    /// `Usage` for a definition that makes no sense; `InUse` while a process has the job or its
+    /// pair; `Refused` where another job of that name, or of that pair, is not over; `Io`.
+    pub fn start(jobs: &Jobs, spec: JobSpec, key: Option<&str>, sides: Sides) -> Result<Self> {
+        spec.check()?;
+        let directory = jobs.directory(&spec.name)?;
+        let folder = HostFolder::lock(&directory)?;
+        let mut fence = Fence::open(&jobs.pair(spec.pair_name()))?;
+        let barriers = Barriers::new();
+        if let Some(journal) = JobJournal::open(&folder, barriers)? {
+            let begun = journal.begun();
+            let is_same = key.is_some() && begun.key.as_deref() == key && begun.spec == spec;
+            if is_same {
+                return Ok(Self::of(directory, folder, journal, fence, sides));
+            }
+            if !journal.position().phase.is_end() {
+                let phase = journal.position().phase.name();
+                let message = format!("job `{}` is there already, and {phase}", spec.name);
+                return Err(Error::new(ErrorKind::Refused, message));
+            }
+        }
+        refuse_overlap(jobs, &spec)?;
+        let side = spec.side_of_source();
+        match fence.now() {
+            // The first job of a pair says where the machine is.
+            None => fence.advance(1, Some(side), &spec.name)?,
+            Some(now) if now.authority.as_deref() == Some(side) => {}
+            Some(now) => {
+                let who = now.authority.as_deref().unwrap_or("nobody");
+                let message = format!(
+                    "side `{side}` is not in charge of pair `{}`: {who} is",
+                    spec.pair_name()
+                );
+                return Err(Error::new(ErrorKind::Refused, message));
+            }
+        }
+        let begun = Begun {
+            key: key.map(str::to_owned),
+            epoch: fence.number(),
+            spec,
+        };
+        let journal = JobJournal::begin(&folder, barriers, begun)?;
+        Ok(Self::of(directory, folder, journal, fence, sides))
+    }
+
+    /// Takes up a job that is there.
+    ///
+    /// # Errors
+    /// `Refused` where there is none; `InUse` while a process has it; `Damaged`, `Io`.
+    pub fn open(jobs: &Jobs, name: &str, sides: Sides) -> Result<Self> {
+        let directory = jobs.directory(name)?;
+        let missing = || {
+            let message = format!("no job is called `{name}`");
+            Error::new(ErrorKind::Refused, message)
+        };
+        if !directory.exists() {
+            return Err(missing());
+        }
+        let folder = HostFolder::lock(&directory)?;
+        let journal = JobJournal::open(&folder, Barriers::new())?.ok_or_else(missing)?;
+        let fence = Fence::open(&jobs.pair(journal.begun().spec.pair_name()))?;
+        Ok(Self::of(directory, folder, journal, fence, sides))
+    }
+
+    fn of(
+        directory: std::path::PathBuf,
+        folder: HostFolder,
+        journal: JobJournal,
+        fence: Fence,
+        sides: Sides,
+    ) -> Self {
+        Self {
+            directory,
+            _folder: folder,
+            journal,
+            fence,
+            sides,
+        }
+    }
+
+    /// From now on `hears` is called with each record of the journal once it is durable, on the
+    /// thread that runs the job.
+    pub fn on_record(&mut self, hears: Arc<dyn Fn(&Record) + Send + Sync>) {
+        self.journal.tell(hears);
+    }
+
+    /// What it is and how far.
+    #[must_use]
+    pub fn report(&self) -> JobReport {
+        JobReport::of(self.journal.records())
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.journal.position()
+    }
+
+    /// Asks the job for something, durably. It is done by the next [`run`](Self::run).
+    ///
+    /// # Errors
+    /// `Refused` where that cannot be asked for now; `Io`.
+    pub fn ask(&mut self, ask: Ask) -> Result<()> {
+        let at = self.position();
+        let Some(next) = at.next(Outcome::Asked(ask)) else {
+            return Err(not_allowed(at, ask));
+        };
+        if ask == Ask::Complete && self.history().is_asked(Ask::Complete) {
+            return Ok(());
+        }
+        // Completing waits for its phase; everything else changes where the job is.
+        let next = if ask == Ask::Complete { at } else { next };
+        self.journal.go_to(next, Some(Fact::Asked { ask }))
+    }
+
+    /// Goes on until the job is over, stands because something failed, waits to be accepted with no
+    /// deadline, or, where `stay` says so, waits to be completed. Asks of other processes are heard
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// `Cancelled` when `cancel` ended it, which leaves the job where it is, to be taken up again;
+    /// `Io` when the job's own journal cannot be written. What fails in a phase is no error here:
+    /// the job is suspended, and says why.
+    pub fn run(&mut self, stay: Stay, observer: &dyn Observer, cancel: &CancelToken) -> Result<()> {
+        let mut told = None;
+        loop {
+            self.hear_asks(observer)?;
+            let at = self.position();
+            if told.replace(at) != Some(at) {
+                observer.event(&Event::JobPhase {
+                    job: self.history().spec().name.clone(),
+                    phase: at.phase.name(),
+                    suspended: at.is_suspended,
+                });
+            }
+            if at.phase.is_end() || at.is_suspended || self.rests(stay) {
+                return Ok(());
+            }
+            if cancel.is_cancelled() {
+                return Err(Error::new(ErrorKind::Cancelled, "cancelled"));
+            }
+            let stop = CancelToken::new();
+            let went = self.while_asks_are_heard(&stop, cancel, |job, stop| {
+                let run = Run {
+                    observer,
+                    cancel: stop,
+                };
+                job.step(at.phase, &run)
+            });
+            match went {
+                Ok(Went::On(outcome, fact)) => {
+                    let next = at.next(outcome).expect("a phase gives outcomes of its own");
+                    self.journal.go_to(next, fact)?;
+                }
+                Ok(Went::Waits) => std::thread::sleep(POLL),
+                // Somebody wants something else; the job stays where it is until that is heard.
+                Err(error) if error.kind() == ErrorKind::Cancelled && stop.is_cancelled() => {}
+                Err(error) => self.suspend(&error, observer)?,
+            }
+        }
+    }
+
+    fn suspend(&mut self, error: &Error, observer: &dyn Observer) -> Result<()> {
+        let at = self.position();
+        let next = at.next(Outcome::Failed).expect("it was not suspended");
+        let fact = Fact::Failed {
+            kind: error.kind().name().to_owned(),
+            message: error.chain(),
+            is_transient: error.is_transient(),
+        };
+        observer.event(&Event::Warning {
+            message: format!("job suspended: {}", error.chain()),
+        });
+        self.journal.go_to(next, Some(fact))
+    }
+
+    /// Takes what other processes asked for into the journal. What cannot be asked now is dropped.
+    fn hear_asks(&mut self, observer: &dyn Observer) -> Result<()> {
+        while let Some(ask) = find_ask(&self.directory) {
+            if let Err(refused) = self.ask(ask) {
+                if refused.kind() != ErrorKind::Refused {
+                    return Err(refused);
+                }
+                observer.event(&Event::Warning {
+                    message: refused.chain(),
+                });
+            }
+            forget_ask(&self.directory, ask)?;
+        }
+        Ok(())
+    }
+
+    /// Runs a step, and ends it when the caller cancels, or when somebody asks for what does not
+    /// wait for its end.
+    fn while_asks_are_heard<T>(
+        &mut self,
+        stop: &CancelToken,
+        cancel: &CancelToken,
+        step: impl FnOnce(&mut Self, &CancelToken) -> T,
+    ) -> T {
+        let directory = self.directory.clone();
+        let at = self.position();
+        let is_done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let watcher = scope.spawn(|| {
+                while !is_done.load(Ordering::SeqCst) {
+                    let asked = find_ask(&directory).filter(|ask| *ask != Ask::Complete);
+                    let is_wanted = asked.is_some_and(|ask| at.next(Outcome::Asked(ask)).is_some());
+                    if cancel.is_cancelled() || is_wanted {
+                        stop.cancel();
+                    }
+                    std::thread::park_timeout(POLL);
+                }
+            });
+            // Also when the step panics, which is passed on.
+            let _over = Over {
+                flag: &is_done,
+                watcher: watcher.thread(),
+            };
+            step(self, stop)
+        })
+    }
+
+    /// Whether nothing is to be done until somebody asks.
+    fn rests(&self, stay: Stay) -> bool {
+        let history = self.history();
+        match self.position().phase {
+            Phase::CommitPending => history.deadline().is_none() && !self.wants_deadline(),
+            Phase::Waiting => {
+                stay.leaves_waiting
+                    && !history.is_asked(Ask::Complete)
+                    && !self.wants_pass()
+                    && history.spec().policy.complete == super::spec::Complete::Manual
+            }
+            _ => false,
+        }
+    }
+
+    fn step(&mut self, phase: Phase, run: &Run<'_>) -> Result<Went> {
+        match phase {
+            Phase::Created => Ok(Went::On(Outcome::Done, None)),
+            Phase::Preflight => self.preflight(run),
+            Phase::Planning => self.planning(run),
+            Phase::Presync => self.presync(run),
+            Phase::Waiting => self.waiting(),
+            Phase::StoppingSource => self.stop_source(run),
+            Phase::FinalDelta | Phase::FullDownload => self.copy_stopped(run),
+            Phase::Sealing => self.seal(),
+            Phase::Applying => self.apply(run),
+            Phase::Verifying => self.verify(),
+            Phase::StartingTarget => self.start_target(run),
+            Phase::CommitPending => self.pend(),
+            Phase::Releasing => self.release(run),
+            Phase::Undoing => self.undo(run),
+            Phase::Cancelling => self.cancel(run),
+            Phase::Finished | Phase::Undone | Phase::Cancelled => unreachable!("looked at before"),
+        }
+    }
+
+    pub(super) fn history(&self) -> History<'_> {
+        History(self.journal.records())
+    }
+
+    /// The definition, apart from the journal that is written to meanwhile.
+    pub(super) fn spec(&self) -> JobSpec {
+        self.history().spec().clone()
+    }
+
+    /// Begins an epoch: noted here first, so that after a crash the same one is begun again.
+    pub(super) fn begin_epoch(&mut self, authority: Option<&str>) -> Result<u64> {
+        let (epoch, job) = {
+            let history = self.history();
+            let begun = self.journal.begun();
+            let (last, of_last) = history.epoch().unwrap_or((begun.epoch, None));
+            // One that is noted and was not begun, or begun for the same, is the one.
+            let is_open = history.epoch().is_some() && of_last == authority;
+            let epoch = if is_open { last } else { last + 1 };
+            (epoch, begun.spec.name.clone())
+        };
+        let authority_text = authority.map(str::to_owned);
+        if self.history().epoch() != Some((epoch, authority)) {
+            self.journal.note(Fact::Epoch {
+                epoch,
+                authority: authority_text,
+            })?;
+        }
+        self.fence.advance(epoch, authority, &job)?;
+        Ok(epoch)
+    }
+
+    /// Starts the machine of `side`, which is in charge in `epoch`, and waits until `probe` is
+    /// content.
+    pub(super) fn start_machine(
+        &mut self,
+        (side, epoch): (&str, u64),
+        machine: &dyn Machine,
+        probe: Option<&Hook>,
+        step: &Step<'_>,
+    ) -> Result<()> {
+        self.fence.check_start(side, epoch)?;
+        machine.start(step)?;
+        if let Some(probe) = probe {
+            probe.run(step, &[("FAILBACK_SIDE", side)])?;
+        }
+        self.journal.note(Fact::Started {
+            side: side.to_owned(),
+        })
+    }
+}
+
+/// Tells a watching thread, when it goes, that nothing is left to watch.
+struct Over<'a> {
+    flag: &'a AtomicBool,
+    watcher: &'a std::thread::Thread,
+}
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.flag.store(true, Ordering::SeqCst);
+        self.watcher.unpark();
+    }
+}
+
+/// Two jobs on one target would undo each other's work.
+fn refuse_overlap(jobs: &Jobs, spec: &JobSpec) -> Result<()> {
+    for name in jobs.names()?.iter().filter(|name| **name != spec.name) {
+        let Some(records) = super::journal::peek(&jobs.directory(name)?)? else {
+            continue;
+        };
+        let other = History(&records);
+        let shares = |target| other.spec().disks.iter().any(|disk| disk.target == target);
+        let shared = spec.disks.iter().find(|disk| shares(disk.target.clone()));
+        if let (false, Some(disk)) = (other.position().phase.is_end(), shared) {
+            let message = format!(
+                "disk `{}` is that of job `{name}`, which is not over",
+                disk.id
+            );
+            return Err(Error::new(ErrorKind::Refused, message).path(&disk.target));
+        }
+    }
+    Ok(())
+}
+
+/// Milliseconds from now until `at_ms`, 0 when that is over.
+pub(super) fn left_ms(at_ms: u64) -> u64 {
+    at_ms.saturating_sub(now_ms())
+}
+
+/// The records of a job that another process may have.
+///
+/// # Errors
+/// `Refused` where there is none; `Damaged`, `Io`.
+pub fn look(jobs: &Jobs, name: &str) -> Result<Vec<Record>> {
+    let records = super::journal::peek(&jobs.directory(name)?)?;
+    records.ok_or_else(|| {
+        let message = format!("no job is called `{name}`");
+        Error::new(ErrorKind::Refused, message)
+    })
+}
+
+/// Leaves an ask to the process that runs the job, and waits until that has heard it; how the job
+/// is then.
+///
+/// # Errors
+/// `Refused` where that cannot be asked for now; `InUse` when nobody hears it; `Cancelled`.
+pub fn ask_another(jobs: &Jobs, name: &str, ask: Ask, cancel: &CancelToken) -> Result<JobReport> {
+    let records = look(jobs, name)?;
+    let at = History(&records).position();
+    if at.next(Outcome::Asked(ask)).is_none() {
+        return Err(not_allowed(at, ask));
+    }
+    let directory = jobs.directory(name)?;
+    leave_ask(&directory, ask)?;
+    let until = std::time::Instant::now() + HEARD_WITHIN;
+    while find_ask(&directory) == Some(ask) {
+        if cancel.is_cancelled() || std::time::Instant::now() > until {
+            forget_ask(&directory, ask)?;
+            let (kind, message) = match cancel.is_cancelled() {
+                true => (ErrorKind::Cancelled, "cancelled"),
+                false => (
+                    ErrorKind::InUse,
+                    "the process that has the job does not answer",
+                ),
+            };
+            return Err(Error::new(kind, message));
+        }
+        std::thread::sleep(POLL);
+    }
+    Ok(JobReport::of(&look(jobs, name)?))
+}
+
+fn not_allowed(at: Position, ask: Ask) -> Error {
+    let allowed: Vec<_> = at.allowed().into_iter().map(Ask::name).collect();
+    let message = format!(
+        "`{}` cannot be asked of a job that is {}{}; {}",
+        ask.name(),
+        at.phase.name(),
+        if at.is_suspended { ", suspended" } else { "" },
+        match allowed.is_empty() {
+            true => "it is over".to_owned(),
+            false => format!("now: {}", allowed.join(", ")),
+        }
+    );
+    Error::new(ErrorKind::Refused, message)
+}
+
+/// How often a wait looks around.
+const POLL: Duration = Duration::from_millis(50);
+/// How long a process that runs a job may take to hear an ask: it is heard between steps, and most
+/// steps end at once for one.
+const HEARD_WITHIN: Duration = Duration::from_mins(2);

@@ -1,0 +1,367 @@
+//! What a job is to do, as data: written by hand as TOML, or built by a program.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::span;
+use crate::disk::{Format, OpenOptions};
+use crate::endpoint::Endpoint;
+use crate::error::{Error, ErrorKind, Result};
+use crate::hook::Hook;
+use crate::machine::{HookMachine, QmpMachine};
+use crate::plan::{Objective, Strategy};
+use crate::snapshot::HookSnapshots;
+use crate::transport::VerifyLevel;
+
+/// A failback of one virtual machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobSpec {
+    /// What it is called: letters, digits, `-` and `_`, 64 at most.
+    pub name: String,
+    /// The two places of one machine, whatever the job is called and whichever way it goes; by
+    /// default the job's name. Who may start the machine is kept for the pair.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pair: Option<String>,
+    /// The side that is read, and stopped.
+    pub source: SideSpec,
+    /// The side that is made equal, and started. The job runs there.
+    pub target: SideSpec,
+    /// The machine's disks.
+    #[serde(rename = "disk")]
+    pub disks: Vec<DiskSpec>,
+    /// How it is done.
+    #[serde(default)]
+    pub policy: Policy,
+}
+
+/// One side of the machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SideSpec {
+    /// The side's name, the same in every job of the pair; `recovery` for a source and `primary`
+    /// for a target where nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub side: Option<String>,
+    /// How the machine is stopped and started; `None`: by the program that embeds the engine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<MachineSpec>,
+    /// How its disks are frozen while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshots: Option<SnapshotSpec>,
+    /// Runs after the machine was started, and says by its exit whether it is up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<Hook>,
+}
+
+/// How a machine is stopped and started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum MachineSpec {
+    /// QEMU with a QMP socket.
+    Qmp(QmpMachine),
+    /// Commands of any hypervisor.
+    Hooks(HookMachine),
+}
+
+/// How a disk is frozen while its machine runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum SnapshotSpec {
+    /// A clone that shares the image's blocks: XFS, btrfs.
+    Reflink,
+    /// Commands.
+    Hooks(HookSnapshots),
+}
+
+/// One disk of the machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskSpec {
+    /// What it is called; as a job's name.
+    pub id: String,
+    /// The image that the source runs from: a path, or a grant of an agent.
+    pub source: String,
+    /// The image that the target will run from; made where it is missing.
+    pub target: PathBuf,
+    /// The disk id of the target's image as `info` tells it; another disk is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<String>,
+    /// Format of the source, where its magic is not to be believed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_format: Option<String>,
+    /// Format of the target, where its magic or suffix is not to be believed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_format: Option<String>,
+    /// Parents of differencing images are taken from where the images name them.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub follow_parents: bool,
+}
+
+/// How a job is done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Policy {
+    /// Delta, full, or the better one.
+    pub strategy: Strategy,
+    /// What the better one has less of.
+    pub optimize: Objective,
+    /// Longest downtime.
+    #[serde(with = "span::optional", skip_serializing_if = "Option::is_none")]
+    pub downtime_budget: Option<Duration>,
+    /// What is read back of the targets.
+    pub verify: Verify,
+    /// How long the guest may take to shut down.
+    #[serde(with = "span")]
+    pub stop_timeout: Duration,
+    /// How long it is expected to take, for the prediction of the downtime.
+    #[serde(with = "span")]
+    pub expected_stop: Duration,
+    /// How long the target is expected to take to start, likewise.
+    #[serde(with = "span")]
+    pub expected_start: Duration,
+    /// Take the power away from a guest that does not shut down.
+    pub force_stop: bool,
+    /// When the source is stopped.
+    pub complete: Complete,
+    /// Not before this moment, RFC 3339 in UTC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub complete_at: Option<String>,
+    /// Time between passes while the job waits.
+    #[serde(with = "span")]
+    pub keep_warm: Duration,
+    /// Accept the target so long after it was started.
+    #[serde(with = "span::optional", skip_serializing_if = "Option::is_none")]
+    pub commit_after: Option<Duration>,
+    /// Go back to the source so long after the target was started.
+    #[serde(with = "span::optional", skip_serializing_if = "Option::is_none")]
+    pub undo_after: Option<Duration>,
+    /// Once accepted, the machine of the source is deleted; its disks stay.
+    pub delete_source_machine: bool,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            strategy: Strategy::Auto,
+            optimize: Objective::Downtime,
+            downtime_budget: None,
+            verify: Verify::Changed,
+            stop_timeout: Duration::from_mins(5),
+            expected_stop: Duration::from_secs(10),
+            expected_start: Duration::from_secs(5),
+            force_stop: false,
+            complete: Complete::Manual,
+            complete_at: None,
+            keep_warm: Duration::from_mins(15),
+            commit_after: None,
+            undo_after: None,
+            delete_source_machine: false,
+        }
+    }
+}
+
+/// What is read back of a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verify {
+    /// All of it.
+    Full,
+    /// What was written.
+    Changed,
+    /// Nothing.
+    Off,
+}
+
+impl Verify {
+    /// As sessions call it.
+    #[must_use]
+    pub fn level(self) -> VerifyLevel {
+        match self {
+            Self::Full => VerifyLevel::Full,
+            Self::Changed => VerifyLevel::Changed,
+            Self::Off => VerifyLevel::Off,
+        }
+    }
+}
+
+/// When the source is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Complete {
+    /// When somebody asks for it.
+    Manual,
+    /// When the predicted downtime is within the budget, or does not shrink any more.
+    WhenReady,
+}
+
+impl JobSpec {
+    /// A job with the defaults, that still wants disks.
+    #[must_use]
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            pair: None,
+            source: SideSpec::default(),
+            target: SideSpec::default(),
+            disks: Vec::new(),
+            policy: Policy::default(),
+        }
+    }
+
+    /// The same with one more disk.
+    #[must_use]
+    pub fn disk(mut self, id: &str, source: impl Into<String>, target: impl Into<PathBuf>) -> Self {
+        self.disks.push(DiskSpec {
+            id: id.to_owned(),
+            source: source.into(),
+            target: target.into(),
+            identity: None,
+            source_format: None,
+            target_format: None,
+            follow_parents: false,
+        });
+        self
+    }
+
+    /// The same with another policy.
+    #[must_use]
+    pub fn policy(self, policy: Policy) -> Self {
+        Self { policy, ..self }
+    }
+
+    /// Reads a job that was written as TOML.
+    ///
+    /// # Errors
+    /// `Usage` with the line that is wrong.
+    pub fn from_toml(text: &str) -> Result<Self> {
+        let spec: Self = toml::from_str(text).map_err(|e| {
+            let message = format!("job definition: {}", crate::error::one_line(e.message()));
+            let at = e
+                .span()
+                .map(|span| text[..span.start].lines().count().max(1));
+            let line = at.map(|line| format!(" (line {line})")).unwrap_or_default();
+            Error::new(ErrorKind::Usage, format!("{message}{line}"))
+        })?;
+        spec.check()?;
+        Ok(spec)
+    }
+
+    /// Whether it makes sense by itself.
+    ///
+    /// # Errors
+    /// `Usage`.
+    pub fn check(&self) -> Result<()> {
+        let usage = |message: String| Err(Error::new(ErrorKind::Usage, message));
+        let ids = self.disks.iter().map(|disk| &disk.id);
+        for name in [&self.name].into_iter().chain(&self.pair).chain(ids) {
+            if !is_name(name) {
+                let shown = crate::error::one_line(name);
+                return usage(format!(
+                    "`{shown}` is no name: 1 to 64 letters, digits, `-` and `_`"
+                ));
+            }
+        }
+        if self.disks.is_empty() {
+            return usage("a job needs at least one disk".to_owned());
+        }
+        for (at, disk) in self.disks.iter().enumerate() {
+            let before = &self.disks[..at];
+            if before.iter().any(|other| other.id == disk.id) {
+                return usage(format!("two disks are called `{}`", disk.id));
+            }
+            if before.iter().any(|other| other.target == disk.target) {
+                return usage(format!("disk `{}`: its target is another disk's", disk.id));
+            }
+            if before.iter().any(|other| other.source == disk.source) {
+                return usage(format!("disk `{}`: its source is another disk's", disk.id));
+            }
+            disk.endpoint()?;
+            disk.open(disk.source_format.as_deref())?;
+            disk.open(disk.target_format.as_deref())?;
+        }
+        let policy = &self.policy;
+        if policy.commit_after.is_some() && policy.undo_after.is_some() {
+            return usage("commit_after and undo_after exclude each other".to_owned());
+        }
+        self.not_before().map(drop)?;
+        match self.side_of_source() == self.side_of_target() {
+            true => usage("source and target are the same side".to_owned()),
+            false => Ok(()),
+        }
+    }
+
+    /// The pair.
+    #[must_use]
+    pub fn pair_name(&self) -> &str {
+        self.pair.as_deref().unwrap_or(&self.name)
+    }
+
+    /// What the source's side is called.
+    #[must_use]
+    pub fn side_of_source(&self) -> &str {
+        self.source.side.as_deref().unwrap_or("recovery")
+    }
+
+    /// What the target's side is called.
+    #[must_use]
+    pub fn side_of_target(&self) -> &str {
+        self.target.side.as_deref().unwrap_or("primary")
+    }
+
+    /// The moment before which the source is not stopped.
+    ///
+    /// # Errors
+    /// `Usage` for what is none.
+    pub fn not_before(&self) -> Result<Option<std::time::SystemTime>> {
+        let Some(text) = &self.policy.complete_at else {
+            return Ok(None);
+        };
+        humantime::parse_rfc3339(text).map(Some).map_err(|e| {
+            let message = "complete_at: not a moment such as 2026-11-29T22:00:00Z";
+            Error::new(ErrorKind::Usage, message).caused_by(e)
+        })
+    }
+}
+
+impl DiskSpec {
+    /// Where the source is.
+    ///
+    /// # Errors
+    /// `Usage`.
+    pub fn endpoint(&self) -> Result<Endpoint> {
+        self.source.parse()
+    }
+
+    /// How one of its images is opened, of that format.
+    ///
+    /// # Errors
+    /// `Usage` for a format that is none.
+    pub fn open(&self, format: Option<&str>) -> Result<OpenOptions> {
+        let format: Option<Format> = format.map(str::parse).transpose()?;
+        Ok(OpenOptions {
+            format,
+            follow_parents: self.follow_parents,
+            ..OpenOptions::default()
+        })
+    }
+}
+
+/// Names become names of files, and words of commands.
+pub(crate) fn is_name(text: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    (1..=NAME_LEN_MAX).contains(&text.len()) && text.chars().all(is_plain)
+}
+
+/// Bytes of a name.
+const NAME_LEN_MAX: usize = 64;
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the signature is serde's"
+)]
+fn is_false(value: &bool) -> bool {
+    !value
+}

@@ -1,0 +1,251 @@
+//! A process that dies anywhere in a job: at every record of the journal, and after everything that
+//! it did to a machine or snapshot. Dying is a panic that unwinds through the job; what is on disk
+//! is all that the next process has.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use failback_engine::job::{Ask, Job, LocalHost, Phase, Sides};
+use failback_engine::machine::{FakeMachine, Machine, Power};
+use failback_engine::snapshot::{SnapshotId, SnapshotProvider};
+use failback_engine::{Result, Step};
+
+use super::scene::{Copies, Scene, run};
+
+/// Counts what happens, and dies at one of them.
+#[derive(Clone, Debug)]
+struct Fuse {
+    left: Arc<AtomicUsize>,
+    is_off: Arc<AtomicBool>,
+}
+
+impl Fuse {
+    fn at(point: usize) -> Self {
+        Self {
+            left: Arc::new(AtomicUsize::new(point)),
+            is_off: Arc::default(),
+        }
+    }
+
+    /// One more thing happened.
+    fn burn(&self) {
+        match self.left.load(Ordering::SeqCst) {
+            // It went off: whoever still runs is the same process, and dies as well.
+            0 => {
+                self.is_off.store(true, Ordering::SeqCst);
+                panic!("killed");
+            }
+            left => self.left.store(left - 1, Ordering::SeqCst),
+        }
+    }
+
+    fn went_off(&self) -> bool {
+        self.is_off.load(Ordering::SeqCst)
+    }
+}
+
+#[derive(Debug)]
+struct Mortal<T> {
+    inner: T,
+    fuse: Fuse,
+}
+
+impl<T> Mortal<T> {
+    fn did<R>(&self, result: R) -> R {
+        self.fuse.burn();
+        result
+    }
+}
+
+impl Machine for Mortal<FakeMachine> {
+    fn power(&self, step: &Step<'_>) -> Result<Power> {
+        self.inner.power(step)
+    }
+
+    fn shut_down(&self, step: &Step<'_>, limit: Duration) -> Result<Power> {
+        self.did(self.inner.shut_down(step, limit))
+    }
+
+    fn power_off(&self, step: &Step<'_>) -> Result<()> {
+        self.did(self.inner.power_off(step))
+    }
+
+    fn start(&self, step: &Step<'_>) -> Result<()> {
+        self.did(self.inner.start(step))
+    }
+
+    fn delete(&self, step: &Step<'_>) -> Result<()> {
+        self.did(self.inner.delete(step))
+    }
+}
+
+impl SnapshotProvider for Mortal<Copies> {
+    fn create(&self, image: &Path, id: &SnapshotId, step: &Step<'_>) -> Result<PathBuf> {
+        self.did(self.inner.create(image, id, step))
+    }
+
+    fn release(&self, image: &Path, id: &SnapshotId, step: &Step<'_>) -> Result<()> {
+        self.did(self.inner.release(image, id, step))
+    }
+
+    fn list(&self, image: &Path, job: &str, step: &Step<'_>) -> Result<Vec<SnapshotId>> {
+        self.inner.list(image, job, step)
+    }
+}
+
+fn mortal(scene: &Scene, fuse: &Fuse) -> Sides {
+    let machine = |inner: &FakeMachine| Mortal {
+        inner: inner.clone(),
+        fuse: fuse.clone(),
+    };
+    let snapshots = Mortal {
+        inner: Copies,
+        fuse: fuse.clone(),
+    };
+    let source = Arc::new(machine(&scene.source));
+    Sides {
+        source: Arc::new(LocalHost::new(source, Some(Arc::new(snapshots)))),
+        target: Arc::new(machine(&scene.target)),
+    }
+}
+
+/// What an operator wants in the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    Accept,
+    /// Cancel once it waits, or undo once the target runs.
+    GiveUp {
+        after_commit: bool,
+    },
+}
+
+/// Asks what leads to the wish, until the job is over. Whoever asks again what was heard already is
+/// refused, and asks for the next thing.
+fn drive(job: &mut Job, scene: &Scene, wish: Wish) {
+    let mut has_written = false;
+    for _ in 0..20 {
+        run(job);
+        check(scene, job);
+        let at = job.position();
+        assert!(!at.is_suspended, "{:?}", job.report());
+        match (at.phase, wish) {
+            (phase, _) if phase.is_end() => return,
+            (
+                Phase::Waiting,
+                Wish::GiveUp {
+                    after_commit: false,
+                },
+            ) => job.ask(Ask::Cancel).unwrap(),
+            (Phase::Waiting, _) => {
+                if !std::mem::replace(&mut has_written, true) {
+                    scene.guest_writes(scene.disks[0], 9, 0x99);
+                }
+                job.ask(Ask::Complete).unwrap();
+            }
+            (Phase::CommitPending, Wish::Accept) => job.ask(Ask::Commit).unwrap(),
+            (Phase::CommitPending, _) => job.ask(Ask::Undo).unwrap(),
+            (phase, _) => panic!("rests in {phase:?}"),
+        }
+    }
+    panic!("does not end: {:?}", job.report());
+}
+
+/// What holds at every moment: G1, one side runs at most; G2, the target runs on what the source
+/// has; before COMMIT the target is old.
+fn check(scene: &Scene, job: &Job) {
+    check_machines(scene);
+    let is_old = scene.target_bytes() == scene.old_target();
+    let phase = job.position().phase;
+    let is_before = !phase.is_committed();
+    assert!(
+        is_old || !is_before,
+        "{phase:?}: the target was changed before COMMIT"
+    );
+}
+
+fn check_machines(scene: &Scene) {
+    let powers = (scene.source.real_power(), scene.target.real_power());
+    assert_ne!(powers, (Power::On, Power::On), "both sides run");
+    if powers.1 == Power::On {
+        assert_eq!(
+            scene.target_bytes(),
+            scene.source_bytes(),
+            "started on another disk"
+        );
+    }
+}
+
+/// A job that dies at `point`, and one that takes it up. Whether it lived that long.
+fn die_and_go_on(disks: &[&'static str], point: usize, wish: Wish) -> bool {
+    let scene = Scene::in_memory(disks);
+    let fuse = Fuse::at(point);
+    let died = catch_unwind(AssertUnwindSafe(|| {
+        let mut job = Job::start(&scene.jobs(), scene.spec(), None, mortal(&scene, &fuse)).unwrap();
+        let burning = fuse.clone();
+        job.on_record(Arc::new(move |_| burning.burn()));
+        drive(&mut job, &scene, wish);
+    }));
+    assert_eq!(died.is_err(), fuse.went_off(), "point {point}: {died:?}");
+    check_machines(&scene);
+
+    let mut job = Job::open(&scene.jobs(), "web", scene.sides()).unwrap();
+    drive(&mut job, &scene, wish);
+
+    let powers = (scene.source.real_power(), scene.target.real_power());
+    match wish {
+        Wish::Accept => {
+            assert_eq!(job.position().phase, Phase::Finished);
+            assert_eq!(scene.target_bytes(), scene.source_bytes(), "point {point}");
+            assert_eq!(powers, (Power::Off, Power::On), "point {point}");
+        }
+        Wish::GiveUp { .. } => {
+            assert!(matches!(
+                job.position().phase,
+                Phase::Cancelled | Phase::Undone
+            ));
+            assert_eq!(scene.target_bytes(), scene.old_target(), "point {point}");
+            assert_eq!(powers, (Power::On, Power::Off), "point {point}");
+        }
+    }
+    assert_eq!(scene.leftovers(), Vec::<String>::new(), "point {point}");
+    died.is_err()
+}
+
+fn at_every_point(disks: &[&'static str], wish: Wish) {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if info.payload().downcast_ref::<&str>() != Some(&"killed") {
+            usual(info);
+        }
+    }));
+    let died = (0..)
+        .take_while(|point| die_and_go_on(disks, *point, wish))
+        .count();
+    drop(std::panic::take_hook());
+    assert!((20..200).contains(&died), "{died} points");
+}
+
+// Goal: G1, G2, G3, G5, G7: a job whose process dies is taken up where it was and ends as it would
+// have. Method: every point of a job that is accepted, cancelled, undone; one disk and two.
+#[test]
+fn a_job_that_dies_is_accepted_all_the_same() {
+    at_every_point(&["os", "data"], Wish::Accept);
+}
+
+#[test]
+fn a_job_that_dies_is_cancelled_all_the_same() {
+    at_every_point(
+        &["os", "data"],
+        Wish::GiveUp {
+            after_commit: false,
+        },
+    );
+}
+
+#[test]
+fn a_job_that_dies_is_undone_all_the_same() {
+    at_every_point(&["os", "data"], Wish::GiveUp { after_commit: true });
+}
