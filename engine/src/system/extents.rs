@@ -64,8 +64,8 @@ mod linux {
     use super::*;
 
     pub(super) fn places(file: &HostFile) -> io::Result<Vec<FileRun>> {
-        // What is in memory only has no place yet, or is about to get another one. FIEMAP's own flag
-        // alone does not wait on every kernel until btrfs has noted where it wrote.
+        // What is in memory only has no place yet, or is about to get another one. FIEMAP's own
+        // flag alone does not wait on every kernel until btrfs has noted where it wrote.
         file.as_file().sync_data()?;
         let mut runs = Vec::new();
         for found in Fiemap::with_flags(file.as_file(), FiemapFlags::SYNC) {
