@@ -1,5 +1,5 @@
-//! Goal: snapshots by hooks are made, found and let go, and a hook that lies is caught. Method: shell
-//! scripts that copy files.
+//! Goal: snapshots by hooks are made, found and let go, and a hook that lies is caught. Method:
+//! shell scripts that copy files.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a test states its expectations by it")]
 

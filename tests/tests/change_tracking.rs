@@ -2,6 +2,7 @@
 //! has. Method: clones on XFS and btrfs, random changes by two writers, and a naive twin that reads
 //! both disks and compares them page by page.
 #![cfg(target_os = "linux")]
+#![allow(clippy::print_stderr, reason = "numbers of a run")]
 
 use std::fs::{self, File};
 use std::ops::Range;

@@ -2,6 +2,7 @@
 //! go. Method: XFS, btrfs and ext4 in files; QEMU writes one place after the other, so that what a
 //! clone holds has to be the first so many of its writes.
 #![cfg(target_os = "linux")]
+#![allow(clippy::print_stderr, reason = "numbers of a run")]
 
 use std::fs;
 use std::io::Write;

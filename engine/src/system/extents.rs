@@ -6,6 +6,10 @@ use super::HostFile;
 
 /// A run of a file's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(
+    not(target_os = "linux"),
+    allow(dead_code, reason = "nothing is known elsewhere")
+)]
 pub(crate) struct FileRun {
     /// First byte.
     pub(crate) start: u64,
@@ -16,6 +20,10 @@ pub(crate) struct FileRun {
 
 /// Where the bytes of a run are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(
+    not(target_os = "linux"),
+    allow(dead_code, reason = "nothing is known elsewhere")
+)]
 pub(crate) enum FilePlace {
     /// On the device from this byte on, where they belong to other files as well: whoever writes
     /// to one of them writes elsewhere.
