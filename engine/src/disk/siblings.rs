@@ -51,8 +51,8 @@ pub(crate) struct Children {
 }
 
 /// The regular `*.vhdx` and `*.avhdx` files in the directory of `file` that name it as their
-/// parent, by GUID or by name, but for those `allowed` and this program's snapshots. Only headers, a log in use and metadata are
-/// read, no link is followed.
+/// parent, by GUID or by name, but for those `allowed` and this program's snapshots. Only headers,
+/// a log in use and metadata are read, no link is followed.
 ///
 /// # Errors
 /// `Io` and `Refused` when `file` has no directory to look in.

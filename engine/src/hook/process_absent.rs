@@ -14,6 +14,7 @@ pub(super) enum Ending {
     Cancelled,
 }
 
+#[allow(dead_code, reason = "the twin on Unix makes it")]
 pub(super) struct Ended {
     pub(super) ending: Ending,
     pub(super) stdout: Vec<u8>,

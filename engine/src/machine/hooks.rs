@@ -12,8 +12,8 @@ use crate::step::Step;
 
 /// A machine by the operator's own commands.
 ///
-/// What a hook says it did is not believed: `power` is asked afterwards. A hook that is not there is
-/// missed, with its name, when it is needed.
+/// What a hook says it did is not believed: `power` is asked afterwards. A hook that is not there
+/// is missed, with its name, when it is needed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HookMachine {

@@ -15,8 +15,8 @@ use crate::step::Step;
 /// A machine that is a QEMU process with a monitor: `-qmp unix:SOCKET,server=on,wait=off`.
 ///
 /// It is on as long as somebody listens at the socket, also when the guest has shut down and the
-/// process was told to stay (`-action shutdown=pause`): the images are still locked then. QEMU closes
-/// its images before its monitor, so that whoever is refused at the socket finds them free.
+/// process was told to stay (`-action shutdown=pause`): the images are still locked then. QEMU
+/// closes its images before its monitor, so that whoever is refused at the socket finds them free.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct QmpMachine {

@@ -97,12 +97,12 @@ impl From<SnapshotId> for Written {
 
 /// Makes snapshots of disk images.
 ///
-/// A snapshot holds what the image held at one moment, as after a power cut at that moment, and does
-/// not change while it is kept. The caller does not make, release or list snapshots of one job from
-/// two threads at once.
+/// A snapshot holds what the image held at one moment, as after a power cut at that moment, and
+/// does not change while it is kept. The caller does not make, release or list snapshots of one job
+/// from two threads at once.
 pub trait SnapshotProvider: Send + Sync + Debug {
-    /// Freezes the disk image at `image`, which may be in use, and says where the snapshot is. Asked
-    /// again for the same id: the same snapshot if it is whole, else made anew.
+    /// Freezes the disk image at `image`, which may be in use, and says where the snapshot is.
+    /// Asked again for the same id: the same snapshot if it is whole, else made anew.
     ///
     /// # Errors
     /// `Unsupported` where it cannot be had at all, `NoSpace`, `Io`, `Refused`, `Cancelled`.

@@ -1,13 +1,18 @@
 //! A clone beside the image that shares its bytes until one of the two is written to.
 //!
-//! The file system makes a clone in one step, after it has written what it had in memory, so that it
-//! holds the image of one moment. It costs no room but for what is overwritten while it is kept.
+//! The file system makes a clone in one step, after it has written what it had in memory, so that
+//! it holds the image of one moment. It costs no room but for what is overwritten while it is kept.
 
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use failback_vhdx::Image;
 
 use super::{SnapshotId, SnapshotProvider};
+use crate::disk::{Format, probe, vhdx_error};
 use crate::error::{Error, ErrorKind, Result};
 use crate::step::Step;
 use crate::system::{self, Access, HostFile};
@@ -29,9 +34,7 @@ impl SnapshotProvider for Reflink {
         if is_there(&whole)? {
             return Ok(whole);
         }
-        let failed = |e| Error::io(e, "snapshot").path(image);
-        system::remove_file(&part).map_err(failed)?;
-        let made = system::make_private_clone(&file, &part);
+        let made = clone_readable(&file, &part, step)?;
         if let Err(e) = made.and_then(|()| std::fs::rename(&part, &whole)) {
             // What is left of it is listed, and removed when the id is let go.
             let _left = system::remove_file(&part);
@@ -75,6 +78,34 @@ impl SnapshotProvider for Reflink {
         ids.sort();
         ids.dedup();
         Ok(ids)
+    }
+}
+
+/// Makes the clone, again if need be. QEMU notes in the headers of a VHDX that its log is in use a
+/// moment before the log holds anything, and a clone of that moment is one that the specification
+/// calls corrupt. The next moment is as good. A clone that stays so shows what the image is like,
+/// and whoever opens it says so.
+///
+/// # Errors
+/// `Io`, `Cancelled`; within, the system's error of cloning.
+fn clone_readable(image: &HostFile, part: &Path, step: &Step<'_>) -> Result<io::Result<()>> {
+    let failed = |e| Error::io(e, "remove what was left of a snapshot").path(part);
+    let mut tries = 0..TRIES;
+    loop {
+        system::remove_file(part).map_err(failed)?;
+        if let Err(e) = system::make_private_clone(image, part) {
+            return Ok(Err(e));
+        }
+        let clone = Arc::new(HostFile::open_unlinked(part, Access::Inspect)?);
+        let is_damaged = || match Image::inspect_within(clone.clone(), LOG_LEN_MAX) {
+            Ok(_) => false,
+            Err(e) => vhdx_error(&e, &clone).kind() == ErrorKind::Damaged,
+        };
+        let is_unlucky = probe(&clone)? == Format::Vhdx && is_damaged();
+        if !is_unlucky || tries.next().is_none() {
+            return Ok(Ok(()));
+        }
+        step.wait(PAUSE)?;
     }
 }
 
@@ -159,6 +190,13 @@ const PART: &str = ".failback-part.";
 /// most 250, and file systems take 255.
 const TAG_LEN_MAX: usize = 100;
 const SUFFIX_LEN_MAX: usize = 8;
+/// Moments that are tried. About one in ten is unlucky while QEMU allocates blocks as fast as it
+/// can.
+const TRIES: u32 = 50;
+/// Between them: some turns of the log.
+const PAUSE: Duration = Duration::from_millis(20);
+/// Bytes of a log in use that is looked at for that; writers make 1 MiB.
+const LOG_LEN_MAX: u64 = 16 << 20;
 
 #[cfg(test)]
 mod tests {

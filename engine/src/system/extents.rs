@@ -6,6 +6,10 @@ use super::HostFile;
 
 /// A run of a file's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(
+    not(target_os = "linux"),
+    allow(dead_code, reason = "nothing is known elsewhere")
+)]
 pub(crate) struct FileRun {
     /// First byte.
     pub(crate) start: u64,
@@ -16,6 +20,10 @@ pub(crate) struct FileRun {
 
 /// Where the bytes of a run are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(
+    not(target_os = "linux"),
+    allow(dead_code, reason = "nothing is known elsewhere")
+)]
 pub(crate) enum FilePlace {
     /// On the device from this byte on, where they belong to other files as well: whoever writes
     /// to one of them writes elsewhere.
@@ -64,8 +72,8 @@ mod linux {
     use super::*;
 
     pub(super) fn places(file: &HostFile) -> io::Result<Vec<FileRun>> {
-        // What is in memory only has no place yet, or is about to get another one. FIEMAP's own flag
-        // alone does not wait on every kernel until btrfs has noted where it wrote.
+        // What is in memory only has no place yet, or is about to get another one. FIEMAP's own
+        // flag alone does not wait on every kernel until btrfs has noted where it wrote.
         file.as_file().sync_data()?;
         let mut runs = Vec::new();
         for found in Fiemap::with_flags(file.as_file(), FiemapFlags::SYNC) {

@@ -48,8 +48,8 @@ impl Layout {
         layout
     }
 
-    /// A disk whose bytes lie in a file of `file_len` bytes as `places` say: in order, without gaps,
-    /// from 0 on.
+    /// A disk whose bytes lie in a file of `file_len` bytes as `places` say: in order, without
+    /// gaps, from 0 on.
     pub(super) fn of_image(places: &[Run], runs: &[FileRun], file_len: u64) -> Self {
         let mut layout = Self::default();
         for Run { disk, place } in places {
@@ -235,7 +235,8 @@ mod tests {
             prop_assert_eq!(bytes(&layout), naive(&runs, 0..len, len));
         }
 
-        // Goal: pieces of a disk that lie about in a file keep what they hold. Method: byte by byte.
+        // Goal: pieces of a disk that lie about in a file keep what they hold. Method: byte by
+        // byte.
         #[test]
         fn images_match_naive(
             runs in runs(),

@@ -1,4 +1,5 @@
-//! What of a disk may have changed since a snapshot of it: hints that spare reads, and prove nothing.
+//! What of a disk may have changed since a snapshot of it: hints that spare reads, and prove
+//! nothing.
 //!
 //! ```text
 //! Untracked   knows nothing

@@ -119,8 +119,8 @@ fn a_hang_ends_with_the_step() {
     assert_eq!(machine.real_power(), Power::On);
 }
 
-// Goal: a guest that takes longer than its limit is on when the limit is over. Method: both sides of
-// it.
+// Goal: a guest that takes longer than its limit is on when the limit is over. Method: both sides
+// of it.
 #[test]
 fn a_slow_guest_needs_its_time() {
     let machine = FakeMachine::new(Power::On);

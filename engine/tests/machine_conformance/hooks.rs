@@ -192,8 +192,8 @@ fn missing_hooks_are_named() {
     }
 }
 
-// Goal: a shutdown hook that waits for the guest itself ends with the caller's limit, and that is no
-// failure. Method: one that would wait longer.
+// Goal: a shutdown hook that waits for the guest itself ends with the caller's limit, and that is
+// no failure. Method: one that would wait longer.
 #[test]
 fn a_shutdown_that_waits_ends_with_the_limit() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! Goal: every machine keeps the contract of `Machine`. Method: one suite, run by the fake, by hooks
-//! around a process, and by real QEMU processes; what really runs is looked up apart from it.
+//! Goal: every machine keeps the contract of `Machine`. Method: one suite, run by the fake, by
+//! hooks around a process, and by real QEMU processes; what really runs is looked up apart from it.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a test states its expectations by it")]
 
