@@ -342,11 +342,9 @@ mod tests {
                 };
                 Some(format!("{said}={}", word(next)))
             });
-            lines.push(format!(
-                "{}: {}",
-                word(at),
-                ways.collect::<Vec<_>>().join(" ")
-            ));
+            let ways: Vec<_> = ways.collect();
+            let line = format!("{}: {}", word(at), ways.join(" "));
+            lines.push(line.trim_end().to_owned());
         }
         assert_eq!(lines.join("\n"), include_str!("phase.table").trim_end());
     }
