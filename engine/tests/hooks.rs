@@ -150,7 +150,7 @@ fn events_tell_outcome_and_output() {
     );
     assert_eq!(told(&sh("exit 7")), start("exit 7", ""));
     assert_eq!(told(&sh("kill -15 $$")), start("signal 15", ""));
-    let slow = sh("echo so far; sleep 60").with_timeout(Duration::from_millis(200));
+    let slow = sh("echo so far; sleep 60").with_timeout(Duration::from_secs(1));
     assert_eq!(told(&slow), start("timeout", "so far"));
     let (_, outcome, _) = told(&Hook::new(["/no/such/program"]));
     assert!(outcome.starts_with("not started: "), "{outcome}");
@@ -168,14 +168,14 @@ fn a_timeout_ends_the_whole_group() {
         pids.display()
     );
     let from = Instant::now();
-    let error = run(&sh(&script).with_timeout(Duration::from_millis(300))).unwrap_err();
+    let error = run(&sh(&script).with_timeout(Duration::from_secs(1))).unwrap_err();
     let took = from.elapsed();
 
     assert_eq!(error.kind(), ErrorKind::Io);
-    let expected = "hook sh did not end within 300ms and was killed and said nothing";
+    let expected = "hook sh did not end within 1s and was killed and said nothing";
     assert_eq!(error.message(), expected);
     assert!(
-        took >= Duration::from_millis(2_200),
+        took >= Duration::from_millis(2_900),
         "{took:?}: no time to end by itself"
     );
     assert!(took < Duration::from_secs(10), "{took:?}");
@@ -201,13 +201,10 @@ fn the_first_signal_is_polite() {
         file.display()
     );
     let from = Instant::now();
-    let error = run(&sh(&script).with_timeout(Duration::from_millis(300))).unwrap_err();
+    let error = run(&sh(&script).with_timeout(Duration::from_secs(1))).unwrap_err();
+    assert!(error.message().contains("did not end within 1s"), "{error}");
     assert!(
-        error.message().contains("did not end within 300ms"),
-        "{error}"
-    );
-    assert!(
-        from.elapsed() < Duration::from_millis(1_800),
+        from.elapsed() < Duration::from_millis(2_700),
         "{:?}",
         from.elapsed()
     );

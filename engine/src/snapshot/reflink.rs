@@ -190,8 +190,7 @@ const PART: &str = ".failback-part.";
 /// most 250, and file systems take 255.
 const TAG_LEN_MAX: usize = 100;
 const SUFFIX_LEN_MAX: usize = 8;
-/// Moments that are tried. About one in ten is unlucky while QEMU allocates blocks as fast as it
-/// can.
+/// Moments that are tried, a second in all: few are unlucky, even while QEMU allocates blocks.
 const TRIES: u32 = 50;
 /// Between them: some turns of the log.
 const PAUSE: Duration = Duration::from_millis(20);

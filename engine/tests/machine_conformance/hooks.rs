@@ -102,7 +102,7 @@ fn hooks_of_a_guest_that_ignores_acpi_keep_the_contract() {
 /// A machine whose power is what stands in the file `power`.
 fn told_by_file(dir: &Path, start: &str) -> HookMachine {
     fs::write(dir.join("power"), "off").unwrap();
-    let start = sh(dir, start).with_timeout(Duration::from_millis(600));
+    let start = sh(dir, start).with_timeout(Duration::from_millis(1_500));
     HookMachine::new(sh(dir, "cat power"), start)
 }
 
@@ -136,7 +136,7 @@ fn a_power_off_that_lies_is_found() {
     let dir = tempfile::tempdir().unwrap();
     let mut machine = told_by_file(dir.path(), "true");
     fs::write(dir.path().join("power"), "on").unwrap();
-    let lies = sh(dir.path(), "true").with_timeout(Duration::from_millis(300));
+    let lies = sh(dir.path(), "true").with_timeout(Duration::from_secs(1));
     machine.power_off = Some(lies);
     let error = in_step(|step| machine.power_off(step)).unwrap_err();
     assert_eq!(
