@@ -5,7 +5,7 @@
 # with a newer qemu-utils keeps it. Where nothing is missing this takes well under a second.
 set -euo pipefail
 
-# One line each: the command (or Python module) that shows the package is there, then the package.
+# One line each: the command (or file, or Python module) that shows the package is there, then the package.
 needs='
 cc              gcc
 c++             g++
@@ -28,6 +28,11 @@ qemu-io         qemu-utils
 qemu-storage-daemon qemu-utils
 7zz             7zip
 vhdiinfo        libvhdi-utils
+busybox         busybox-static
+sfdisk          fdisk
+extlinux        extlinux
+/usr/lib/syslinux/mbr/mbr.bin syslinux-common
+xz              xz-utils
 python3:pyvhdi  python3-libvhdi
 '
 
@@ -40,6 +45,7 @@ is_there() {
     case $1 in
         # Debian's own Python: another one on the search path does not see its packages.
         python3:*) /usr/bin/python3 -c "import ${1#python3:}" 2>/dev/null ;;
+        /*) [ -e "$1" ] ;;
         *) command -v "$1" >/dev/null 2>&1 ;;
     esac
 }

@@ -9,6 +9,7 @@
 //!   disk      contents from a seed; changes; the naive `apply`
 //!   qemu      foreign writer and judge        sevenzip   second judge
 //!   cli       one run of the command: exit code, report, error line, peak memory
+//!   guest     a small Linux in QEMU, which writes all the time
 //!   agent     `failback serve` as a child     peer       what is no failback at all
 //!   middleman cuts a connection, flips its bits
 //!   scene     a target between old and new       state      its word, journal and root
@@ -28,6 +29,7 @@
 pub mod agent;
 pub mod cli;
 pub mod disk;
+pub mod guest;
 pub mod images;
 pub mod kill;
 #[cfg(target_os = "linux")]

@@ -84,7 +84,8 @@ fn is_root() -> bool {
     run("id", ["-u"]).trim() == "0"
 }
 
+/// Says a line to whoever runs the tests.
 #[allow(clippy::print_stderr)] // A skipped test has to be heard; the kit has no other voice.
-fn say(line: &str) {
+pub fn say(line: &str) {
     eprintln!("{line}");
 }

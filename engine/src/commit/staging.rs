@@ -406,8 +406,8 @@ impl Staging {
         job.stage.check_durable(durable)
     }
 
-    /// Makes the target what was staged, or goes as far towards it as the session does; `new_root` is
-    /// the root that it has then. Before COMMIT an
+    /// Makes the target what was staged, or goes as far towards it as the session does; `new_root`
+    /// is the root that it has then. Before COMMIT an
     /// error or a cancel leaves the target as it was; after it the link may break, as nobody is
     /// needed any more.
     ///

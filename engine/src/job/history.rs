@@ -87,7 +87,7 @@ impl<'a> History<'a> {
         let mut newest_first = self.facts().rev();
         newest_first.find_map(|(at, fact)| match fact {
             Fact::Stopping { was_on } => Some(Some((at, *was_on))),
-            Fact::Started { side: started } if started == side => Some(None),
+            Fact::Started { side: started, .. } if started == side => Some(None),
             _ => None,
         })?
     }
@@ -135,7 +135,7 @@ impl<'a> History<'a> {
     pub(crate) fn downtime(self) -> Option<f64> {
         let side = self.spec().side_of_target();
         let started = self.facts().rev().find_map(|(at, fact)| match fact {
-            Fact::Started { side: started } if started == side => Some(at),
+            Fact::Started { side: started, .. } if started == side => Some(at),
             _ => None,
         })?;
         let stopping = self.facts().rev().find_map(|(at, fact)| match fact {

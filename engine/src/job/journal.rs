@@ -131,6 +131,9 @@ pub enum Fact {
     Started {
         /// The side.
         side: String,
+        /// What the probe said of it: the first line, escaped.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        said: Option<String>,
     },
     /// What will be asked when nobody asks for anything before.
     Deadline {

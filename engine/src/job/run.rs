@@ -13,7 +13,7 @@ use super::place::{Jobs, find_ask, forget_ask, leave_ask};
 use super::report::JobReport;
 use super::spec::JobSpec;
 use crate::abort::CancelToken;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, one_line};
 use crate::event::{Event, Observer};
 use crate::hook::Hook;
 use crate::machine::Machine;
@@ -377,11 +377,23 @@ impl Job {
     ) -> Result<()> {
         self.fence.check_start(side, epoch)?;
         machine.start(step)?;
-        if let Some(probe) = probe {
-            probe.run(step, &[("FAILBACK_SIDE", side)])?;
-        }
+        let said = match probe {
+            Some(probe) => {
+                let said = probe.run_as("probe", step, &[("FAILBACK_SIDE", side)])?;
+                let line = said
+                    .stdout
+                    .lines()
+                    .next()
+                    .map(str::trim)
+                    .unwrap_or_default();
+                let short: String = line.chars().take(SAID_CHARS_MAX).collect();
+                Some(one_line(&short)).filter(|line| !line.is_empty())
+            }
+            None => None,
+        };
         self.journal.note(Fact::Started {
             side: side.to_owned(),
+            said,
         })
     }
 }
@@ -482,6 +494,8 @@ fn not_allowed(at: Position, ask: Ask) -> Error {
     Error::new(ErrorKind::Refused, message)
 }
 
+/// Characters that are kept of what a probe says.
+const SAID_CHARS_MAX: usize = 256;
 /// How often a wait looks around.
 const POLL: Duration = Duration::from_millis(50);
 /// How long a process that runs a job may take to hear an ask: it is heard between steps, and most

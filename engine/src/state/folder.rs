@@ -23,8 +23,8 @@ pub trait Folder: Send + Sync + Debug {
     /// Those of the system.
     fn open(&self, name: &str) -> io::Result<Option<Arc<dyn FileAt>>>;
 
-    /// Of the file of that name, what the system has in memory from byte `from` on and on the medium
-    /// as well is read from the medium from here on. Whether there is such a file.
+    /// Of the file of that name, what the system has in memory from byte `from` on and on the
+    /// medium as well is read from the medium from here on. Whether there is such a file.
     ///
     /// # Errors
     /// Those of the system.
