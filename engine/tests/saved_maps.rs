@@ -196,6 +196,7 @@ fn a_lie_about_a_differing_block_ends_the_session() {
         let lying = SideMap {
             trusted: side.map(Box::new),
             store: None,
+            carried: None,
         };
         let (rotten, other) = match rots_source {
             true => (&pair.source, &pair.target),

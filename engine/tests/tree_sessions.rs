@@ -32,6 +32,7 @@ fn mapped(pair: &Pair) -> [SideMap; 2] {
         SideMap {
             trusted: loaded.map(Box::new),
             store: Some(store.clone()),
+            carried: None,
         }
     })
 }

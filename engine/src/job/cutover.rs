@@ -1,16 +1,14 @@
 //! From the source that runs to the target that runs.
 
 use super::journal::Fact;
-use super::moving::{Leg, move_all};
-use super::online::strategy_of;
+use super::moving::move_all;
 use super::phase::{Ask, Outcome, Way};
 use super::run::{Job, Run, Went, left_ms};
-use super::spec::{JobSpec, Verify};
+use super::spec::{DiskSpec, JobSpec, Verify};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 use crate::machine::Power;
 use crate::operation::{self, Standing};
-use crate::plan::Strategy;
 use crate::state::Word;
 use crate::sync::Until;
 
@@ -74,22 +72,9 @@ impl Job {
             return Err(Error::new(ErrorKind::Refused, message));
         }
         let way = self.history().way().unwrap_or(Way::Full);
-        let legs: Result<Vec<_>> = spec
-            .disks
-            .iter()
-            .map(|disk| {
-                Ok(Leg {
-                    disk,
-                    from: disk.endpoint()?,
-                    strategy: match way {
-                        Way::Full => Strategy::Full,
-                        Way::Delta => strategy_of(disk, way),
-                    },
-                    until: Until::Sealed,
-                })
-            })
-            .collect();
-        for moved in move_all(&spec, &legs?, run.observer, run.cancel)? {
+        let from: Result<Vec<_>> = spec.disks.iter().map(DiskSpec::endpoint).collect();
+        let legs = self.legs(&spec, from?, (way, Until::Sealed), run)?;
+        for moved in move_all(&spec, &legs, run.observer, run.cancel)? {
             self.journal.note(Fact::Final { moved })?;
         }
         for disk in &spec.disks {
@@ -219,8 +204,12 @@ impl Job {
         has_policy && self.history().deadline().is_none()
     }
 
-    pub(super) fn pend(&mut self) -> Result<Went> {
-        let policy = self.spec().policy;
+    pub(super) fn pend(&mut self, run: &Run<'_>) -> Result<Went> {
+        let spec = self.spec();
+        if self.read_the_rest(&spec, run)? {
+            return Ok(Went::Waits);
+        }
+        let policy = spec.policy;
         if self.wants_deadline() {
             let (after, ask) = match (policy.commit_after, policy.undo_after) {
                 (Some(after), _) => (after, Ask::Commit),

@@ -14,6 +14,7 @@ use crate::state::Word;
 impl Job {
     pub(super) fn release(&mut self, run: &Run<'_>) -> Result<Went> {
         let spec = self.spec();
+        self.thaw_all(&spec, run)?;
         for disk in &spec.disks {
             self.once(format!("accept:{}", disk.id), |_| accept(disk))?;
         }
@@ -25,11 +26,13 @@ impl Job {
                 Ok("deleted".to_owned())
             })?;
         }
+        self.drop_maps(&spec);
         Ok(Went::On(Outcome::Done, None))
     }
 
     pub(super) fn undo(&mut self, run: &Run<'_>) -> Result<Went> {
         let spec = self.spec();
+        self.thaw_all(&spec, run)?;
         let machine = self.sides.target.clone();
         let step = run.step(&spec.name, "stop-target");
         self.once("stop:target".to_owned(), |_| {
@@ -45,20 +48,20 @@ impl Job {
         }
         let was_on = self.history().stopping().is_some_and(|(_, was_on)| was_on);
         self.give_back(&spec, was_on, run)?;
+        self.drop_maps(&spec);
         Ok(Went::On(Outcome::Done, None))
     }
 
     pub(super) fn cancel(&mut self, run: &Run<'_>) -> Result<Went> {
         let spec = self.spec();
-        if let Some(pass) = self.history().open_pass() {
-            self.thaw(&spec, pass, run)?;
-        }
+        self.thaw_all(&spec, run)?;
         for disk in &spec.disks {
             self.once(format!("restore:{}", disk.id), |_| restore(disk, run))?;
         }
         if let Some((_, was_on)) = self.history().stopping() {
             self.give_back(&spec, was_on, run)?;
         }
+        self.drop_maps(&spec);
         Ok(Went::On(Outcome::Done, None))
     }
 

@@ -1,8 +1,9 @@
 //! What a job's records come to.
 
 use super::journal::{Fact, Moved, Record, begun_of};
-use super::phase::{Ask, Position, Way};
+use super::phase::{Ask, Phase, Position, Way};
 use super::spec::JobSpec;
+use crate::operation::Left;
 
 /// A pass that ended.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,14 +57,45 @@ impl<'a> History<'a> {
         self.facts().filter_map(pass).collect()
     }
 
-    /// The pass of which snapshots may exist.
-    pub(crate) fn open_pass(self) -> Option<u32> {
-        let mut newest_first = self.facts().rev();
-        newest_first.find_map(|(_, fact)| match fact {
-            Fact::PassBegins { pass } => Some(Some(*pass)),
-            Fact::Released { .. } => Some(None),
-            _ => None,
-        })?
+    /// Passes of which snapshots may exist, ascending.
+    pub(crate) fn frozen(self) -> Vec<u32> {
+        let mut frozen = Vec::new();
+        for (_, fact) in self.facts() {
+            match fact {
+                Fact::PassBegins { pass } if !frozen.contains(pass) => frozen.push(*pass),
+                Fact::Released { pass } => frozen.retain(|known| known != pass),
+                _ => {}
+            }
+        }
+        frozen
+    }
+
+    /// What the last pass left of a disk.
+    pub(crate) fn left(self, disk: &str) -> Option<Left> {
+        let last = self.passes().pop()?;
+        let moved = last.disks.into_iter().find(|moved| moved.disk == disk)?;
+        Some(Left {
+            root: moved.root?,
+            mark: moved.mark?,
+        })
+    }
+
+    /// The disk's root by the hint that was used last, until all of it was read.
+    pub(crate) fn unproven(self, disk: &str) -> Option<&'a str> {
+        // Hints of passes are in the map that the last one goes on from, and proven with it.
+        let mut newest_first = self.0.iter().rev();
+        newest_first.find_map(
+            |record| match (record.position.phase, record.fact.as_ref()?) {
+                (Phase::FinalDelta, Fact::Hinted { disk: of, root, .. }) if of == disk => {
+                    Some(Some(root.as_str()))
+                }
+                (_, Fact::Scanned { disk: of, .. }) if of == disk => Some(None),
+                (Phase::FinalDelta, Fact::HintRejected { disk: of, .. }) if of == disk => {
+                    Some(None)
+                }
+                _ => None,
+            },
+        )?
     }
 
     /// Whether somebody asked for it, and nothing came of it yet.

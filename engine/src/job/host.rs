@@ -9,6 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::machine::Machine;
 use crate::snapshot::{SnapshotId, SnapshotProvider};
 use crate::step::Step;
+use crate::track::{ChangeTracker, Changed, Untracked};
 
 /// The side of the source. Everything is asked by step, and may be asked again for the same step.
 pub trait SourceHost: Send + Sync + std::fmt::Debug {
@@ -33,6 +34,18 @@ pub trait SourceHost: Send + Sync + std::fmt::Debug {
     /// `Io`.
     fn snapshots(&self, disk: &DiskSpec, step: &Step<'_>) -> Result<Vec<SnapshotId>>;
 
+    /// What of the disk that stands still at `now` may differ from the snapshot `since`. A hint.
+    ///
+    /// # Errors
+    /// `Io`.
+    fn changed(
+        &self,
+        disk: &DiskSpec,
+        since: &SnapshotId,
+        now: &Endpoint,
+        step: &Step<'_>,
+    ) -> Result<Changed>;
+
     /// Shows that nobody has the disk open for writing. What tells it in this state from any other.
     ///
     /// # Errors
@@ -46,13 +59,24 @@ pub struct LocalHost {
     machine: Arc<dyn Machine>,
     /// `None`: its disks cannot be frozen.
     snapshots: Option<Arc<dyn SnapshotProvider>>,
+    tracker: Arc<dyn ChangeTracker>,
 }
 
 impl LocalHost {
     /// A source whose machine and disks are here.
     #[must_use]
     pub fn new(machine: Arc<dyn Machine>, snapshots: Option<Arc<dyn SnapshotProvider>>) -> Self {
-        Self { machine, snapshots }
+        Self {
+            machine,
+            snapshots,
+            tracker: Arc::new(Untracked),
+        }
+    }
+
+    /// The same with something that knows what changed since a snapshot.
+    #[must_use]
+    pub fn tracked_by(self, tracker: Arc<dyn ChangeTracker>) -> Self {
+        Self { tracker, ..self }
     }
 }
 
@@ -82,6 +106,25 @@ impl SourceHost for LocalHost {
             Some(provider) => provider.list(&path_of(disk)?, step.job, step),
             None => Ok(Vec::new()),
         }
+    }
+
+    fn changed(
+        &self,
+        disk: &DiskSpec,
+        since: &SnapshotId,
+        now: &Endpoint,
+        step: &Step<'_>,
+    ) -> Result<Changed> {
+        let (Some(provider), Endpoint::Path(now)) = (&self.snapshots, now) else {
+            return Ok(Changed::Unknown("no_snapshot"));
+        };
+        let image = path_of(disk)?;
+        // Asked for, one that is gone would be made anew, and nothing has changed since then.
+        if !provider.list(&image, since.job(), step)?.contains(since) {
+            return Ok(Changed::Unknown("no_snapshot"));
+        }
+        let then = provider.create(&image, since, step)?;
+        self.tracker.changed(&then, now, step)
     }
 
     fn prove_quiet(&self, disk: &DiskSpec, _step: &Step<'_>) -> Result<String> {

@@ -108,6 +108,30 @@ pub enum Fact {
         /// What tells it in this state from any other.
         identity: String,
     },
+    /// Of a disk only what a tracker named was read; the rest is to be read before anything rests
+    /// on it.
+    Hinted {
+        /// The disk.
+        disk: String,
+        /// Root of the source if the tracker spoke true.
+        root: String,
+        /// Bytes that were read of it.
+        read: u64,
+    },
+    /// A hint was not used.
+    HintRejected {
+        /// The disk.
+        disk: String,
+        /// `hint_rejected:` and why.
+        reason: String,
+    },
+    /// All of a stopped disk was read after the target was started, and found to be what was sent.
+    Scanned {
+        /// The disk.
+        disk: String,
+        /// Bytes that were read of it.
+        read: u64,
+    },
     /// All that a stopped disk has is sealed beside its target.
     Final {
         /// What was moved.
@@ -180,6 +204,9 @@ pub struct Moved {
     pub seconds: f64,
     /// Reason codes.
     pub reasons: Vec<String>,
+    /// What tells the target, and what is staged for it, from any other state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<String>,
 }
 
 impl LogEntry for Record {

@@ -7,6 +7,7 @@
 //! run       from phase to phase                   online, cutover, ending: the phases
 //! fence     who may start the machine             host     the side of the source
 //! moving    the disks, side by side               forecast the downtime to be expected: pure
+//! hints     what of a disk need not be read
 //! place     where jobs are kept, and asked        report   what is told of one
 //! ```
 //! Every phase can be done again: its record is written when it is over, and a process that takes a
@@ -16,6 +17,7 @@ mod cutover;
 mod ending;
 mod fence;
 mod forecast;
+mod hints;
 mod history;
 mod host;
 mod journal;
@@ -43,4 +45,7 @@ pub use report::{
     PassReport,
 };
 pub use run::{Job, Sides, Stay, ask_another, look};
-pub use spec::{Complete, DiskSpec, JobSpec, MachineSpec, Policy, SideSpec, SnapshotSpec, Verify};
+pub use spec::{
+    Complete, DiskSpec, FinalCopy, JobSpec, MachineSpec, Policy, SideSpec, SnapshotSpec,
+    TrackerSpec, Verify,
+};

@@ -8,7 +8,7 @@ use crate::abort::CancelToken;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::event::{Event, Observer};
-use crate::operation::{SyncRequest, try_sync};
+use crate::operation::{Carried, SyncRequest, stage_mark, try_sync};
 use crate::plan::Strategy;
 use crate::report::Report;
 use crate::sync::Until;
@@ -21,6 +21,8 @@ pub(super) struct Leg<'a> {
     pub(super) from: Endpoint,
     pub(super) strategy: Strategy,
     pub(super) until: Until,
+    /// Maps that are carried from pass to pass.
+    pub(super) carried: Option<Carried>,
 }
 
 impl Leg<'_> {
@@ -40,6 +42,7 @@ impl Leg<'_> {
             objective: policy.optimize,
             downtime_budget: policy.downtime_budget,
             until: self.until,
+            carried: self.carried.clone(),
             ..SyncRequest::new(self.from.clone(), Endpoint::Path(disk.target.clone()))
         })
     }
@@ -70,8 +73,17 @@ pub(super) fn move_all(
                         disk: &leg.disk.id,
                         to: observer,
                     };
-                    match try_sync(request, &of_disk, stop) {
-                        Ok(report) => Some(moved_of(&leg.disk.id, &report)),
+                    let moved = try_sync(request, &of_disk, stop).and_then(|report| {
+                        let (path, open) = (&leg.disk.target, &request.target_open);
+                        let mark = match leg.until {
+                            Until::Staged => stage_mark(path, open, None, stop)?,
+                            Until::Sealed | Until::End => None,
+                        };
+                        let moved = moved_of(&leg.disk.id, &report);
+                        Ok(Moved { mark, ..moved })
+                    });
+                    match moved {
+                        Ok(moved) => Some(moved),
                         Err(error) => {
                             let mut first = lock(first_error);
                             let error = error.path(&leg.disk.target);
@@ -113,6 +125,7 @@ fn moved_of(disk: &str, report: &Report) -> Moved {
         wire: report.bytes.wire_out + report.bytes.wire_in,
         seconds: report.seconds.total,
         reasons: report.reasons.iter().map(ToString::to_string).collect(),
+        mark: None,
     }
 }
 

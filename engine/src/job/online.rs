@@ -65,6 +65,7 @@ impl Job {
                 from: endpoint.clone(),
                 strategy: spec.policy.strategy,
                 until: Until::Staged,
+                carried: None,
             };
             let report = operation::plan(&leg.request(&spec)?, run.observer);
             refuse_failed(&report, disk)?;
@@ -97,20 +98,16 @@ impl Job {
         let pass = self.next_pass();
         let started = Instant::now();
         let from = self.freeze(&spec, pass, run)?;
-        let legs: Vec<_> = spec
-            .disks
-            .iter()
-            .zip(from)
-            .map(|(disk, from)| Leg {
-                disk,
-                from,
-                strategy: strategy_of(disk, Way::Delta),
-                until: Until::Staged,
-            })
-            .collect();
-        let moved = move_all(&spec, &legs, run.observer, run.cancel);
-        // Also after an error: a snapshot costs the source more the longer it stays.
-        let thawed = self.thaw(&spec, pass, run);
+        let legs = self.legs(&spec, from, (Way::Delta, Until::Staged), run);
+        let moved = legs.and_then(|legs| move_all(&spec, &legs, run.observer, run.cancel));
+        // What a tracker will compare with stays; the rest goes, also after an error: a snapshot
+        // costs the source more the longer it stays.
+        let is_kept = moved.is_ok() && spec.source.tracker.is_some();
+        let mut over = self.history().frozen();
+        over.retain(|frozen| !is_kept || *frozen != pass);
+        let thawed = over
+            .into_iter()
+            .try_for_each(|pass| self.thaw(&spec, pass, run));
         let disks = moved?;
         thawed?;
         self.journal.note(Fact::PassEnded {
@@ -191,7 +188,7 @@ impl Job {
         if host.machine().power(&step)? == Power::Off {
             return spec.disks.iter().map(DiskSpec::endpoint).collect();
         }
-        if self.history().open_pass() != Some(pass) {
+        if !self.history().frozen().contains(&pass) {
             self.journal.note(Fact::PassBegins { pass })?;
         }
         let disks = spec.disks.iter();
@@ -208,7 +205,7 @@ impl Job {
 
     /// Lets the snapshots of a pass go.
     pub(super) fn thaw(&mut self, spec: &JobSpec, pass: u32, run: &Run<'_>) -> Result<()> {
-        if self.history().open_pass() != Some(pass) {
+        if !self.history().frozen().contains(&pass) {
             return Ok(());
         }
         let name = snapshot_name(pass);
@@ -218,6 +215,14 @@ impl Job {
             source.release(disk, &snapshot_of(spec, &name)?, &step)?;
         }
         self.journal.note(Fact::Released { pass })
+    }
+
+    /// Lets all snapshots go.
+    pub(super) fn thaw_all(&mut self, spec: &JobSpec, run: &Run<'_>) -> Result<()> {
+        let frozen = self.history().frozen();
+        frozen
+            .into_iter()
+            .try_for_each(|pass| self.thaw(spec, pass, run))
     }
 
     /// Bytes that wait in logs to be written to the targets.

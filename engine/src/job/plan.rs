@@ -83,6 +83,7 @@ fn plan_disk(
         from,
         strategy: spec.policy.strategy,
         until: Until::Staged,
+        carried: None,
     };
     let planned = leg
         .request(spec)

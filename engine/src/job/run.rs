@@ -183,6 +183,11 @@ impl Job {
         let Some(next) = at.next(Outcome::Asked(ask)) else {
             return Err(not_allowed(at, ask));
         };
+        if ask == Ask::Commit && self.has_unread() {
+            let message = "the source is still being read: nothing is accepted before all of it \
+                           is found equal";
+            return Err(Error::new(ErrorKind::Refused, message));
+        }
         if ask == Ask::Complete && self.history().is_asked(Ask::Complete) {
             return Ok(());
         }
@@ -303,7 +308,9 @@ impl Job {
     fn rests(&self, stay: Stay) -> bool {
         let history = self.history();
         match self.position().phase {
-            Phase::CommitPending => history.deadline().is_none() && !self.wants_deadline(),
+            Phase::CommitPending => {
+                !self.has_unread() && history.deadline().is_none() && !self.wants_deadline()
+            }
             Phase::Waiting => {
                 stay.leaves_waiting
                     && !history.is_asked(Ask::Complete)
@@ -327,7 +334,7 @@ impl Job {
             Phase::Applying => self.apply(run),
             Phase::Verifying => self.verify(),
             Phase::StartingTarget => self.start_target(run),
-            Phase::CommitPending => self.pend(),
+            Phase::CommitPending => self.pend(run),
             Phase::Releasing => self.release(run),
             Phase::Undoing => self.undo(run),
             Phase::Cancelling => self.cancel(run),

@@ -51,6 +51,9 @@ pub struct SideSpec {
     /// How its disks are frozen while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshots: Option<SnapshotSpec>,
+    /// What knows which parts of a disk changed since a snapshot; `None`: nothing does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracker: Option<TrackerSpec>,
     /// Runs after the machine was started, and says by its exit whether it is up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe: Option<Hook>,
@@ -74,6 +77,25 @@ pub enum SnapshotSpec {
     Reflink,
     /// Commands.
     Hooks(HookSnapshots),
+}
+
+/// What knows which parts of a disk changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TrackerSpec {
+    /// Where the bytes of clones and image lie on their device: with [`SnapshotSpec::Reflink`].
+    Extents,
+}
+
+/// When all of a stopped source is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FinalCopy {
+    /// After the target was started, where a tracker names what changed: the downtime has only
+    /// that. Nothing is accepted before all was read and found equal.
+    Tracked,
+    /// Before the target is started.
+    Scan,
 }
 
 /// One disk of the machine.
@@ -113,6 +135,8 @@ pub struct Policy {
     pub downtime_budget: Option<Duration>,
     /// What is read back of the targets.
     pub verify: Verify,
+    /// When all of the stopped source is read.
+    pub final_copy: FinalCopy,
     /// How long the guest may take to shut down.
     #[serde(with = "span")]
     pub stop_timeout: Duration,
@@ -149,6 +173,7 @@ impl Default for Policy {
             optimize: Objective::Downtime,
             downtime_budget: None,
             verify: Verify::Changed,
+            final_copy: FinalCopy::Tracked,
             stop_timeout: Duration::from_mins(5),
             expected_stop: Duration::from_secs(10),
             expected_start: Duration::from_secs(5),

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use super::host::LocalHost;
 use super::run::Sides;
-use super::spec::{JobSpec, MachineSpec, SideSpec, SnapshotSpec};
+use super::spec::{JobSpec, MachineSpec, SideSpec, SnapshotSpec, TrackerSpec};
 use crate::error::{Error, ErrorKind, Result};
 use crate::machine::Machine;
 use crate::snapshot::{Reflink, SnapshotProvider};
+use crate::track::Extents;
 
 impl Sides {
     /// Both sides as the definition has them, on this host.
@@ -18,7 +19,12 @@ impl Sides {
         let machine = machine_of(&spec.source, "source")?;
         let snapshots = spec.source.snapshots.as_ref().map(snapshots_of);
         Ok(Self {
-            source: Arc::new(LocalHost::new(machine, snapshots)),
+            source: Arc::new(match spec.source.tracker {
+                Some(TrackerSpec::Extents) => {
+                    LocalHost::new(machine, snapshots).tracked_by(Arc::new(Extents))
+                }
+                None => LocalHost::new(machine, snapshots),
+            }),
             target: machine_of(&spec.target, "target")?,
         })
     }

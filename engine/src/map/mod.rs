@@ -13,6 +13,7 @@
 
 mod audit;
 mod builder;
+mod carried;
 pub mod descent;
 mod file;
 mod format;
@@ -24,6 +25,7 @@ mod writer;
 pub use audit::Audit;
 pub(crate) use audit::miss_probability;
 pub use builder::MapBuilder;
+pub use carried::CarriedMap;
 pub use file::{Children, MapFile, Walk};
 pub use format::MAP_MAGIC;
 pub use key::MapKey;

@@ -1,6 +1,6 @@
 //! `sync` and `verify`: open both sides, choose, run the session, report.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use failback_transport as wire;
@@ -10,19 +10,19 @@ use super::account::{new_report, tell, tell_vouched};
 use super::connection::{Connection, LinkOptions};
 use super::fit::check_fit;
 use super::job::{LocalTarget, SessionOutcome, SourceSide, TargetSide, run};
-use super::maps::{MapStanding, MapUse};
+use super::making::{wanted_disk, wished_disk};
+use super::maps::{MapStanding, MapUse, carried_map};
 use super::planning::{decide, predict, side_of_source, side_of_target};
 use super::recovery::refuse_mixed_source;
 use super::replacement::HostedTarget;
 use crate::abort::CancelToken;
-use crate::disk::vhd::{NEW_DISK_LEN_MAX, SECTOR_SIZE};
-use crate::disk::{DiskInfo, Format, NewDisk, OpenOptions, open_source, refuse_same_file};
+use crate::disk::{DiskInfo, OpenOptions, open_source, refuse_same_file};
 use crate::endpoint::Endpoint;
-use crate::error::{Error, ErrorKind, Remedy, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer};
 use crate::hash::HashKind;
 use crate::identity::Refusal;
-use crate::map::{Audit, MapStore, MapWish};
+use crate::map::{Audit, CarriedMap, MapStore, MapWish};
 use crate::plan::{Objective, Strategy};
 use crate::report::{Outcome, Report};
 use crate::sync::{SessionOptions, SideMap, Until, source_mark};
@@ -81,6 +81,36 @@ pub struct SyncRequest {
     pub seed: Option<u64>,
     /// How far a local target goes; an agent's goes to the end.
     pub until: Until,
+    /// Maps that a job carries from pass to pass; only jobs make them.
+    pub carried: Option<Carried>,
+}
+
+/// The maps of a job that makes several passes.
+#[derive(Clone, Debug)]
+pub struct Carried {
+    /// Where the map of the target as it is staged goes.
+    pub(crate) target: CarriedMap,
+    /// What the last pass left there.
+    pub(crate) left: Option<Left>,
+    /// The map of the source as it is, and its root; counts with `left` alone.
+    pub(crate) source: Option<(CarriedMap, String)>,
+}
+
+/// What a pass left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Left {
+    /// Root of the target as it is staged.
+    pub(crate) root: String,
+    /// What tells the target, and what is staged for it, from any other state.
+    pub(crate) mark: String,
+}
+
+impl Carried {
+    /// Whether maps stand for reads of both sides, given what the target is now.
+    fn believed(&self, mark: Option<&str>) -> Option<(&Left, &(CarriedMap, String))> {
+        let left = self.left.as_ref().filter(|left| mark == Some(&left.mark))?;
+        Some((left, self.source.as_ref()?))
+    }
 }
 
 impl SyncRequest {
@@ -106,6 +136,7 @@ impl SyncRequest {
             downtime_budget: None,
             seed: None,
             until: Until::End,
+            carried: None,
         }
     }
 
@@ -342,6 +373,17 @@ impl Job<'_> {
         if let (Some((loaded, standing)), SourceSide::Local(_, map)) = (loaded, &mut source) {
             (*map, source_map) = (loaded, standing);
         }
+        if let (Some(carried), SourceSide::Local(_, map)) = (&request.carried, &mut source) {
+            (*map, source_map) = (SideMap::default(), MapStanding::default());
+            if let (Some((made, root)), true) = (&carried.source, is_carried_on(&target)) {
+                let (loaded, standing) = carried_map(made, Some(root))?;
+                let loaded = SideMap {
+                    carried: None,
+                    ..loaded
+                };
+                (*map, source_map) = (loaded, standing);
+            }
+        }
         let OpenedTarget {
             side: target,
             is_new,
@@ -420,6 +462,13 @@ struct OpenedSides {
     is_new: bool,
     is_partial: bool,
     standings: (MapStanding, MapStanding),
+}
+
+/// Whether what a job carries on stands for reads of the target.
+fn is_carried_on(target: &Result<OpenedTarget>) -> bool {
+    target
+        .as_ref()
+        .is_ok_and(|target| target.map.root.is_some())
 }
 
 /// Lets go of both sides without a session. Bytes on the links, from this side and to it.
@@ -565,7 +614,15 @@ fn open_target_side(
         let wanted = || wanted_disk(request, path, source);
         let state = request.state.as_deref();
         let target = HostedTarget::open(path, &request.target_open, state, wanted, cancel)?;
-        let (map, standing) = target.map(path, state, maps);
+        let (map, standing) = match &request.carried {
+            None => target.map(path, state, maps),
+            Some(carried) => {
+                let mark = target.mark()?;
+                let believed = carried.believed(mark.as_deref());
+                let root = believed.map(|(left, _)| left.root.as_str());
+                carried_map(&carried.target, root)?
+            }
+        };
         return Ok(OpenedTarget {
             is_new: target.is_new(),
             is_partial: target.is_partial(),
@@ -587,93 +644,6 @@ fn open_target_side(
         map: opened.map,
     })
 }
-
-/// What an agent is to make of a missing target.
-pub(super) fn wished_disk(source: &DiskInfo) -> wire::NewDisk {
-    wire::NewDisk {
-        size: source.virtual_size,
-        logical_sector_size: source.logical_sector_size.unwrap_or(0),
-        block_size_hint: source.image_block_size.unwrap_or(0),
-    }
-}
-
-/// What a missing target becomes, as the request of a sync has it.
-pub(super) fn wanted_disk(
-    request: &SyncRequest,
-    path: &Path,
-    source: &DiskInfo,
-) -> Result<NewDisk> {
-    if !request.target_open.parents.is_empty() {
-        let message = "does not exist, yet a parent of it was named; \
-                       make a differencing image first (failback create)";
-        return Err(Error::new(ErrorKind::Usage, message).path(path));
-    }
-    new_disk(path, request.target_open.format, source)
-}
-
-/// What a missing target becomes: named by the operator or by its suffix, in the source's measure.
-pub(crate) fn new_disk(path: &Path, format: Option<Format>, source: &DiskInfo) -> Result<NewDisk> {
-    let format = format.or_else(|| Format::of_suffix(path)).ok_or_else(|| {
-        let message = "does not exist, and its suffix does not say what to make \
-                       (.vhdx, .vhd, .raw, .img)";
-        Error::new(ErrorKind::Usage, message)
-            .path(path)
-            .remedy_is(Remedy::NameFormat)
-    })?;
-    let sector_size = source.logical_sector_size.unwrap_or(SECTOR_SIZE_DEFAULT);
-    if format == Format::Vhd {
-        return new_vhd(path, source, sector_size);
-    }
-    if format == Format::Vhdx && !source.virtual_size.is_multiple_of(u64::from(sector_size)) {
-        let message = format!(
-            "a disk of {} bytes does not fit a VHDX: not a multiple of {sector_size}",
-            source.virtual_size
-        );
-        return Err(Error::new(ErrorKind::GeometryMismatch, message).path(path));
-    }
-    Ok(NewDisk {
-        format,
-        len: source.virtual_size,
-        sector_size,
-        // A VHD may have smaller blocks than any VHDX.
-        block_size: source
-            .image_block_size
-            .filter(|size| *size >= VHDX_BLOCK_SIZE_MIN),
-        is_fixed: false,
-    })
-}
-
-/// A fixed VHD: the kind that Azure takes, and the one that a crash cannot disorder.
-fn new_vhd(path: &Path, source: &DiskInfo, sector_size: u32) -> Result<NewDisk> {
-    let len = source.virtual_size;
-    let unfit = match () {
-        () if sector_size != SECTOR_SIZE => Some(format!("its sectors have {sector_size} bytes")),
-        () if len == 0 || !len.is_multiple_of(SECTOR_SIZE.into()) => {
-            Some(format!("{len} bytes are no whole number of sectors"))
-        }
-        () if len > NEW_DISK_LEN_MAX => Some(format!("{len} bytes are more than 2040 GiB")),
-        () => None,
-    };
-    match unfit {
-        Some(why) => {
-            let message = format!("the source does not fit a VHD: {why}");
-            Err(Error::new(ErrorKind::GeometryMismatch, message).path(path))
-        }
-        None => Ok(NewDisk {
-            format: Format::Vhd,
-            len,
-            sector_size,
-            block_size: None,
-            is_fixed: true,
-        }),
-    }
-}
-
-/// Bytes of the smallest block of a VHDX.
-const VHDX_BLOCK_SIZE_MIN: u32 = 1 << 20;
-
-/// Sector of a new disk whose source states none.
-const SECTOR_SIZE_DEFAULT: u32 = 512;
 
 /// A seed that nobody can know before the session: the random bits of a fresh UUID.
 pub(super) fn fresh_seed() -> u64 {

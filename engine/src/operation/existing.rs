@@ -20,7 +20,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::identity::Refusal;
 use crate::map::{MapStore, MapWish, TrustedMap};
 use crate::state::{
-    Barriers, Begun, Container, HostFolder, Journal, Word, absolute, has_needless, lock_state,
+    Barriers, Begun, Container, Folder, HostFolder, Journal, STAGE_NAME, Word, absolute,
+    has_needless, lock_state,
 };
 use crate::sync::{Changes, InPlaceChanges, Peer, Session, run_target};
 use crate::system::{Access, HostFile};
@@ -141,6 +142,35 @@ impl ExistingTarget {
             true => store.load(self.access.source(), wish),
             false => Ok(None),
         }
+    }
+
+    /// What tells the disk, and what is staged for it, from any other state of both; `None` where
+    /// nothing does.
+    ///
+    /// # Errors
+    /// `Damaged`, `Io`.
+    pub(crate) fn mark(&self) -> Result<Option<String>> {
+        let identity = self.access.identity()?;
+        let failed = |e| Error::io(e, "look at stage").path(&self.path);
+        let Some(journal) = Journal::open(&self.folder, Barriers::new())? else {
+            return Ok(Some(format!("{identity} nothing")));
+        };
+        if !matches!(journal.word(), Word::Staging | Word::Staged) {
+            return Ok(journal.is_over().then(|| format!("{identity} nothing")));
+        }
+        let kept = match journal.begun().container {
+            Container::Log => match self.folder.open(STAGE_NAME).map_err(failed)? {
+                Some(stage) => Some(stage.len().map_err(failed)?.to_string()),
+                None => None,
+            },
+            Container::File | Container::Clone => {
+                let beside = self.new_file.standing()?.beside;
+                beside.map(|file| format!("{} {}", file.id, file.content))
+            }
+            Container::Child => None,
+        };
+        let (job, entries) = (journal.job(), journal.entry_count());
+        Ok(kept.map(|kept| format!("{identity} {job} {entries} {kept}")))
     }
 
     /// Whether files are there that some job could not remove, or that cannot be looked for.

@@ -9,7 +9,7 @@ use crate::disk::Source;
 use crate::error::Result;
 use crate::hash::{Digest, HashKind};
 use crate::identity::{Facts, Refusal};
-use crate::map::{Audit, MapStore, MapWish, TrustedMap, miss_probability};
+use crate::map::{Audit, CarriedMap, MapStore, MapWish, TrustedMap, miss_probability};
 use crate::sync::SideMap;
 use crate::units::BlockSize;
 
@@ -160,8 +160,31 @@ pub(crate) fn side_map(
     let map = SideMap {
         trusted: loaded.ok().flatten().map(Box::new),
         store: Some(store),
+        carried: None,
     };
     (map, standing)
+}
+
+/// A map that the caller carries on, and vouches for.
+///
+/// # Errors
+/// `Damaged`, `Io` for a map that is not the one that was left.
+pub(crate) fn carried_map(map: &CarriedMap, root: Option<&str>) -> Result<(SideMap, MapStanding)> {
+    let trusted = root.map(|root| map.load(root)).transpose()?;
+    let standing = match &trusted {
+        Some(trusted) => MapStanding {
+            root: Some(trusted.map.root()),
+            data_blocks: trusted.map.data_count(),
+            ..MapStanding::default()
+        },
+        None => MapStanding::default(),
+    };
+    let side = SideMap {
+        trusted: trusted.map(Box::new),
+        store: None,
+        carried: Some(map.clone()),
+    };
+    Ok((side, standing))
 }
 
 fn standing_of(loaded: &std::result::Result<Option<TrustedMap>, Refusal>) -> MapStanding {

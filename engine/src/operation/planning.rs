@@ -6,11 +6,10 @@ use failback_transport as wire;
 
 use super::account::{apply_name, new_report, undo_name};
 use super::connection::{Connection, Opened};
-use super::copy::{
-    SyncRequest, fresh_seed, observed, open_source_side, wanted_disk, warn, warn_of, wished_disk,
-};
+use super::copy::{SyncRequest, fresh_seed, observed, open_source_side, warn, warn_of};
 use super::fit::check_fit;
 use super::job::{LocalTarget, SourceSide, TargetSide};
+use super::making::{wanted_disk, wished_disk};
 use super::maps::{MapStanding, MapUse, look_at_map};
 use super::measuring::{Measured, Question, Side, measure};
 use super::planned::{PlannedTarget, likely_containers};

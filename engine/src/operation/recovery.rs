@@ -7,6 +7,8 @@ use std::time::Instant;
 use failback_transport::VerifiedFrom;
 use serde::Serialize;
 
+use super::existing::ExistingTarget;
+use super::replacement::is_missing;
 use crate::abort::CancelToken;
 use crate::commit::{Outcome, Reopen, Unfinished, is_placed};
 use crate::disk::{
@@ -179,6 +181,23 @@ pub(crate) struct Standing {
     pub(crate) new_root: Option<String>,
     /// Bytes of a stage that waits to be applied.
     pub(crate) logged: u64,
+}
+
+/// What tells the target, and what is staged for it, from any other state; `None` where nothing
+/// does.
+///
+/// # Errors
+/// As opening the target of a sync.
+pub(crate) fn stage_mark(
+    target: &Path,
+    open: &OpenOptions,
+    state: Option<&Path>,
+    cancel: &CancelToken,
+) -> Result<Option<String>> {
+    match is_missing(target) {
+        true => Ok(None),
+        false => ExistingTarget::open(target, open, state, cancel)?.mark(),
+    }
 }
 
 /// What is known of the last job on `target`; `None`: of none.

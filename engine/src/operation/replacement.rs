@@ -105,6 +105,18 @@ impl HostedTarget {
         })
     }
 
+    /// What tells the disk, and what is staged for it, from any other state; `None` where nothing
+    /// does, and of a disk that is not there.
+    ///
+    /// # Errors
+    /// `Damaged`, `Io`.
+    pub(crate) fn mark(&self) -> Result<Option<String>> {
+        match self {
+            Self::Existing(target) => target.mark(),
+            Self::Missing(_) => Ok(None),
+        }
+    }
+
     /// Plays the target in a session; what the disk is afterwards comes with the results.
     ///
     /// # Errors

@@ -52,6 +52,12 @@ impl Journal {
         self.0.job()
     }
 
+    /// Entries so far.
+    #[must_use]
+    pub fn entry_count(&self) -> usize {
+        self.0.entries().len()
+    }
+
     /// The present state.
     #[must_use]
     pub fn word(&self) -> Word {

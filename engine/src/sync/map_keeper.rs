@@ -1,11 +1,11 @@
 //! What a session leaves for the next one: the map of a side's disk as it is in the end.
 
-use super::session::Session;
+use super::session::{Session, Until};
 use crate::disk::Source;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Digest;
 use crate::identity::{Facts, seal};
-use crate::map::MapWriter;
+use crate::map::{CarriedMap, MapWriter};
 
 /// Keeps a map, or fails to, which is no reason for a job to fail.
 #[derive(Debug)]
@@ -32,6 +32,11 @@ impl<'a> MapKeeper<'a> {
         if !session.keeps_map() {
             return (keeper, None);
         }
+        if session.options.until != Until::End {
+            let carried = session.map.carried.as_ref();
+            let begin = |map: &CarriedMap| map.begin(session.geometry, session.options.hash);
+            return (keeper, carried.and_then(begin));
+        }
         keeper.before = told(seal(disk)).flatten();
         let store = session.map.store.as_ref();
         let writer = store.and_then(|store| store.begin(session.geometry, session.options.hash));
@@ -57,7 +62,14 @@ impl<'a> MapKeeper<'a> {
         disk: &dyn Source,
         is_changed: bool,
     ) {
-        let (Some(writer), Some(store)) = (writer, &self.session.map.store) else {
+        let map = &self.session.map;
+        if let (Some(carried), true) = (&map.carried, self.session.options.until != Until::End) {
+            if let Some(writer) = writer {
+                told(carried.keep(writer, root));
+            }
+            return;
+        }
+        let (Some(writer), Some(store)) = (writer, &map.store) else {
             return;
         };
         let kept = seal(disk).and_then(|facts| {

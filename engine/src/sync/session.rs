@@ -9,7 +9,7 @@ use failback_transport::Message;
 
 use crate::error::{Error, ErrorKind, Result, peer_error};
 use crate::hash::{Digest, HashKind, Hasher};
-use crate::map::{MapStore, TrustedMap};
+use crate::map::{CarriedMap, MapStore, TrustedMap};
 use crate::pipeline::ScanCounts;
 use crate::units::{BlockSize, Geometry};
 
@@ -150,6 +150,8 @@ pub struct SideMap {
     pub trusted: Option<Box<TrustedMap>>,
     /// Where the map is kept as it is at the end; `None`: nowhere.
     pub store: Option<MapStore>,
+    /// Where the map of a target that is staged goes, which is not in force yet.
+    pub carried: Option<CarriedMap>,
 }
 
 impl Session {
@@ -181,12 +183,15 @@ impl Session {
     /// with a hash that proves.
     pub(crate) fn keeps_map(&self) -> bool {
         let options = &self.options;
-        self.map.store.is_some()
+        let has_place = match options.until {
+            Until::End => self.map.store.is_some(),
+            // Until then a target is not what its leaves say.
+            Until::Sealed | Until::Staged => self.map.carried.is_some(),
+        };
+        has_place
             && options.hash == HashKind::Blake3
             && options.task != Task::Compare
             && options.verify != wire::VerifyLevel::Off
-            // Until then a target is not what its leaves say.
-            && options.until == Until::End
     }
 
     /// What stands for reads of this side's disk, in a comparison.

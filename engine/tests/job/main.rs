@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test states its expectations by it")]
 
 mod crashes;
+mod hinted;
 mod scene;
 
 use failback_engine::job::{Ask, Job, JobReport, Phase, Position};

@@ -3,13 +3,15 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use failback_engine::job::{Ask, Job, JobSpec, Jobs, LocalHost, Policy, Sides, Stay};
+use failback_engine::job::{Ask, Job, JobSpec, Jobs, LocalHost, Policy, Sides, Stay, TrackerSpec};
 use failback_engine::machine::{FakeMachine, Machine, Power};
 use failback_engine::snapshot::{SnapshotId, SnapshotProvider};
-use failback_engine::{CancelToken, Error, Result, Silent, Step};
+use failback_engine::track::ChangeTracker;
+use failback_engine::{CancelToken, Result, Silent, Step};
 
 /// Bytes of each disk.
 pub(crate) const DISK_LEN: usize = 3 << 20;
@@ -30,7 +32,7 @@ impl SnapshotProvider for Copies {
     fn create(&self, image: &Path, id: &SnapshotId, _step: &Step<'_>) -> Result<PathBuf> {
         let at = Self::path(image, id);
         if !at.exists() {
-            fs::copy(image, &at).map_err(|e| Error::io(e, "copy"))?;
+            copy(image, &at);
         }
         Ok(at)
     }
@@ -120,6 +122,19 @@ impl Scene {
         }
     }
 
+    /// The same with something that knows what changed.
+    pub(crate) fn tracked(&self, tracker: impl ChangeTracker + 'static) -> (JobSpec, Sides) {
+        let machine: Arc<dyn Machine> = Arc::new(self.source.clone());
+        let host = LocalHost::new(machine, Some(Arc::new(Copies)));
+        let sides = Sides {
+            source: Arc::new(host.tracked_by(Arc::new(tracker))),
+            target: Arc::new(self.target.clone()),
+        };
+        let mut spec = self.spec();
+        spec.source.tracker = Some(TrackerSpec::Extents);
+        (spec, sides)
+    }
+
     pub(crate) fn start(&self) -> Job {
         Job::start(&self.jobs(), self.spec(), None, self.sides()).unwrap()
     }
@@ -157,6 +172,15 @@ impl Scene {
             .filter(|name| name.ends_with(".snap") || name.starts_with(".failback-new"))
             .collect()
     }
+}
+
+/// Holes stay holes.
+fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp")
+        .arg("--sparse=always")
+        .args([from, to])
+        .status();
+    assert!(copied.unwrap().success());
 }
 
 pub(crate) fn run(job: &mut Job) {

@@ -206,6 +206,7 @@ impl Pair {
         let maps = [(&self.source, 0), (&self.target, 1)].map(|(disk, store)| SideMap {
             trusted: self.load(disk, store).map(Box::new),
             store: Some(self.stores[store].clone()),
+            carried: None,
         });
         self.sync_with(maps)
     }

@@ -81,6 +81,7 @@ fn session(seed: u64, dir: &Path) {
         session.with_map(SideMap {
             trusted: Some(Box::new(trusted)),
             store: None,
+            carried: None,
         })
     });
     let (source, target) = (MemoryDisk::new(new.to_vec()), MemoryDisk::new(old.to_vec()));
