@@ -1,7 +1,9 @@
 //! From the source that runs to the target that runs.
 
-use super::journal::Fact;
-use super::moving::{Leg, move_all};
+use std::time::Duration;
+
+use super::journal::{Fact, now_ms};
+use super::moving::{Leg, Watch, move_all};
 use super::online::strategy_of;
 use super::phase::{Ask, Outcome, Way};
 use super::run::{Job, Run, Went, left_ms};
@@ -89,7 +91,25 @@ impl Job {
                 })
             })
             .collect();
-        for moved in move_all(&spec, &legs?, run.observer, run.cancel)? {
+        // Since the source was asked to stop, and what still comes after the copy.
+        let since = self.history().stopping().map(|(at, _)| at);
+        let before = since.map(|at| Duration::from_millis(now_ms().saturating_sub(at)));
+        let times = self.fence.times();
+        let downtime = |seconds| {
+            let start = times
+                .start
+                .unwrap_or(spec.policy.expected_start.as_secs_f64());
+            Some(before?.as_secs_f64() + seconds + start)
+        };
+        let watch = Watch {
+            phase: match way {
+                Way::Full => "full_download",
+                Way::Delta => "final_delta",
+            },
+            downtime: &downtime,
+            observer: run.observer,
+        };
+        for moved in move_all(&spec, &legs?, &watch, run.cancel)? {
             self.journal.note(Fact::Final { moved })?;
         }
         for disk in &spec.disks {
@@ -202,6 +222,12 @@ impl Job {
         let machine = self.sides.target.clone();
         let probe = spec.target.probe.as_ref();
         self.start_machine((side, epoch), machine.as_ref(), probe, &step)?;
+        // Better forecasts of the next one, and no more: what cannot be kept is not missed now.
+        if let Err(error) = self.fence.learn(self.history().times()) {
+            run.observer.event(&Event::Warning {
+                message: error.chain(),
+            });
+        }
         if let Some(seconds) = self.history().downtime() {
             run.observer.event(&Event::Downtime {
                 job: spec.name.clone(),
@@ -227,7 +253,7 @@ impl Job {
                 (None, after) => (after.unwrap_or_default(), Ask::Undo),
             };
             let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
-            let at_ms = super::journal::now_ms().saturating_add(after_ms);
+            let at_ms = now_ms().saturating_add(after_ms);
             self.journal.note(Fact::Deadline { at_ms, ask })?;
         }
         match self.history().deadline() {
