@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use anyhow::Context;
-use failback_engine::{CancelToken, Event, Observer};
+use failback_engine::{CancelToken, Event, Observer, Stamped};
 
 use crate::progress::Bar;
 
@@ -56,7 +56,7 @@ impl Observer for Watchers {
                 .lock()
                 .unwrap_or_else(std::sync::PoisonError::into_inner);
             // An event that cannot be written must not end the job that it is about.
-            if let Ok(mut line) = serde_json::to_vec(event) {
+            if let Ok(mut line) = serde_json::to_vec(&Stamped::now(event)) {
                 line.push(b'\n');
                 drop(events.write_all(&line).and_then(|()| events.flush()));
             }

@@ -1,6 +1,10 @@
 //! What a job tells while it runs.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use serde::Serialize;
+
+use crate::job::JobProgress;
 
 /// Something that happened. Serialised as one JSON object with `event` as its tag; published in
 /// docs/report.md.
@@ -40,6 +44,10 @@ pub enum Event {
         total: u64,
         /// Payload bytes sent so far.
         sent: u64,
+        /// Bytes of the blocks that were found to differ so far; of a full copy, that it writes.
+        differing: u64,
+        /// Of these, the bytes that are not where they are to be kept yet.
+        backlog: u64,
         /// Seconds since the job began.
         seconds: f64,
     },
@@ -79,6 +87,8 @@ pub enum Event {
         /// It failed there, and waits.
         suspended: bool,
     },
+    /// How far a failback job is. Comes about once a second while disks are moved.
+    JobProgress(Box<JobProgress>),
     /// Downtime to be expected if a job were completed now.
     DowntimePredicted {
         /// The job.
@@ -127,6 +137,28 @@ pub enum Event {
         /// `done`, or the error.
         outcome: String,
     },
+}
+
+/// An event and its time: one line of an event file.
+#[derive(Clone, Debug, Serialize)]
+pub struct Stamped<'a> {
+    /// Milliseconds since 1970, by the clock of the host that tells.
+    pub at_ms: u64,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: &'a Event,
+}
+
+impl<'a> Stamped<'a> {
+    /// It happens now.
+    #[must_use]
+    pub fn now(event: &'a Event) -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        let at_ms = since.map_or(0, |since| {
+            u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+        });
+        Self { at_ms, event }
+    }
 }
 
 /// Receives events, on whatever thread they happen: be quick.

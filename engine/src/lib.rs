@@ -51,6 +51,6 @@ mod verify;
 
 pub use abort::{Abort, CancelToken};
 pub use error::{Error, ErrorKind, Remedy, Result, one_line};
-pub use event::{Event, Observer, Silent};
+pub use event::{Event, Observer, Silent, Stamped};
 pub use failback_transport as transport;
 pub use step::Step;

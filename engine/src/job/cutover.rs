@@ -1,7 +1,9 @@
 //! From the source that runs to the target that runs.
 
-use super::journal::Fact;
-use super::moving::move_all;
+use std::time::Duration;
+
+use super::journal::{Fact, now_ms};
+use super::moving::{Watch, move_all};
 use super::phase::{Ask, Outcome, Way};
 use super::run::{Job, Run, Went, left_ms};
 use super::spec::{DiskSpec, JobSpec, Verify};
@@ -74,7 +76,25 @@ impl Job {
         let way = self.history().way().unwrap_or(Way::Full);
         let from: Result<Vec<_>> = spec.disks.iter().map(DiskSpec::endpoint).collect();
         let legs = self.legs(&spec, from?, (way, Until::Sealed), run)?;
-        for moved in move_all(&spec, &legs, run.observer, run.cancel)? {
+        // Since the source was asked to stop, and what still comes after the copy.
+        let since = self.history().stopping().map(|(at, _)| at);
+        let before = since.map(|at| Duration::from_millis(now_ms().saturating_sub(at)));
+        let times = self.fence.times();
+        let downtime = |seconds| {
+            let start = times
+                .start
+                .unwrap_or(spec.policy.expected_start.as_secs_f64());
+            Some(before?.as_secs_f64() + seconds + start)
+        };
+        let watch = Watch {
+            phase: match way {
+                Way::Full => "full_download",
+                Way::Delta => "final_delta",
+            },
+            downtime: &downtime,
+            observer: run.observer,
+        };
+        for moved in move_all(&spec, &legs, &watch, run.cancel)? {
             self.journal.note(Fact::Final { moved })?;
         }
         for disk in &spec.disks {
@@ -187,6 +207,12 @@ impl Job {
         let machine = self.sides.target.clone();
         let probe = spec.target.probe.as_ref();
         self.start_machine((side, epoch), machine.as_ref(), probe, &step)?;
+        // Better forecasts of the next one, and no more: what cannot be kept is not missed now.
+        if let Err(error) = self.fence.learn(self.history().times()) {
+            run.observer.event(&Event::Warning {
+                message: error.chain(),
+            });
+        }
         if let Some(seconds) = self.history().downtime() {
             run.observer.event(&Event::Downtime {
                 job: spec.name.clone(),
@@ -216,7 +242,7 @@ impl Job {
                 (None, after) => (after.unwrap_or_default(), Ask::Undo),
             };
             let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
-            let at_ms = super::journal::now_ms().saturating_add(after_ms);
+            let at_ms = now_ms().saturating_add(after_ms);
             self.journal.note(Fact::Deadline { at_ms, ask })?;
         }
         match self.history().deadline() {

@@ -32,6 +32,31 @@ impl LogEntry for Epoch {
     }
 }
 
+/// How long the machines of a pair took the last time, in seconds: kept beside the fence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Times {
+    /// From the request to shut down until the source had no power.
+    pub stop: Option<f64>,
+    /// Until the target ran, and its probe was content.
+    pub start: Option<f64>,
+}
+
+impl LogEntry for Times {
+    const MAGIC: [u8; 8] = *b"FBTIMES\x01";
+    const NAME: &'static str = "times";
+    const NEW_NAME: &'static str = "times.new";
+
+    fn can_begin(&self) -> bool {
+        [self.stop, self.start]
+            .into_iter()
+            .flatten()
+            .all(|seconds| seconds.is_finite() && (0.0..=TIME_SECONDS_MAX).contains(&seconds))
+    }
+}
+
+/// Longer than a day no machine takes to stop or start.
+const TIME_SECONDS_MAX: f64 = 86_400.0;
+
 /// The fence of a pair on this host, held by one process.
 #[derive(Debug)]
 pub struct Fence {
@@ -54,6 +79,30 @@ impl Fence {
             barriers,
             log,
         })
+    }
+
+    /// How long the machines took the last time. What cannot be read is not known: it is a hint.
+    #[must_use]
+    pub fn times(&self) -> Times {
+        let log: Result<Option<RecordLog<Times>>> = RecordLog::open(&self.folder, self.barriers);
+        let found = log.ok().flatten().map(|log| *log.last());
+        found.unwrap_or_default()
+    }
+
+    /// Keeps how long the machines took, each unless it is not known.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Io`.
+    pub fn learn(&mut self, times: Times) -> Result<()> {
+        let known = self.times();
+        let next = Times {
+            stop: times.stop.or(known.stop),
+            start: times.start.or(known.start),
+        };
+        if next == known || !next.can_begin() {
+            return Ok(());
+        }
+        RecordLog::begin(&self.folder, self.barriers, next, Barrier::Job).map(drop)
     }
 
     /// The present epoch; `None` before the first job of the pair.
@@ -155,6 +204,26 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::Refused);
         }
         assert_eq!(open().number(), 3);
+    }
+
+    // Goal: what the machines took is known to the next job, and what makes no sense is not.
+    // Method: learn, open anew, damage the file.
+    #[test]
+    fn a_pair_learns_how_long_its_machines_take() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().join("pair");
+        let times = |stop, start| Times { stop, start };
+        let open = || Fence::open(&at).unwrap();
+        assert_eq!(open().times(), Times::default());
+        open().learn(times(Some(3.5), None)).unwrap();
+        open().learn(times(None, Some(7.25))).unwrap();
+        assert_eq!(open().times(), times(Some(3.5), Some(7.25)));
+        for wrong in [f64::NAN, -1.0, 1e9] {
+            open().learn(times(Some(wrong), None)).unwrap();
+        }
+        assert_eq!(open().times(), times(Some(3.5), Some(7.25)));
+        std::fs::write(at.join("times"), b"3.5").unwrap();
+        assert_eq!(open().times(), Times::default());
     }
 
     // Goal: one job of a pair at a time. Method: two.

@@ -1,6 +1,8 @@
 //! What completing a job would cost, and when another pass is not worth it. Pure.
 
+use super::fence::Times;
 use super::history::Pass;
+use super::journal::{Basis, DowntimePart, Fact};
 use super::spec::Policy;
 
 /// A pass that took more than this share of the one before did not get shorter.
@@ -34,12 +36,61 @@ impl Settled {
 /// Seconds from the request to stop until the target runs, if that came now: the guest shuts down,
 /// one more pass like the last, what is staged goes to its place unless a new file takes it, and
 /// the target starts. `written` are the bytes that wait in logs.
-pub(crate) fn downtime(policy: &Policy, passes: &[Pass], written: u64) -> Option<f64> {
-    let last = passes.last()?;
+pub(crate) fn downtime(policy: &Policy, times: Times, copy: Copying, written: u64) -> Forecast {
     #[expect(clippy::cast_precision_loss, reason = "an estimate")]
     let apply = written as f64 / APPLY_RATE;
-    let machines = policy.expected_stop + policy.expected_start;
-    Some(machines.as_secs_f64() + last.seconds + apply)
+    let part = |part: &str, seconds, basis| DowntimePart {
+        part: part.to_owned(),
+        seconds,
+        basis,
+    };
+    let machine = |name, measured: Option<f64>, assumed: std::time::Duration| match measured {
+        Some(seconds) => part(name, seconds, Basis::Measured),
+        None => part(name, assumed.as_secs_f64(), Basis::Assumed),
+    };
+    let parts = vec![
+        machine("stop", times.stop, policy.expected_stop),
+        part("copy", copy.seconds, copy.basis),
+        part("apply", apply, Basis::Assumed),
+        machine("start", times.start, policy.expected_start),
+    ];
+    Forecast {
+        seconds: parts.iter().map(|part| part.seconds).sum(),
+        parts,
+    }
+}
+
+/// Copying what is left once the source has stopped.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Copying {
+    pub(crate) seconds: f64,
+    pub(crate) basis: Basis,
+}
+
+impl Copying {
+    /// It takes as long as the last pass did.
+    pub(crate) fn like_the_last(passes: &[Pass]) -> Option<Self> {
+        passes.last().map(|pass| Self {
+            seconds: pass.seconds,
+            basis: Basis::Measured,
+        })
+    }
+}
+
+/// A downtime to be expected.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Forecast {
+    pub(crate) seconds: f64,
+    pub(crate) parts: Vec<DowntimePart>,
+}
+
+impl Forecast {
+    pub(crate) fn fact(self) -> Fact {
+        Fact::Predicted {
+            downtime: self.seconds,
+            parts: self.parts,
+        }
+    }
 }
 
 /// Whether another pass is not worth it now.
@@ -109,9 +160,21 @@ mod tests {
             expected_start: Duration::from_secs(1),
             ..Policy::default()
         };
-        assert_eq!(downtime(&policy, &[], 0), None);
-        let one = passes(&[10.0]);
-        assert_eq!(downtime(&policy, &one, 0), Some(14.0));
-        assert_eq!(downtime(&policy, &one, 300_000_000), Some(16.0));
+        let of = |times, written| {
+            let copy = Copying::like_the_last(&passes(&[10.0])).unwrap();
+            downtime(&policy, times, copy, written)
+        };
+        assert!(Copying::like_the_last(&[]).is_none());
+        let none = Times::default();
+        assert_eq!(of(none, 0).seconds, 14.0);
+        assert_eq!(of(none, 300_000_000).seconds, 16.0);
+        let times = Times {
+            stop: Some(20.0),
+            start: None,
+        };
+        let learned = of(times, 0);
+        assert_eq!(learned.seconds, 31.0);
+        let bases: Vec<_> = learned.parts.iter().map(|part| part.basis.name()).collect();
+        assert_eq!(bases, ["measured", "measured", "assumed", "assumed"]);
     }
 }

@@ -1,7 +1,9 @@
 //! What a job's records come to.
 
-use super::journal::{Fact, Moved, Record, begun_of};
+use super::fence::Times;
+use super::journal::{DowntimePart, Fact, Moved, Record, begun_of};
 use super::phase::{Ask, Phase, Position, Way};
+use super::preflight::Finding;
 use super::spec::JobSpec;
 use crate::operation::Left;
 
@@ -107,9 +109,44 @@ impl<'a> History<'a> {
     /// The downtime expected last, seconds.
     pub(crate) fn predicted(self) -> Option<f64> {
         self.facts().rev().find_map(|(_, fact)| match fact {
-            Fact::Predicted { downtime } => Some(*downtime),
+            Fact::Predicted { downtime, .. } => Some(*downtime),
             _ => None,
         })
+    }
+
+    /// What the downtime expected last is made of.
+    pub(crate) fn predicted_parts(self) -> &'a [DowntimePart] {
+        let parts = self.facts().rev().find_map(|(_, fact)| match fact {
+            Fact::Predicted { parts, .. } => Some(parts.as_slice()),
+            _ => None,
+        });
+        parts.unwrap_or_default()
+    }
+
+    /// How long the machines took in this job, where nothing got in the way.
+    pub(crate) fn times(self) -> Times {
+        let mut times = Times::default();
+        let (mut stopping, mut starting) = (None, None);
+        for record in self.0 {
+            if record.position.is_suspended {
+                // Somebody's patience is no machine's time.
+                (stopping, starting) = (None, None);
+            }
+            let seconds = |from: u64| seconds_between(from, record.at_ms);
+            match &record.fact {
+                Some(Fact::Stopping { was_on }) => stopping = was_on.then_some(record.at_ms),
+                Some(Fact::Stopped { .. }) => times.stop = stopping.take().map(seconds),
+                Some(Fact::Epoch { authority, .. }) => {
+                    let is_target = authority.as_deref() == Some(self.spec().side_of_target());
+                    starting = is_target.then_some(record.at_ms);
+                }
+                Some(Fact::Started { .. }) => {
+                    times.start = starting.take().map(seconds).or(times.start);
+                }
+                _ => {}
+            }
+        }
+        times
     }
 
     /// When the source was asked to stop, and whether it was on; `None` unless that was not taken
@@ -174,14 +211,60 @@ impl<'a> History<'a> {
             Fact::Stopping { .. } => Some(at),
             _ => None,
         })?;
-        let between = std::time::Duration::from_millis(started.saturating_sub(stopping));
-        Some(between.as_secs_f64())
+        Some(seconds_between(stopping, started))
+    }
+
+    /// What the last preflight found.
+    pub(crate) fn findings(self) -> Vec<Finding> {
+        let is_other = |record: &&Record| record.position.phase != Phase::Preflight;
+        let newest_first = self.0.iter().rev();
+        let of_preflight = newest_first
+            .skip_while(is_other)
+            .take_while(|record| record.position == Position::at(Phase::Preflight));
+        let mut findings: Vec<_> = of_preflight
+            .filter_map(|record| match record.fact.clone()? {
+                Fact::Checked {
+                    rule,
+                    disk,
+                    holds,
+                    said,
+                    source,
+                } => Some(Finding {
+                    rule,
+                    disk,
+                    holds,
+                    said,
+                    source,
+                }),
+                _ => None,
+            })
+            .collect();
+        findings.reverse();
+        findings
     }
 
     /// Why the job stands, if it does.
     pub(crate) fn failure(self) -> Option<&'a Fact> {
-        let last = self.0.last().expect("a journal has an entry");
-        let fact = last.fact.as_ref();
-        fact.filter(|fact| last.position.is_suspended && matches!(fact, Fact::Failed { .. }))
+        let is_suspended = |record: &&Record| record.position.is_suspended;
+        let mut of_now = self.0.iter().rev().take_while(is_suspended);
+        of_now.find_map(|record| {
+            let fact = record.fact.as_ref();
+            fact.filter(|fact| matches!(fact, Fact::Failed { .. }))
+        })
     }
+
+    /// When the job goes on by itself, if it stands and will, and how often it did.
+    pub(crate) fn retry(self) -> Option<(u64, u32)> {
+        let last = self.0.last().expect("a journal has an entry");
+        match last.fact {
+            Some(Fact::Retry { at_ms, attempt }) if last.position.is_suspended => {
+                Some((at_ms, attempt))
+            }
+            _ => None,
+        }
+    }
+}
+
+fn seconds_between(from_ms: u64, to_ms: u64) -> f64 {
+    std::time::Duration::from_millis(to_ms.saturating_sub(from_ms)).as_secs_f64()
 }

@@ -52,6 +52,9 @@ pub enum Fact {
         holds: bool,
         /// In words.
         said: String,
+        /// Where the rule is from, when it is a platform's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        source: Option<String>,
     },
     /// How targets will be made equal, and why.
     Chosen {
@@ -61,6 +64,9 @@ pub enum Fact {
         reasons: Vec<String>,
         /// Downtime that the planner expects of it, seconds; `None`: nothing was measured.
         downtime: Option<f64>,
+        /// What it rests on, disk by disk.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        plans: Vec<DiskPlan>,
     },
     /// Somebody asked for something.
     Asked {
@@ -90,6 +96,9 @@ pub enum Fact {
     Predicted {
         /// Seconds.
         downtime: f64,
+        /// What they are made of.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        parts: Vec<DowntimePart>,
     },
     /// The source is being asked to stop: T0 of the downtime.
     Stopping {
@@ -173,6 +182,13 @@ pub enum Fact {
         /// How it went.
         said: String,
     },
+    /// The job will go on by itself.
+    Retry {
+        /// Milliseconds since 1970.
+        at_ms: u64,
+        /// How often that happened since the job last got on, from 1.
+        attempt: u32,
+    },
     /// Why the job stands.
     Failed {
         /// Kind of the error.
@@ -182,6 +198,67 @@ pub enum Fact {
         /// Trying again may help by itself.
         is_transient: bool,
     },
+}
+
+/// What the planner expects of either way, for one disk.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DiskPlan {
+    /// The disk.
+    pub disk: String,
+    /// `delta` or `full`: the better one for this disk.
+    pub strategy: Option<String>,
+    /// A delta; `None` where nothing was measured.
+    pub delta: Option<Expected>,
+    /// A full copy.
+    pub full: Option<Expected>,
+    /// Share of the pieces that differ: an interval that holds the truth 19 times of 20.
+    pub differing: Option<(f64, f64)>,
+}
+
+/// What a way is expected to cost.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Expected {
+    /// Seconds from start to end.
+    pub seconds: f64,
+    /// Payload bytes.
+    pub bytes: u64,
+    /// Seconds for which the machine stands still.
+    pub downtime: f64,
+}
+
+/// A part of a predicted downtime.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DowntimePart {
+    /// `stop`, `copy`, `apply`, `start`.
+    pub part: String,
+    /// Seconds.
+    pub seconds: f64,
+    /// What they rest on.
+    pub basis: Basis,
+}
+
+/// What a number rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Basis {
+    /// A default, or what the job's policy says.
+    Assumed,
+    /// Worked out from a sample.
+    Estimated,
+    /// It took that long the last time.
+    Measured,
+}
+
+impl Basis {
+    /// The name in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Assumed => "assumed",
+            Self::Estimated => "estimated",
+            Self::Measured => "measured",
+        }
+    }
 }
 
 /// What a pass, or the final copy, did for one disk.

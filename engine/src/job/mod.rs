@@ -9,6 +9,8 @@
 //! moving    the disks, side by side               forecast the downtime to be expected: pure
 //! hints     what of a disk need not be read
 //! place     where jobs are kept, and asked        report   what is told of one
+//! page      the report as HTML
+//! progress  of all disks: pure                    recording  events, in a file of the job
 //! ```
 //! Every phase can be done again: its record is written when it is over, and a process that takes a
 //! job up begins with the phase that has none.
@@ -23,26 +25,32 @@ mod host;
 mod journal;
 mod moving;
 mod online;
+mod page;
 mod phase;
 mod place;
 mod plan;
 mod preflight;
+mod progress;
+mod recording;
 mod report;
 mod run;
 mod span;
 mod spec;
 mod wiring;
 
-pub use fence::{Epoch, Fence};
+pub use fence::{Epoch, Fence, Times};
 pub use host::{LocalHost, SourceHost};
-pub use journal::{Begun, Fact, Moved, Record};
+pub use journal::{Basis, Begun, DiskPlan, DowntimePart, Expected, Fact, Moved, Record};
+pub use page::PAGE_LEN_MAX;
 pub use phase::{Ask, Outcome, Phase, Position, Way};
 pub use place::Jobs;
 pub use plan::{JobPlan, plan};
 pub use preflight::Finding;
+pub use progress::{Amounts, DiskProgress, Eta, JobProgress};
+pub use recording::{EVENTS_LEN_MAX, EVENTS_NAME, Recorded, events};
 pub use report::{
     DeadlineReport, DiskReport, Downtime, JOB_REPORT_SCHEMA, JobFailure, JobReport, Moment,
-    PassReport,
+    PassReport, RetryReport,
 };
 pub use run::{Job, Sides, Stay, ask_another, look};
 pub use spec::{

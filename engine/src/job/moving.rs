@@ -1,8 +1,10 @@
 //! The disks of a job on their way: side by side, each by a sync that stops short of COMMIT.
 
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use super::journal::Moved;
+use super::progress::Tally;
 use super::spec::{DiskSpec, JobSpec};
 use crate::abort::CancelToken;
 use crate::endpoint::Endpoint;
@@ -55,23 +57,24 @@ impl Leg<'_> {
 pub(super) fn move_all(
     spec: &JobSpec,
     legs: &[Leg<'_>],
-    observer: &dyn Observer,
+    watch: &Watch<'_>,
     cancel: &CancelToken,
 ) -> Result<Vec<Moved>> {
     let requests: Result<Vec<_>> = legs.iter().map(|leg| leg.request(spec)).collect();
     let requests = requests?;
     let first_error: Mutex<Option<Error>> = Mutex::default();
     let stop = CancelToken::new();
+    let told = Told::new(&spec.name, legs, watch);
     let moved: Vec<Option<Moved>> = std::thread::scope(|scope| {
         let running: Vec<_> = legs
             .iter()
             .zip(&requests)
             .map(|(leg, request)| {
-                let (stop, first_error) = (&stop, &first_error);
+                let (stop, first_error, told) = (&stop, &first_error, &told);
                 scope.spawn(move || {
                     let of_disk = OfDisk {
                         disk: &leg.disk.id,
-                        to: observer,
+                        to: told,
                     };
                     let moved = try_sync(request, &of_disk, stop).and_then(|report| {
                         let (path, open) = (&leg.disk.target, &request.target_open);
@@ -83,7 +86,10 @@ pub(super) fn move_all(
                         Ok(Moved { mark, ..moved })
                     });
                     match moved {
-                        Ok(moved) => Some(moved),
+                        Ok(moved) => {
+                            told.finished(&leg.disk.id, moved.sent);
+                            Some(moved)
+                        }
                         Err(error) => {
                             let mut first = lock(first_error);
                             let error = error.path(&leg.disk.target);
@@ -129,18 +135,74 @@ fn moved_of(disk: &str, report: &Report) -> Moved {
     }
 }
 
+/// Who watches disks that move.
+pub(super) struct Watch<'a> {
+    /// The job's phase.
+    pub(super) phase: &'static str,
+    /// Seconds of downtime to be expected where moving the disks takes so many seconds.
+    pub(super) downtime: &'a (dyn Fn(f64) -> Option<f64> + Sync),
+    pub(super) observer: &'a dyn Observer,
+}
+
+/// Says how far all disks are, at most once a second and when one is done.
+struct Told<'a> {
+    job: &'a str,
+    watch: &'a Watch<'a>,
+    started: Instant,
+    tally: Mutex<(Tally, Option<Instant>)>,
+}
+
+impl<'a> Told<'a> {
+    fn new(job: &'a str, legs: &[Leg<'_>], watch: &'a Watch<'a>) -> Self {
+        let tally = Tally::new(legs.iter().map(|leg| leg.disk.id.as_str()));
+        Self {
+            job,
+            watch,
+            started: Instant::now(),
+            tally: Mutex::new((tally, None)),
+        }
+    }
+
+    fn hear(&self, disk: &str, event: &Event) {
+        let mut tally = lock(&self.tally);
+        let now = self.started.elapsed().as_secs_f64();
+        let is_progress = tally.0.hear(disk, event, now);
+        let is_due = tally.1.is_none_or(|last| last.elapsed() >= PROGRESS_EVERY);
+        if is_progress && is_due {
+            self.tell(&mut tally);
+        }
+    }
+
+    fn finished(&self, disk: &str, sent: u64) {
+        let mut tally = lock(&self.tally);
+        tally.0.finish(disk, sent);
+        self.tell(&mut tally);
+    }
+
+    // Under the lock, or an older state could be told after a newer one.
+    fn tell(&self, (tally, last): &mut (Tally, Option<Instant>)) {
+        *last = Some(Instant::now());
+        let elapsed = self.started.elapsed().as_secs_f64();
+        let about = (self.job, self.watch.phase);
+        let progress = tally.progress(about, elapsed, self.watch.downtime);
+        let event = Event::JobProgress(Box::new(progress));
+        self.watch.observer.event(&event);
+    }
+}
+
 /// Says of which disk it is.
 struct OfDisk<'a> {
     disk: &'a str,
-    to: &'a dyn Observer,
+    to: &'a Told<'a>,
 }
 
 impl Observer for OfDisk<'_> {
     fn event(&self, event: &Event) {
-        self.to.event(&Event::OfDisk {
+        self.to.watch.observer.event(&Event::OfDisk {
             disk: self.disk.to_owned(),
             of: Box::new(event.clone()),
         });
+        self.to.hear(self.disk, event);
     }
 }
 
@@ -151,5 +213,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
+/// How often it is told how far all disks are.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// How often a wait looks whether it is over.
-const POLL: std::time::Duration = std::time::Duration::from_millis(5);
+const POLL: Duration = Duration::from_millis(5);

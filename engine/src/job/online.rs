@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use super::forecast;
-use super::journal::{Fact, now_ms};
-use super::moving::{Leg, move_all};
+use super::forecast::{self, Copying, Forecast};
+use super::journal::{Basis, DiskPlan, Expected, Fact, now_ms};
+use super::moving::{Leg, Watch, move_all};
 use super::phase::{Ask, Outcome, Way};
 use super::preflight::{Finding, examine};
 use super::run::{Job, Run, Went};
@@ -15,7 +15,7 @@ use crate::event::Event;
 use crate::machine::Power;
 use crate::operation;
 use crate::plan::Strategy;
-use crate::report::Report;
+use crate::report::{CostReport, Report};
 use crate::snapshot::SnapshotId;
 use crate::sync::Until;
 
@@ -36,15 +36,17 @@ impl Job {
                 disk,
                 holds,
                 said,
+                source,
             } = finding;
             if !holds {
                 failed.push(format!("{rule}: {said}"));
             }
             self.journal.note(Fact::Checked {
-                rule: rule.to_owned(),
+                rule,
                 disk,
                 holds,
                 said,
+                source,
             })?;
         }
         match failed.is_empty() {
@@ -59,6 +61,7 @@ impl Job {
         let mut way = Way::Full;
         let mut reasons: Vec<String> = Vec::new();
         let mut downtime: Option<f64> = None;
+        let mut plans = Vec::new();
         for (disk, endpoint) in spec.disks.iter().zip(&from) {
             let leg = Leg {
                 disk,
@@ -69,6 +72,7 @@ impl Job {
             };
             let report = operation::plan(&leg.request(&spec)?, run.observer);
             refuse_failed(&report, disk)?;
+            plans.push(plan_of(disk, &report));
             if report.strategy == Some("delta") {
                 way = Way::Delta;
             }
@@ -89,7 +93,17 @@ impl Job {
             way,
             reasons,
             downtime,
+            plans,
         };
+        // A delta is predicted from its passes. Nothing of a full copy waits for COMMIT in a log.
+        if let (Way::Full, Some(seconds)) = (way, downtime) {
+            let copy = Copying {
+                seconds,
+                basis: Basis::Estimated,
+            };
+            let forecast = forecast::downtime(&spec.policy, self.fence.times(), copy, 0);
+            self.journal.note(forecast.fact())?;
+        }
         Ok(Went::On(Outcome::Go(way), Some(chosen)))
     }
 
@@ -99,7 +113,20 @@ impl Job {
         let started = Instant::now();
         let from = self.freeze(&spec, pass, run)?;
         let legs = self.legs(&spec, from, (Way::Delta, Until::Staged), run);
-        let moved = legs.and_then(|legs| move_all(&spec, &legs, run.observer, run.cancel));
+        let (policy, times) = (&spec.policy, self.fence.times());
+        let downtime = |seconds| {
+            let copy = Copying {
+                seconds,
+                basis: Basis::Measured,
+            };
+            Some(forecast::downtime(policy, times, copy, 0).seconds)
+        };
+        let watch = Watch {
+            phase: "presync",
+            downtime: &downtime,
+            observer: run.observer,
+        };
+        let moved = legs.and_then(|legs| move_all(&spec, &legs, &watch, run.cancel));
         // What a tracker will compare with stays; the rest goes, also after an error: a snapshot
         // costs the source more the longer it stays.
         let is_kept = moved.is_ok() && spec.source.tracker.is_some();
@@ -116,8 +143,9 @@ impl Job {
             disks,
         })?;
         let written = self.staged_bytes(&spec);
-        let downtime = forecast::downtime(&spec.policy, &self.history().passes(), written);
-        let predicted = downtime.map(|downtime| Fact::Predicted { downtime });
+        let copy = Copying::like_the_last(&self.history().passes());
+        let predicted = copy.map(|copy| forecast::downtime(policy, times, copy, written));
+        let downtime = predicted.as_ref().map(|forecast| forecast.seconds);
         if let Some(downtime) = downtime {
             run.observer.event(&Event::DowntimePredicted {
                 job: spec.name.clone(),
@@ -132,7 +160,7 @@ impl Job {
                 reason: settled.code(),
             });
         }
-        Ok(Went::On(Outcome::Done, predicted))
+        Ok(Went::On(Outcome::Done, predicted.map(Forecast::fact)))
     }
 
     pub(super) fn waiting(&mut self) -> Result<Went> {
@@ -241,6 +269,25 @@ pub(super) fn strategy_of(disk: &DiskSpec, way: Way) -> Strategy {
     match (way, disk.target.exists()) {
         (Way::Full, _) | (_, false) => Strategy::Full,
         (Way::Delta, true) => Strategy::Delta,
+    }
+}
+
+/// The planner's numbers.
+fn plan_of(disk: &DiskSpec, report: &Report) -> DiskPlan {
+    let plan = report.plan.as_ref();
+    let expected = |cost: CostReport| Expected {
+        seconds: cost.seconds,
+        bytes: cost.bytes,
+        downtime: cost.downtime,
+    };
+    DiskPlan {
+        disk: disk.id.clone(),
+        strategy: report.strategy.map(str::to_owned),
+        delta: plan.and_then(|plan| plan.delta).map(expected),
+        full: plan.and_then(|plan| plan.full).map(expected),
+        differing: plan
+            .and_then(|plan| plan.sample)
+            .map(|sample| (sample.low, sample.high)),
     }
 }
 

@@ -15,13 +15,16 @@ use crate::system;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// Id of the rule.
-    pub rule: &'static str,
+    pub rule: String,
     /// The disk; empty for the machine.
     pub disk: String,
     /// Whether a job can go on.
     pub holds: bool,
     /// In words.
     pub said: String,
+    /// Where the rule is from, when it is a platform's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
 }
 
 /// Looks at everything; what does not hold is among the findings.
@@ -30,12 +33,13 @@ pub struct Finding {
 /// Where a side cannot be asked at all.
 pub(super) fn examine(spec: &JobSpec, sides: &Sides, step: &Step<'_>) -> Result<Vec<Finding>> {
     let mut found = Vec::new();
-    let mut find = |rule, disk: &str, holds, said: String| {
+    let mut find = |rule: &str, disk: &str, holds, said: String| {
         found.push(Finding {
-            rule,
+            rule: rule.to_owned(),
             disk: disk.to_owned(),
             holds,
             said,
+            source: None,
         });
     };
     let source = sides.source.machine().power(step)?;

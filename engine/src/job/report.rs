@@ -3,8 +3,9 @@
 use serde::Serialize;
 
 use super::history::History;
-use super::journal::{Fact, Moved, Record, begun_of};
+use super::journal::{DiskPlan, DowntimePart, Fact, Moved, Record, begun_of};
 use super::phase::Way;
+use super::preflight::Finding;
 
 /// Version of the report's shape.
 pub const JOB_REPORT_SCHEMA: &str = "failback.job/1";
@@ -36,12 +37,18 @@ pub struct JobReport {
     pub strategy: Option<&'static str>,
     /// Reason codes of the choice.
     pub reasons: Vec<String>,
+    /// What the choice rests on, disk by disk.
+    pub plans: Vec<DiskPlan>,
+    /// What the last preflight found.
+    pub findings: Vec<Finding>,
     /// Disks.
     pub disks: Vec<DiskReport>,
     /// Passes from snapshots, while the source ran.
     pub passes: Vec<PassReport>,
     /// Downtime.
     pub downtime: Downtime,
+    /// When the job goes on by itself, as long as the process that suspended it lives.
+    pub retry: Option<RetryReport>,
     /// What is asked when nobody asks for anything before.
     pub deadline: Option<DeadlineReport>,
     /// What happened, in order.
@@ -96,6 +103,17 @@ pub struct Downtime {
     pub predicted: Option<f64>,
     /// As it was.
     pub measured: Option<f64>,
+    /// What the prediction is made of, and what each part rests on.
+    pub parts: Vec<DowntimePart>,
+}
+
+/// A suspended job that goes on by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct RetryReport {
+    /// Milliseconds since 1970.
+    pub at_ms: u64,
+    /// How often that happened since the job last got on, from 1.
+    pub attempt: u32,
 }
 
 /// A deadline.
@@ -138,9 +156,10 @@ impl JobReport {
         let at = history.position();
         let (epoch, authority) = history.epoch().unwrap_or((begun.epoch, None));
         let chosen = history.facts().rev().find_map(|(_, fact)| match fact {
-            Fact::Chosen { reasons, .. } => Some(reasons.clone()),
+            Fact::Chosen { reasons, plans, .. } => Some((reasons.clone(), plans.clone())),
             _ => None,
         });
+        let (reasons, plans) = chosen.unwrap_or_default();
         let passes = history.passes();
         Self {
             schema: JOB_REPORT_SCHEMA,
@@ -157,7 +176,9 @@ impl JobReport {
                 Way::Delta => "delta",
                 Way::Full => "full",
             }),
-            reasons: chosen.unwrap_or_default(),
+            reasons,
+            plans,
+            findings: history.findings(),
             disks: spec
                 .disks
                 .iter()
@@ -174,7 +195,11 @@ impl JobReport {
             downtime: Downtime {
                 predicted: history.predicted(),
                 measured: history.downtime(),
+                parts: history.predicted_parts().to_vec(),
             },
+            retry: history
+                .retry()
+                .map(|(at_ms, attempt)| RetryReport { at_ms, attempt }),
             deadline: history.deadline().map(|(at_ms, ask)| DeadlineReport {
                 at_ms,
                 ask: ask.name(),

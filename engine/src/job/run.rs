@@ -10,6 +10,7 @@ use super::host::SourceHost;
 use super::journal::{Begun, Fact, JobJournal, Record, now_ms};
 use super::phase::{Ask, Outcome, Phase, Position};
 use super::place::{Jobs, find_ask, forget_ask, leave_ask};
+use super::recording::{self, Recording};
 use super::report::JobReport;
 use super::spec::JobSpec;
 use crate::abort::CancelToken;
@@ -118,6 +119,7 @@ impl Job {
             spec,
         };
         let journal = JobJournal::begin(&folder, barriers, begun)?;
+        recording::forget(&directory);
         Ok(Self::of(directory, folder, journal, fence, sides))
     }
 
@@ -205,6 +207,8 @@ impl Job {
     /// `Io` when the job's own journal cannot be written. What fails in a phase is no error here:
     /// the job is suspended, and says why.
     pub fn run(&mut self, stay: Stay, observer: &dyn Observer, cancel: &CancelToken) -> Result<()> {
+        let recording = Recording::open(&self.directory, observer);
+        let observer: &dyn Observer = &recording;
         let mut told = None;
         loop {
             self.hear_asks(observer)?;

@@ -304,6 +304,8 @@ fn tell_progress(
             done: at,
             total: of,
             sent,
+            differing: progress.differing.load(Relaxed),
+            backlog: progress.backlog(),
             seconds,
         });
     }

@@ -205,6 +205,8 @@ impl<'a> Progress<'a> {
             done,
             total: self.total,
             sent: 0,
+            differing: 0,
+            backlog: 0,
             seconds: self.started.elapsed().as_secs_f64(),
         });
     }

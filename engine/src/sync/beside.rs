@@ -281,6 +281,9 @@ impl Comparison<'_> {
             return Ok(());
         };
         trees.differing += 1;
+        let len = self.session.geometry.block_len(block) as u64;
+        let differing = &self.session.progress.differing;
+        differing.fetch_add(len, Ordering::Relaxed);
         trees.zeroed += u64::from(leaf == Leaf::Zero);
         if self.applier.is_none() {
             trees.source.push(leaf, 1);
@@ -365,14 +368,17 @@ impl Comparison<'_> {
         let applier = self.applier.expect("only started where there is one");
         for work in queue {
             self.abort.check()?;
+            let (Work::Zero(block) | Work::Data { block, .. }) = work;
+            let len = self.session.geometry.block_len(block) as u64;
             match work {
                 Work::Zero(block) => {
-                    let len = self.session.geometry.block_len(block) as u64;
                     self.counts.changed.fetch_add(len, Ordering::Relaxed);
                     applier.zeros(block, 1, self.abort)?;
                 }
                 Work::Data { block, set, hashed } => self.apply(applier, block, set, hashed)?,
             }
+            let settled = &self.session.progress.settled;
+            settled.fetch_add(len, Ordering::Relaxed);
         }
         Ok(())
     }

@@ -145,6 +145,8 @@ impl Packing {
             self.counts
                 .changed
                 .fetch_add(changed_len, Ordering::Relaxed);
+            let len = self.options.block_size.len() as u64;
+            self.progress.settled.fetch_add(len, Ordering::Relaxed);
         }
         self.counts
             .raw

@@ -249,6 +249,10 @@ pub struct SessionProgress {
     pub scan: ScanCounts,
     /// Payload bytes sent or received.
     pub payload: AtomicU64,
+    /// Bytes of the blocks that were found to differ, or that a full copy has to write.
+    pub differing: AtomicU64,
+    /// Of these, the bytes that this side is done with.
+    pub settled: AtomicU64,
     /// Bytes read back for the proof.
     pub verified: AtomicU64,
     /// Bytes that the proof has to read back, once they are known.
@@ -273,6 +277,15 @@ impl SessionProgress {
             0 => Phase::Copy,
             _ => Phase::Verify,
         }
+    }
+
+    /// Bytes that differ and are not where they are to be kept yet, as far as this side knows.
+    #[must_use]
+    pub fn backlog(&self) -> u64 {
+        let settled = self.settled.load(Ordering::Relaxed);
+        self.differing
+            .load(Ordering::Relaxed)
+            .saturating_sub(settled)
     }
 
     pub(crate) fn enter_verify(&self) {

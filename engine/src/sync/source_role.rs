@@ -574,6 +574,9 @@ impl<'a, 's> Comparison<'a, 's> {
         again: &Again<'_>,
     ) -> Result<()> {
         self.differing += 1;
+        let len = self.session.geometry.block_len(block) as u64;
+        let differing = &self.session.progress.differing;
+        differing.fetch_add(len, Ordering::Relaxed);
         if self.session.options.task == Task::Compare {
             return Ok(());
         }

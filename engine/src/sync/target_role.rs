@@ -515,6 +515,7 @@ impl<'a> Role<'a> {
             }
             Message::Want { block, payload } => {
                 self.ledger().announce(block, 1)?;
+                self.found_differing(block, 1);
                 let old = self.old_leaf(block)?;
                 if self.wanted.fetch_add(1, Ordering::SeqCst) >= WANTED_MAX {
                     return Err(protocol("asks for more blocks than it has buffers for"));
@@ -526,6 +527,9 @@ impl<'a> Role<'a> {
             }
             Message::Data(data) => {
                 self.check_expected(&data)?;
+                if self.session.options.task == Task::Full {
+                    self.found_differing(data.block, 1);
+                }
                 self.session
                     .progress
                     .payload
@@ -534,6 +538,7 @@ impl<'a> Role<'a> {
             }
             Message::Zero { first_block, count } => {
                 self.ledger().announce(first_block, count)?;
+                self.found_differing(first_block, count);
                 Work::Zero {
                     first: BlockIndex(first_block),
                     count,
@@ -598,6 +603,7 @@ impl<'a> Role<'a> {
                 Work::Zero { first, count } => {
                     applier.zeros(first, count, self.abort)?;
                     self.note(|ledger| ledger.settle(first.0, Leaf::Zero))?;
+                    self.has_settled(first.0, count);
                 }
             }
             self.finished_one();
@@ -729,7 +735,30 @@ impl<'a> Role<'a> {
         if self.session.options.task != Task::Full {
             self.wanted.fetch_sub(1, Ordering::SeqCst);
         }
-        self.note(|ledger| ledger.settle(block, Leaf::Data(data.new_hash)))
+        self.note(|ledger| ledger.settle(block, Leaf::Data(data.new_hash)))?;
+        self.has_settled(block, 1);
+        Ok(())
+    }
+
+    /// For whoever watches. A full copy compares nothing: what was announced is how far it is.
+    fn found_differing(&self, block: u64, count: u64) {
+        let range = self.session.geometry.range_of(BlockIndex(block), count);
+        let progress = &self.session.progress;
+        let len = range.end.0 - range.start.0;
+        progress.differing.fetch_add(len, Ordering::Relaxed);
+        if self.session.options.task == Task::Full {
+            progress
+                .scan
+                .position
+                .fetch_max(range.end.0, Ordering::Relaxed);
+        }
+    }
+
+    fn has_settled(&self, block: u64, count: u64) {
+        let range = self.session.geometry.range_of(BlockIndex(block), count);
+        let len = range.end.0 - range.start.0;
+        let settled = &self.session.progress.settled;
+        settled.fetch_add(len, Ordering::Relaxed);
     }
 
     /// Leaves a map of what the disk is now. Before the source has its answer: whoever comes after
