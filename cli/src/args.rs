@@ -15,6 +15,7 @@ use failback_engine::units::BlockSize;
 
 use crate::job_args::JobCommand;
 use crate::link_args::LinkArgs;
+use crate::pair_command::PairCommand;
 use crate::plan_args::PlanningArgs;
 use crate::size;
 
@@ -94,6 +95,9 @@ pub(crate) enum Command {
     /// Bring a whole machine home: presync, stop, copy the rest, start, accept or undo
     #[command(subcommand)]
     Job(JobCommand),
+    /// The two places of a machine: replicate the other way
+    #[command(subcommand)]
+    Pair(PairCommand),
     /// Run the agent: serve granted images to peers until interrupted
     Serve(ServeArgs),
 }
@@ -573,7 +577,7 @@ pub(crate) fn explain(error: &clap::Error) -> ExitCode {
         ClapKind::DisplayHelpOnMissingArgumentOrSubcommand | ClapKind::MissingSubcommand => {
             crate::output::complain(
                 "a command is missing: info, check, create, map, plan, sync, merge, verify, \
-                 recover, rollback, commit, job, serve; see --help",
+                 recover, rollback, commit, job, pair, serve; see --help",
             );
             ExitCode::from(crate::output::EXIT_USAGE)
         }

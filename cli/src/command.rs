@@ -17,6 +17,7 @@ use crate::args::{
 };
 use crate::job_command;
 use crate::output;
+use crate::pair_command;
 use crate::size;
 use crate::watch::{Watchers, cancel_on_signals};
 
@@ -46,6 +47,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<u8> {
             recovered(&args, operation::accept(&args.target, state))
         }
         Command::Job(command) => job_command::run(&command),
+        Command::Pair(command) => pair_command::run(&command),
         Command::Serve(args) => serve(&args),
     }
 }

@@ -61,7 +61,7 @@ fn ask(args: &AskArgs, ask: Ask) -> anyhow::Result<u8> {
     run_job(job, Stay::default(), (watchers, &cancel), args.watch.json)
 }
 
-fn run_job(
+pub(crate) fn run_job(
     mut job: Job,
     stay: Stay,
     (watchers, cancel): (Watchers, &CancelToken),
@@ -124,7 +124,7 @@ fn definition(path: &Path) -> anyhow::Result<JobSpec> {
     Ok(JobSpec::from_toml(&text).map_err(|error| error.path(path))?)
 }
 
-fn jobs(place: &PlaceArgs) -> anyhow::Result<Jobs> {
+pub(crate) fn jobs(place: &PlaceArgs) -> anyhow::Result<Jobs> {
     let root = match &place.state_dir {
         Some(directory) => directory.clone(),
         None => default_root()?,

@@ -11,6 +11,7 @@ mod job_command;
 mod job_output;
 mod link_args;
 mod output;
+mod pair_command;
 mod plan_args;
 mod plan_output;
 mod progress;

@@ -33,6 +33,7 @@ mod preflight;
 mod progress;
 mod recording;
 mod report;
+mod reverse;
 mod run;
 mod span;
 mod spec;
@@ -52,6 +53,7 @@ pub use report::{
     DeadlineReport, DiskReport, Downtime, JOB_REPORT_SCHEMA, JobFailure, JobReport, Moment,
     PassReport, RetryReport,
 };
+pub use reverse::reverse_of;
 pub use run::{Job, Sides, Stay, ask_another, look};
 pub use spec::{
     Complete, DiskSpec, FinalCopy, JobSpec, MachineSpec, Policy, SideSpec, SnapshotSpec,

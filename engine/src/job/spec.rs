@@ -381,7 +381,7 @@ pub(crate) fn is_name(text: &str) -> bool {
 }
 
 /// Bytes of a name.
-const NAME_LEN_MAX: usize = 64;
+pub(super) const NAME_LEN_MAX: usize = 64;
 
 #[expect(
     clippy::trivially_copy_pass_by_ref,

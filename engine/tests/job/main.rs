@@ -6,7 +6,7 @@ mod crashes;
 mod hinted;
 mod scene;
 
-use failback_engine::job::{Ask, Job, JobReport, Phase, Position};
+use failback_engine::job::{Ask, Job, JobReport, Phase, Position, look, reverse_of};
 use failback_engine::machine::{Behaviour, Call, Power};
 use failback_engine::{CancelToken, ErrorKind, Silent};
 
@@ -199,6 +199,63 @@ fn missing_disks_are_made_by_a_full_download() {
     ask(&mut job, Ask::Undo);
     assert_eq!(phase(&job), Phase::Undone);
     assert!(!scene.target_of("os").exists());
+}
+
+// Goal: G8, the way back is warm: only what changed since the source was stopped travels; where the
+// base is gone it is said, and everything does. Method: two pages written at home; no base.
+#[test]
+fn the_way_back_sends_what_changed_since_the_stop() {
+    for has_base in [true, false] {
+        let scene = Scene::new(&["os", "data"]);
+        let mut job = scene.start();
+        run(&mut job);
+        scene.guest_writes("os", 3, 0xaa);
+        assert_eq!(reverse_kind(&scene), ErrorKind::Refused, "not accepted yet");
+        ask(&mut job, Ask::Complete);
+        ask(&mut job, Ask::Commit);
+        drop(job);
+        overwrite(&scene.target_of("os"), 4096, &[0x77; 4096]);
+        overwrite(&scene.target_of("data"), 8192, &[0x78; 4096]);
+        if !has_base {
+            std::fs::remove_file(scene.source_of("os")).unwrap();
+            std::fs::remove_file(scene.source_of("data")).unwrap();
+        }
+
+        let back = reverse_of(&look(&scene.jobs(), "web").unwrap()).unwrap();
+        let mut job = Job::start(&scene.jobs(), back, None, scene.sides_back()).unwrap();
+        run(&mut job);
+
+        let report = job.report();
+        assert_eq!(report.phase, "waiting", "{report:?}");
+        let (strategy, reason) = match has_base {
+            true => ("delta", "no_base_map"),
+            false => ("full", "target_missing"),
+        };
+        assert_eq!(report.strategy, Some(strategy));
+        assert!(
+            report.reasons.iter().any(|it| it == reason),
+            "{:?}",
+            report.reasons
+        );
+        let changed: u64 = report
+            .passes
+            .iter()
+            .flat_map(|pass| &pass.disks)
+            .map(|d| d.changed)
+            .sum();
+        assert_eq!(changed, if has_base { 2 * 4096 } else { 0 });
+        ask(&mut job, Ask::Complete);
+        assert_eq!(phase(&job), Phase::CommitPending, "{:?}", job.report());
+        assert_eq!(scene.target_bytes(), scene.source_bytes());
+        let powers = (scene.source.real_power(), scene.target.real_power());
+        assert_eq!(powers, (Power::On, Power::Off));
+    }
+}
+
+fn reverse_kind(scene: &Scene) -> ErrorKind {
+    reverse_of(&look(&scene.jobs(), "web").unwrap())
+        .unwrap_err()
+        .kind()
 }
 
 // Goal: a target that runs already is no target. Method: a machine that is on.

@@ -122,6 +122,15 @@ impl Scene {
         }
     }
 
+    /// The other way.
+    pub(crate) fn sides_back(&self) -> Sides {
+        let machine: Arc<dyn Machine> = Arc::new(self.target.clone());
+        Sides {
+            source: Arc::new(LocalHost::new(machine, Some(Arc::new(Copies)))),
+            target: Arc::new(self.source.clone()),
+        }
+    }
+
     /// The same with something that knows what changed.
     pub(crate) fn tracked(&self, tracker: impl ChangeTracker + 'static) -> (JobSpec, Sides) {
         let machine: Arc<dyn Machine> = Arc::new(self.source.clone());

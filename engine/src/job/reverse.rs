@@ -1,0 +1,83 @@
+//! The other direction, once a machine has come home: from where it runs now to where it ran
+//! before, whose disks are as they were when it was stopped.
+
+use super::history::History;
+use super::journal::Record;
+use super::phase::Phase;
+use super::spec::{DiskSpec, JobSpec, NAME_LEN_MAX, SideSpec};
+use crate::endpoint::Endpoint;
+use crate::error::{Error, ErrorKind, Result};
+
+/// What the name of a job that goes the other way ends with.
+const SUFFIX: &str = "-reverse";
+
+impl JobSpec {
+    /// The job that goes the other way. Only what changed since the source was stopped differs; a
+    /// disk that is gone there is made anew.
+    ///
+    /// # Errors
+    /// `Refused` where a source is behind an agent: its disks cannot be written to from here.
+    pub fn reversed(&self) -> Result<Self> {
+        let side = |of: &SideSpec, name: &str| SideSpec {
+            side: Some(name.to_owned()),
+            ..of.clone()
+        };
+        let disks: Result<Vec<_>> = self.disks.iter().map(reversed_disk).collect();
+        let keep = NAME_LEN_MAX - SUFFIX.len();
+        let base = self.name.strip_suffix(SUFFIX);
+        let name = match base {
+            Some(base) => base.to_owned(),
+            None => self.name[..self.name.len().min(keep)].to_owned() + SUFFIX,
+        };
+        Ok(Self {
+            name,
+            pair: Some(self.pair_name().to_owned()),
+            source: side(&self.target, self.side_of_target()),
+            target: side(&self.source, self.side_of_source()),
+            disks: disks?,
+            policy: self.policy.clone(),
+        })
+    }
+}
+
+fn reversed_disk(disk: &DiskSpec) -> Result<DiskSpec> {
+    let Endpoint::Path(target) = disk.endpoint()? else {
+        let message = format!(
+            "disk `{}` came from an agent: it cannot go back there",
+            disk.id
+        );
+        return Err(Error::new(ErrorKind::Refused, message));
+    };
+    let source = disk.target.to_str().ok_or_else(|| {
+        let message = "has a name that no definition can have: it is not Unicode";
+        Error::new(ErrorKind::Usage, message).path(&disk.target)
+    })?;
+    Ok(DiskSpec {
+        source: source.to_owned(),
+        target,
+        identity: None,
+        source_format: disk.target_format.clone(),
+        target_format: disk.source_format.clone(),
+        ..disk.clone()
+    })
+}
+
+/// The job that takes a machine back to where the job of these records brought it from.
+///
+/// # Errors
+/// `Refused` unless that job was accepted.
+pub fn reverse_of(records: &[Record]) -> Result<JobSpec> {
+    let history = History(records);
+    let phase = history.position().phase;
+    match phase {
+        Phase::Finished => history.spec().reversed(),
+        _ => {
+            let name = &history.spec().name;
+            let message = format!(
+                "job `{name}` is {}: the other way begins when it is accepted",
+                phase.name()
+            );
+            Err(Error::new(ErrorKind::Refused, message))
+        }
+    }
+}
