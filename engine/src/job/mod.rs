@@ -8,6 +8,8 @@
 //! fence     who may start the machine             host     the side of the source
 //! moving    the disks, side by side               forecast the downtime to be expected: pure
 //! place     where jobs are kept, and asked        report   what is told of one
+//! retry     when one that stands goes on by itself
+//! profile   what a platform can take, as data
 //! page      the report as HTML
 //! progress  of all disks: pure                    recording  events, in a file of the job
 //! ```
@@ -28,9 +30,11 @@ mod phase;
 mod place;
 mod plan;
 mod preflight;
+pub mod profile;
 mod progress;
 mod recording;
 mod report;
+mod retry;
 mod run;
 mod span;
 mod spec;
@@ -50,5 +54,6 @@ pub use report::{
     DeadlineReport, DiskReport, Downtime, JOB_REPORT_SCHEMA, JobFailure, JobReport, Moment,
     PassReport, RetryReport,
 };
+pub use retry::{Clock, HostClock};
 pub use run::{Job, Sides, Stay, ask_another, look};
 pub use spec::{Complete, DiskSpec, JobSpec, MachineSpec, Policy, SideSpec, SnapshotSpec, Verify};

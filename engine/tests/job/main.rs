@@ -4,6 +4,7 @@
 
 mod crashes;
 mod scene;
+mod telling;
 
 use failback_engine::job::{Ask, Job, JobReport, Phase, Position};
 use failback_engine::machine::{Behaviour, Call, Power};
