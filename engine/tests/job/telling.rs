@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use failback_engine::job::{Ask, Basis, Clock, Fact, Job, Phase, Stay, events};
+use failback_engine::job::{Ask, Basis, Clock, Fact, Job, Phase, Stay, events, plan};
 use failback_engine::machine::{Behaviour, Call};
 use failback_engine::{CancelToken, ErrorKind, Silent};
 
@@ -151,4 +151,32 @@ fn events_of_a_job_are_on_file() {
     assert!(last.event["disks"][0]["phase"] == "done");
     drop(scene.start());
     assert_eq!(events(&scene.jobs(), "web").unwrap(), []);
+}
+
+// Goal: limits of a platform stop a job in its preflight, with rule and source, and what holds is
+// told too. Method: raw disks, which that platform does not take, in a plan and a job.
+#[test]
+fn a_profile_is_held_against_the_disks() {
+    let scene = Scene::new(&["os"]);
+    let mut spec = scene.spec();
+    spec.policy.profile = Some("azure-hyperv/2020-01".to_owned());
+    let plan = plan(&spec, &scene.sides(), &Silent, &CancelToken::new()).unwrap();
+    let wrong: Vec<_> = plan.findings.iter().filter(|it| !it.holds).collect();
+    let rules: Vec<_> = wrong.iter().map(|it| it.rule.as_str()).collect();
+    assert_eq!(
+        rules,
+        [
+            "azure-hyperv/2020-01:format",
+            "azure-hyperv/2020-01:upload_size"
+        ]
+    );
+    assert!(wrong[0].source.as_ref().unwrap().contains("2020-01"));
+    let mut job = Job::start(&scene.jobs(), spec.clone(), None, scene.sides()).unwrap();
+    run(&mut job);
+    let report = job.report();
+    assert_eq!((report.phase, report.suspended), ("preflight", true));
+    assert_eq!(report.findings, plan.findings);
+    spec.name = "other".to_owned();
+    spec.policy.profile = Some("azure-hyperv".to_owned());
+    assert_eq!(spec.check().unwrap_err().kind(), ErrorKind::Usage);
 }

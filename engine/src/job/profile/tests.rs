@@ -98,7 +98,7 @@ fn what_cannot_be_seen_is_asked_of_the_host() {
     let asked = found
         .iter()
         .filter(|it| it.said.starts_with("ask the host"));
-    assert_eq!(asked.count(), 11);
+    assert_eq!(asked.count(), 10);
     let wrong = Seen {
         size: GIB + 512,
         format: "raw".to_owned(),
