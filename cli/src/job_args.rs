@@ -25,9 +25,9 @@ pub(crate) enum JobCommand {
     /// Stop the target, bring the old disks back, start the source
     Undo(AskArgs),
     /// Try again what failed, or take up a job whose process is gone
-    Resume(AskArgs),
-    /// Print the whole report of a job
-    Report(JobArgs),
+    Resume(ResumeArgs),
+    /// Print the whole report of a job as JSON, or write it as one HTML file
+    Report(ReportArgs),
 }
 
 /// Where jobs are kept.
@@ -59,6 +59,10 @@ pub(crate) struct StartArgs {
     /// Return once the job waits to be completed
     #[arg(long)]
     pub(crate) no_wait: bool,
+    /// Go on by itself after a failure that may pass (network, space, a disk in use): after 1, 2,
+    /// 4, 8 and 10 minutes, then every 30
+    #[arg(long)]
+    pub(crate) retry: bool,
     #[command(flatten)]
     pub(crate) place: PlaceArgs,
     #[command(flatten)]
@@ -86,6 +90,20 @@ pub(crate) struct JobArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct ReportArgs {
+    /// The job
+    pub(crate) name: String,
+    /// Write a page that needs nothing else to be read, in place of the JSON document
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) place: PlaceArgs,
+    /// Print one JSON document; so it is without --html
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct PlanArgs {
     /// The job's definition, TOML
     pub(crate) definition: PathBuf,
@@ -102,4 +120,13 @@ pub(crate) struct AskArgs {
     pub(crate) place: PlaceArgs,
     #[command(flatten)]
     pub(crate) watch: WatchArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ResumeArgs {
+    #[command(flatten)]
+    pub(crate) ask: AskArgs,
+    /// Go on by itself after a failure that may pass, as with `start`
+    #[arg(long)]
+    pub(crate) retry: bool,
 }

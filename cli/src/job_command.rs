@@ -3,11 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use failback_engine::job::{Ask, Job, JobReport, JobSpec, Jobs, Sides, Stay, ask_another, look};
+use failback_engine::job::{
+    Ask, Job, JobReport, JobSpec, Jobs, Sides, Stay, ask_another, events, look,
+};
 use failback_engine::{CancelToken, Error, ErrorKind};
 use serde::Serialize;
 
-use crate::job_args::{AskArgs, JobArgs, JobCommand, ListArgs, PlaceArgs, PlanArgs, StartArgs};
+use crate::job_args::{
+    AskArgs, JobArgs, JobCommand, ListArgs, PlaceArgs, PlanArgs, ReportArgs, StartArgs,
+};
 use crate::job_output;
 use crate::output;
 use crate::watch::{Watchers, cancel_on_signals};
@@ -16,14 +20,20 @@ pub(crate) fn run(command: &JobCommand) -> anyhow::Result<u8> {
     match command {
         JobCommand::Start(args) => start(args),
         JobCommand::List(args) => list(args),
-        JobCommand::Show(args) => show(args, false),
-        JobCommand::Report(args) => show(args, true),
+        JobCommand::Show(args) => show(args),
+        JobCommand::Report(args) => report(args),
         JobCommand::Plan(args) => plan(args),
-        JobCommand::Complete(args) => ask(args, Ask::Complete),
-        JobCommand::Cancel(args) => ask(args, Ask::Cancel),
-        JobCommand::Commit(args) => ask(args, Ask::Commit),
-        JobCommand::Undo(args) => ask(args, Ask::Undo),
-        JobCommand::Resume(args) => ask(args, Ask::Resume),
+        JobCommand::Complete(args) => ask(args, Ask::Complete, Stay::default()),
+        JobCommand::Cancel(args) => ask(args, Ask::Cancel, Stay::default()),
+        JobCommand::Commit(args) => ask(args, Ask::Commit, Stay::default()),
+        JobCommand::Undo(args) => ask(args, Ask::Undo, Stay::default()),
+        JobCommand::Resume(args) => {
+            let stay = Stay {
+                retries: args.retry,
+                ..Stay::default()
+            };
+            ask(&args.ask, Ask::Resume, stay)
+        }
     }
 }
 
@@ -36,11 +46,12 @@ fn start(args: &StartArgs) -> anyhow::Result<u8> {
     let job = Job::start(&jobs, spec, args.key.as_deref(), sides)?;
     let stay = Stay {
         leaves_waiting: args.no_wait,
+        retries: args.retry,
     };
     run_job(job, stay, (watchers, &cancel), args.watch.json)
 }
 
-fn ask(args: &AskArgs, ask: Ask) -> anyhow::Result<u8> {
+fn ask(args: &AskArgs, ask: Ask, stay: Stay) -> anyhow::Result<u8> {
     let jobs = jobs(&args.place)?;
     let cancel = cancel_on_signals()?;
     let spec = JobReport::spec_of(&look(&jobs, &args.name)?);
@@ -54,11 +65,12 @@ fn ask(args: &AskArgs, ask: Ask) -> anyhow::Result<u8> {
         opened => opened?,
     };
     // Taking up a job whose process is gone is no more than running it.
-    if ask != Ask::Resume || job.position().is_suspended {
+    let is_taken_up = ask == Ask::Resume && !job.position().is_suspended;
+    if !is_taken_up {
         job.ask(ask)?;
     }
     let watchers = Watchers::new(args.watch.events.as_deref())?;
-    run_job(job, Stay::default(), (watchers, &cancel), args.watch.json)
+    run_job(job, stay, (watchers, &cancel), args.watch.json)
 }
 
 pub(crate) fn run_job(
@@ -99,11 +111,28 @@ fn list(args: &ListArgs) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-fn show(args: &JobArgs, is_whole: bool) -> anyhow::Result<u8> {
-    let report = JobReport::of(&look(&jobs(&args.place)?, &args.name)?);
-    match args.json || is_whole {
+fn show(args: &JobArgs) -> anyhow::Result<u8> {
+    let jobs = jobs(&args.place)?;
+    let report = JobReport::of(&look(&jobs, &args.name)?);
+    match args.json {
         true => output::document(&report)?,
-        false => job_output::show(&report)?,
+        false => {
+            job_output::show(&report)?;
+            job_output::progress(&report, &events(&jobs, &args.name)?)?;
+        }
+    }
+    Ok(0)
+}
+
+fn report(args: &ReportArgs) -> anyhow::Result<u8> {
+    let jobs = jobs(&args.place)?;
+    let report = JobReport::of(&look(&jobs, &args.name)?);
+    if let Some(path) = &args.html {
+        let page = report.to_html(&events(&jobs, &args.name)?);
+        std::fs::write(path, page).map_err(|e| Error::io(e, "write the page").path(path))?;
+    }
+    if args.json || args.html.is_none() {
+        output::document(&report)?;
     }
     Ok(0)
 }

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use failback_engine::job::{JobPlan, JobReport};
+use failback_engine::job::{JobPlan, JobReport, Recorded};
 use failback_engine::report::Outcome;
 
 use crate::output;
@@ -54,6 +54,14 @@ pub(crate) fn show(report: &JobReport) -> anyhow::Result<()> {
         let measured = downtime.measured.map(|it| format!("{it:.1} s measured, "));
         let measured = measured.unwrap_or_default();
         writeln!(out, "  downtime   {measured}{predicted:.1} s predicted")?;
+        for part in &downtime.parts {
+            let (name, seconds, basis) = (&part.part, part.seconds, part.basis.name());
+            writeln!(out, "    {name:<8} {seconds:.1} s, {basis}")?;
+        }
+    }
+    if let Some(retry) = &report.retry {
+        let (at, attempt) = (retry.at_ms, retry.attempt);
+        writeln!(out, "  retry      {attempt}, at {at} ms")?;
     }
     if let Some(deadline) = &report.deadline {
         writeln!(
@@ -64,6 +72,48 @@ pub(crate) fn show(report: &JobReport) -> anyhow::Result<()> {
     }
     if !report.allowed.is_empty() {
         writeln!(out, "  now        {}", report.allowed.join(", "))?;
+    }
+    Ok(out.flush()?)
+}
+
+/// How far the disks are, as the process that moves them told it last; nothing where none are moved.
+pub(crate) fn progress(report: &JobReport, events: &[Recorded]) -> anyhow::Result<()> {
+    let newest_first = events.iter().rev();
+    let is_of_now = |it: &&Recorded| it.kind == "job_progress" && it.event["phase"] == report.phase;
+    let Some(told) = newest_first.clone().find(is_of_now) else {
+        return Ok(());
+    };
+    // What was told before the phase began is about an earlier pass.
+    let began = newest_first.clone().find(|it| it.kind == "job_phase");
+    if report.suspended || began.is_some_and(|began| began.at_ms > told.at_ms) {
+        return Ok(());
+    }
+    let mut out = std::io::stdout().lock();
+    let all = ("all", told.event.get("phase"), &told.event);
+    let disks = told.event["disks"].as_array().into_iter().flatten();
+    let disks = disks.map(|of| (of["disk"].as_str().unwrap_or("?"), of.get("phase"), of));
+    for (name, phase, of) in disks.chain([all]) {
+        let bytes = |name: &str| show_size(of[name].as_u64().unwrap_or(0));
+        let phase = phase.and_then(|phase| phase.as_str()).unwrap_or("?");
+        let eta = |name: &str| of["eta"][name].as_f64();
+        let left = match (eta("low"), eta("likely"), eta("high")) {
+            (Some(low), Some(likely), Some(high)) => {
+                format!(", {likely:.0} s left ({low:.0} to {high:.0})")
+            }
+            _ => String::new(),
+        };
+        writeln!(
+            out,
+            "  progress   {name}: {phase}, {} of {}, {} equal, {} sent, {} waiting{left}",
+            bytes("scanned"),
+            bytes("total"),
+            bytes("matched"),
+            bytes("sent"),
+            bytes("backlog")
+        )?;
+    }
+    if let Some(downtime) = told.event["downtime"].as_f64() {
+        writeln!(out, "  downtime   {downtime:.1} s expected now")?;
     }
     Ok(out.flush()?)
 }
@@ -94,6 +144,9 @@ pub(crate) fn plan(plan: &JobPlan, json: bool) -> anyhow::Result<u8> {
             let holds = if finding.holds { "ok " } else { "NOT" };
             let (rule, disk, said) = (&finding.rule, &finding.disk, &finding.said);
             writeln!(out, "  {holds} {rule} {disk}: {said}")?;
+            if let Some(source) = &finding.source {
+                writeln!(out, "      by {source}")?;
+            }
         }
         out.flush()?;
         drop(out);

@@ -10,6 +10,7 @@
 //!   vhdx_metadata     tables and items  description == image; locators only in children
 //!   vhdx_write        steps             what was written is read, also after reopening and replay
 //!   vhd_disk          edits and steps  a VHD reads what was written, also after reopening
+//!   gpt_mbr           a disk's start   few partitions, none without a table
 //!   wire_frames       a byte stream    decoded at once == decoded in pieces; encodes to itself
 //! ```
 //!
@@ -20,6 +21,7 @@
 mod image;
 mod log;
 mod metadata;
+mod partitions;
 mod sparse;
 mod sums;
 mod vhd;
@@ -29,6 +31,7 @@ mod write;
 pub use image::vhdx_open;
 pub use log::vhdx_log_replay;
 pub use metadata::vhdx_metadata;
+pub use partitions::gpt_mbr;
 pub use sparse::{pack, unpack};
 pub use vhd::vhd_disk;
 pub use wire::wire_frames;

@@ -33,6 +33,11 @@ fn vhd_disk_holds() {
 }
 
 #[test]
+fn gpt_mbr_holds() {
+    replay("gpt_mbr", failback_fuzz::gpt_mbr);
+}
+
+#[test]
 fn wire_frames_hold() {
     replay("wire_frames", failback_fuzz::wire_frames);
 }
@@ -65,12 +70,13 @@ fn corpora_are_small() {
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 6] = [
+const TARGETS: [(&str, Target); 7] = [
     ("vhdx_open", failback_fuzz::vhdx_open),
     ("vhdx_log_replay", failback_fuzz::vhdx_log_replay),
     ("vhdx_metadata", failback_fuzz::vhdx_metadata),
     ("vhdx_write", failback_fuzz::vhdx_write),
     ("vhd_disk", failback_fuzz::vhd_disk),
+    ("gpt_mbr", failback_fuzz::gpt_mbr),
     ("wire_frames", failback_fuzz::wire_frames),
 ];
 

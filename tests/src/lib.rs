@@ -41,6 +41,7 @@ pub mod power;
 pub mod qemu;
 pub mod report;
 pub mod scene;
+pub mod schema;
 pub mod sevenzip;
 pub mod sha256;
 pub mod shim;

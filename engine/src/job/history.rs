@@ -253,6 +253,15 @@ impl<'a> History<'a> {
         })
     }
 
+    /// How often it went on by itself since it got to this phase.
+    pub(crate) fn retries(self) -> u32 {
+        let phase = self.position().phase;
+        let newest_first = self.0.iter().rev();
+        let of_now = newest_first.take_while(|record| record.position.phase == phase);
+        let is_retry = |record: &&Record| matches!(record.fact, Some(Fact::Retry { .. }));
+        u32::try_from(of_now.filter(is_retry).count()).unwrap_or(u32::MAX)
+    }
+
     /// When the job goes on by itself, if it stands and will, and how often it did.
     pub(crate) fn retry(self) -> Option<(u64, u32)> {
         let last = self.0.last().expect("a journal has an entry");

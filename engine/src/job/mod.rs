@@ -9,6 +9,8 @@
 //! moving    the disks, side by side               forecast the downtime to be expected: pure
 //! hints     what of a disk need not be read
 //! place     where jobs are kept, and asked        report   what is told of one
+//! retry     when one that stands goes on by itself
+//! profile   what a platform can take, as data
 //! page      the report as HTML
 //! progress  of all disks: pure                    recording  events, in a file of the job
 //! ```
@@ -30,9 +32,11 @@ mod phase;
 mod place;
 mod plan;
 mod preflight;
+pub mod profile;
 mod progress;
 mod recording;
 mod report;
+mod retry;
 mod reverse;
 mod run;
 mod span;
@@ -53,6 +57,7 @@ pub use report::{
     DeadlineReport, DiskReport, Downtime, JOB_REPORT_SCHEMA, JobFailure, JobReport, Moment,
     PassReport, RetryReport,
 };
+pub use retry::{Clock, HostClock};
 pub use reverse::reverse_of;
 pub use run::{Job, Sides, Stay, ask_another, look};
 pub use spec::{

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::profile::{Profile, Seen};
 use super::run::Sides;
 use super::spec::{DiskSpec, JobSpec};
 use crate::endpoint::Endpoint;
@@ -52,6 +53,7 @@ pub(super) fn examine(spec: &JobSpec, sides: &Sides, step: &Step<'_>) -> Result<
     let target = sides.target.power(step)?;
     let said = format!("the target's machine is {}", word(target));
     find("target_off", "", target == Power::Off, said);
+    let mut seen = Vec::new();
     for disk in &spec.disks {
         let source = match disk.endpoint()? {
             Endpoint::Path(path) => {
@@ -71,8 +73,34 @@ pub(super) fn examine(spec: &JobSpec, sides: &Sides, step: &Step<'_>) -> Result<
         for (rule, holds, said) in of_disk(disk, source.as_ref(), target.as_ref()) {
             find(rule, &disk.id, holds, said);
         }
+        if spec.policy.profile.is_some() {
+            seen.extend(see(disk, source.as_ref(), target.as_ref())?);
+        }
+    }
+    if let Some(profile) = &spec.policy.profile {
+        found.extend(Profile::named(profile)?.examine(&seen));
     }
     Ok(found)
+}
+
+/// What a profile is held against: the target's image, which nobody uses now, else the source's.
+fn see(
+    disk: &DiskSpec,
+    source: Option<&ImageInfo>,
+    target: Option<&ImageInfo>,
+) -> Result<Option<Seen>> {
+    if let Some(target) = target {
+        let open = disk.open(disk.target_format.as_deref())?;
+        let at = (disk.target.as_path(), &open);
+        return Ok(Some(Seen::of(disk, target, source, at)));
+    }
+    match (source, disk.endpoint()?) {
+        (Some(source), Endpoint::Path(path)) => {
+            let open = disk.open(disk.source_format.as_deref())?;
+            Ok(Some(Seen::of(disk, source, None, (&path, &open))))
+        }
+        _ => Ok(None),
+    }
 }
 
 type Rule = (&'static str, bool, String);

@@ -12,6 +12,7 @@ use super::phase::{Ask, Outcome, Phase, Position};
 use super::place::{Jobs, find_ask, forget_ask, leave_ask};
 use super::recording::{self, Recording};
 use super::report::JobReport;
+use super::retry::{self, Clock, HostClock};
 use super::spec::JobSpec;
 use crate::abort::CancelToken;
 use crate::error::{Error, ErrorKind, Result, one_line};
@@ -35,6 +36,9 @@ pub struct Sides {
 pub struct Stay {
     /// It returns when the job waits to be completed.
     pub leaves_waiting: bool,
+    /// A job that stands for a reason that may pass is resumed after 1, 2, 4, 8 and 10 minutes, and
+    /// then every 30.
+    pub retries: bool,
 }
 
 /// A failback job that this process has, and nobody else.
@@ -46,6 +50,7 @@ pub struct Job {
     pub(super) journal: JobJournal,
     pub(super) fence: Fence,
     pub(super) sides: Sides,
+    clock: Arc<dyn Clock>,
 }
 
 /// What the steps of one run are not told again.
@@ -155,7 +160,13 @@ impl Job {
             journal,
             fence,
             sides,
+            clock: Arc::new(HostClock),
         }
+    }
+
+    /// From now on a job that stands waits by `clock`.
+    pub fn wait_by(&mut self, clock: Arc<dyn Clock>) {
+        self.clock = clock;
     }
 
     /// From now on `hears` is called with each record of the journal once it is durable, on the
@@ -220,11 +231,16 @@ impl Job {
                     suspended: at.is_suspended,
                 });
             }
-            if at.phase.is_end() || at.is_suspended || self.rests(stay) {
+            let goes_on = stay.retries && retry::next(self.history()).is_some();
+            if at.phase.is_end() || (at.is_suspended && !goes_on) || self.rests(stay) {
                 return Ok(());
             }
             if cancel.is_cancelled() {
                 return Err(Error::new(ErrorKind::Cancelled, "cancelled"));
+            }
+            if at.is_suspended {
+                self.retry()?;
+                continue;
             }
             let stop = CancelToken::new();
             let went = self.while_asks_are_heard(&stop, cancel, |job, stop| {
@@ -243,6 +259,22 @@ impl Job {
                 // Somebody wants something else; the job stays where it is until that is heard.
                 Err(error) if error.kind() == ErrorKind::Cancelled && stop.is_cancelled() => {}
                 Err(error) => self.suspend(&error, observer)?,
+            }
+        }
+    }
+
+    /// Resumes a job that stands when it is time to, and waits a moment until then.
+    fn retry(&mut self) -> Result<()> {
+        match retry::next(self.history()) {
+            Some(retry::Next::Attempt(attempt)) => {
+                let wait = u64::try_from(retry::delay(attempt).as_millis()).unwrap_or(u64::MAX);
+                let at_ms = self.clock.now_ms().saturating_add(wait);
+                self.journal.note(Fact::Retry { at_ms, attempt })
+            }
+            Some(retry::Next::At(at_ms)) if self.clock.now_ms() >= at_ms => self.ask(Ask::Resume),
+            _ => {
+                self.clock.pause(POLL);
+                Ok(())
             }
         }
     }

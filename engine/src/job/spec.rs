@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::profile::Profile;
 use super::span;
 use crate::disk::{Format, OpenOptions};
 use crate::endpoint::Endpoint;
@@ -164,6 +165,9 @@ pub struct Policy {
     pub undo_after: Option<Duration>,
     /// Once accepted, the machine of the source is deleted; its disks stay.
     pub delete_source_machine: bool,
+    /// The platform whose limits are held against the disks, `azure-hyperv/2020-01`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
 }
 
 impl Default for Policy {
@@ -184,6 +188,7 @@ impl Default for Policy {
             commit_after: None,
             undo_after: None,
             delete_source_machine: false,
+            profile: None,
         }
     }
 }
@@ -312,6 +317,9 @@ impl JobSpec {
             return usage("commit_after and undo_after exclude each other".to_owned());
         }
         self.not_before().map(drop)?;
+        if let Some(profile) = &policy.profile {
+            Profile::named(profile)?;
+        }
         match self.side_of_source() == self.side_of_target() {
             true => usage("source and target are the same side".to_owned()),
             false => Ok(()),

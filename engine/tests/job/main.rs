@@ -5,6 +5,7 @@
 mod crashes;
 mod hinted;
 mod scene;
+mod telling;
 
 use failback_engine::job::{Ask, Job, JobReport, Phase, Position, look, reverse_of};
 use failback_engine::machine::{Behaviour, Call, Power};

@@ -196,6 +196,7 @@ pub(crate) fn run(job: &mut Job) {
     job.run(
         Stay {
             leaves_waiting: true,
+            ..Stay::default()
         },
         &Silent,
         &CancelToken::new(),

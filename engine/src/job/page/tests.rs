@@ -102,6 +102,7 @@ fn records() -> Vec<Record> {
             Phase::StartingTarget,
             Fact::Started {
                 side: "primary".to_owned(),
+                said: Some(hostile()),
             },
         ),
         record(
