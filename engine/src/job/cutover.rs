@@ -29,7 +29,7 @@ impl Job {
             }
         };
         // From here on nobody starts it but this job.
-        self.begin_epoch(None)?;
+        self.begin_epoch(None, &step)?;
         let mut forced = false;
         if machine.power(&step)? == Power::On {
             let stopped = machine.shut_down(&step, spec.policy.stop_timeout);
@@ -80,7 +80,7 @@ impl Job {
             .map(|disk| {
                 Ok(Leg {
                     disk,
-                    from: disk.endpoint()?,
+                    from: spec.source_of(disk)?,
                     strategy: match way {
                         Way::Full => Strategy::Full,
                         Way::Delta => strategy_of(disk, way),
@@ -198,7 +198,7 @@ impl Job {
             self.refuse_unproven(&spec, &disk.id, operation::standing(&disk.target, None)?)?;
         }
         let side = spec.side_of_target();
-        let epoch = self.begin_epoch(Some(side))?;
+        let epoch = self.begin_epoch(Some(side), &step)?;
         let machine = self.sides.target.clone();
         let probe = spec.target.probe.as_ref();
         self.start_machine((side, epoch), machine.as_ref(), probe, &step)?;

@@ -7,7 +7,8 @@
 //! run       from phase to phase                   online, cutover, ending: the phases
 //! fence     who may start the machine             host     the side of the source
 //! moving    the disks, side by side               forecast the downtime to be expected: pure
-//! place     where jobs are kept, and asked        report   what is told of one
+//! remote    that side behind an agent              report   what is told of one
+//! place     where jobs are kept, and asked
 //! ```
 //! Every phase can be done again: its record is written when it is over, and a process that takes a
 //! job up begins with the phase that has none.
@@ -25,22 +26,28 @@ mod phase;
 mod place;
 mod plan;
 mod preflight;
+mod remote;
 mod report;
 mod run;
 mod span;
 mod spec;
 mod wiring;
 
-pub use fence::{Epoch, Fence};
+pub(crate) use fence::holder;
+pub use fence::{Authority, Charge, Epoch, Fence};
+pub(crate) use host::prove_quiet;
 pub use host::{LocalHost, SourceHost};
 pub use journal::{Begun, Fact, Moved, Record};
 pub use phase::{Ask, Outcome, Phase, Position, Way};
 pub use place::Jobs;
 pub use plan::{JobPlan, plan};
 pub use preflight::Finding;
+pub use remote::RemoteHost;
 pub use report::{
     DeadlineReport, DiskReport, Downtime, JOB_REPORT_SCHEMA, JobFailure, JobReport, Moment,
     PassReport,
 };
 pub use run::{Job, Sides, Stay, ask_another, look};
+pub(crate) use spec::is_name;
 pub use spec::{Complete, DiskSpec, JobSpec, MachineSpec, Policy, SideSpec, SnapshotSpec, Verify};
+pub(crate) use wiring::{machine_of_spec, snapshots_of_spec};

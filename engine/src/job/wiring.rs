@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::host::LocalHost;
+use super::host::{LocalHost, SourceHost};
+use super::remote::RemoteHost;
 use super::run::Sides;
 use super::spec::{JobSpec, MachineSpec, SideSpec, SnapshotSpec};
 use crate::error::{Error, ErrorKind, Result};
@@ -10,15 +11,22 @@ use crate::machine::Machine;
 use crate::snapshot::{Reflink, SnapshotProvider};
 
 impl Sides {
-    /// Both sides as the definition has them, on this host.
+    /// Both sides as the definition has them: the target on this host, the source here or behind an
+    /// agent.
     ///
     /// # Errors
     /// `Usage` where a side has no machine.
     pub fn of(spec: &JobSpec) -> Result<Self> {
-        let machine = machine_of(&spec.source, "source")?;
-        let snapshots = spec.source.snapshots.as_ref().map(snapshots_of);
+        let source: Arc<dyn SourceHost> = match spec.control()? {
+            Some(endpoint) => Arc::new(RemoteHost::new(endpoint, spec.side_of_source())?),
+            None => {
+                let machine = machine_of(&spec.source, "source")?;
+                let snapshots = spec.source.snapshots.as_ref().map(snapshots_of_spec);
+                Arc::new(LocalHost::new(machine, snapshots))
+            }
+        };
         Ok(Self {
-            source: Arc::new(LocalHost::new(machine, snapshots)),
+            source,
             target: machine_of(&spec.target, "target")?,
         })
     }
@@ -26,8 +34,7 @@ impl Sides {
 
 fn machine_of(side: &SideSpec, name: &str) -> Result<Arc<dyn Machine>> {
     match &side.machine {
-        Some(MachineSpec::Qmp(machine)) => Ok(Arc::new(machine.clone())),
-        Some(MachineSpec::Hooks(machine)) => Ok(Arc::new(machine.clone())),
+        Some(machine) => Ok(machine_of_spec(machine)),
         None => {
             let message = format!("the job says of its {name} no [{name}.machine]");
             Err(Error::new(ErrorKind::Usage, message))
@@ -35,7 +42,16 @@ fn machine_of(side: &SideSpec, name: &str) -> Result<Arc<dyn Machine>> {
     }
 }
 
-fn snapshots_of(spec: &SnapshotSpec) -> Arc<dyn SnapshotProvider> {
+/// The machine that was described.
+pub(crate) fn machine_of_spec(spec: &MachineSpec) -> Arc<dyn Machine> {
+    match spec {
+        MachineSpec::Qmp(machine) => Arc::new(machine.clone()),
+        MachineSpec::Hooks(machine) => Arc::new(machine.clone()),
+    }
+}
+
+/// What freezes its disks.
+pub(crate) fn snapshots_of_spec(spec: &SnapshotSpec) -> Arc<dyn SnapshotProvider> {
     match spec {
         SnapshotSpec::Reflink => Arc::new(Reflink),
         SnapshotSpec::Hooks(hooks) => Arc::new(hooks.clone()),

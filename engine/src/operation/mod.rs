@@ -31,7 +31,7 @@ pub use recovery::{RecoveryReport, accept, recover, roll_back};
 pub(crate) use recovery::{Standing, standing};
 
 pub use connection::LinkOptions;
-pub(crate) use connection::{SOFTWARE, in_one, in_shape};
+pub(crate) use connection::{SOFTWARE, call, in_one, in_shape};
 pub(crate) use copy::{new_disk, try_sync};
 pub use maps::SideMapReport;
 pub(crate) use maps::{MapUse, source_map};

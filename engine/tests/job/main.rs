@@ -3,7 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a test states its expectations by it")]
 
 mod crashes;
+mod fencing;
+mod relay;
 mod scene;
+mod two_hosts;
 
 use failback_engine::job::{Ask, Job, JobReport, Phase, Position};
 use failback_engine::machine::{Behaviour, Call, Power};
