@@ -308,9 +308,13 @@ pub(crate) struct ServeArgs {
     #[arg(
         long = "grant",
         value_name = "NAME=PATH[:ro|:rw[,max=SIZE]]",
-        required = true
+        required_unless_present = "control"
     )]
     pub(crate) grants: Vec<String>,
+    /// Machines that jobs of other hosts may control, and their disks, TOML. Who is in charge of
+    /// them is kept in --state-dir, by default where jobs are kept
+    #[arg(long, value_name = "FILE")]
+    pub(crate) control: Option<PathBuf>,
     /// Take parents of differencing images from where the images name them, inside each image's
     /// own directory only
     #[arg(long)]

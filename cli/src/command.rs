@@ -1,7 +1,9 @@
 //! One function for each command: arguments to a request, one call, output.
 
+use std::path::Path;
+
 use anyhow::Context;
-use failback_engine::agent::{Grants, serve as serve_peers};
+use failback_engine::agent::{ControlSpec, Grants, serve as serve_peers};
 use failback_engine::disk::{Format, NewDisk, OpenOptions, create as create_disk, create_child};
 use failback_engine::operation::{
     self, LinkOptions, MapPlace, MapRequest, RecoveryReport, SyncRequest, VerifyRequest,
@@ -269,6 +271,13 @@ fn serve(args: &ServeArgs) -> anyhow::Result<u8> {
     if let Some(directory) = &args.state.state_dir {
         grants.keep_state_in(directory);
     }
+    if let Some(file) = &args.control {
+        let state = match &args.state.state_dir {
+            Some(directory) => directory.clone(),
+            None => job_command::default_root()?,
+        };
+        grants.add_control(&control(file)?, &state)?;
+    }
     let watchers = Watchers::new(args.events.as_deref())?;
     let cancel = cancel_on_signals()?;
     let listener = listen(&args.listen)?;
@@ -290,6 +299,12 @@ fn serve(args: &ServeArgs) -> anyhow::Result<u8> {
     };
     serve_peers(&listener, &grants, args.link.shape(), &observer, &cancel)?;
     Ok(0)
+}
+
+fn control(path: &Path) -> anyhow::Result<ControlSpec> {
+    let text =
+        std::fs::read_to_string(path).map_err(|e| Error::io(e, "read control file").path(path))?;
+    Ok(ControlSpec::from_toml(&text).map_err(|error| error.path(path))?)
 }
 
 fn listen(address: &str) -> anyhow::Result<Listener> {

@@ -162,7 +162,7 @@ pub(crate) fn jobs(place: &PlaceArgs) -> anyhow::Result<Jobs> {
 }
 
 /// Of root it is where a system keeps state, of others where the user does.
-fn default_root() -> anyhow::Result<PathBuf> {
+pub(crate) fn default_root() -> anyhow::Result<PathBuf> {
     let of_system = PathBuf::from("/var/lib/failback");
     let is_set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     if let Some(state) = is_set("XDG_STATE_HOME") {

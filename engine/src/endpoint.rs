@@ -30,6 +30,27 @@ pub enum Endpoint {
 /// Schemes of later releases, so that they are not taken for paths.
 const LATER_SCHEMES: [&str; 6] = ["tls", "ssh", "nbd", "nbds", "nbd+unix", "azure-page"];
 
+impl Endpoint {
+    /// Name of the grant; `None` for a path.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Self::Path(_) => None,
+            Self::Unix { name, .. } | Self::Tcp { name, .. } => Some(name),
+        }
+    }
+
+    /// Another grant of the same agent; a path stays the path it is.
+    #[must_use]
+    pub fn with_name(&self, other: String) -> Self {
+        let mut endpoint = self.clone();
+        if let Self::Unix { name, .. } | Self::Tcp { name, .. } = &mut endpoint {
+            *name = other;
+        }
+        endpoint
+    }
+}
+
 impl FromStr for Endpoint {
     type Err = Error;
 

@@ -10,8 +10,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use failback_transport::{
-    Access, Apply, Base, BlockData, Compress, Container, Digest, DiskInfo, Encoder, Encoding,
-    Failure, HashKind, Hello, MapState, MapWish, Message, NewDisk, OpenRequest, Role, RunKind,
+    Access, Apply, Base, BlockData, Compress, Container, ControlAnswer, ControlAsk, ControlInfo,
+    ControlPower, ControlRequest, ControlTask, Digest, DiskInfo, Encoder, Encoding, Failure,
+    HashKind, Hello, MapState, MapWish, Message, NewDisk, OpenRequest, Role, RunKind,
     SessionParams, SourceEnd, SubRun, TargetResult, Task, VerifiedFrom, VerifyLevel,
 };
 use failback_vhdx::{CreateOptions, Image, Kind, MemoryFile};
@@ -147,6 +148,7 @@ fn messages() -> Vec<Message> {
         .into_iter()
         .chain(comparing())
         .chain(ending())
+        .chain(controlling())
         .collect()
 }
 
@@ -309,6 +311,41 @@ fn ending() -> [Message; 6] {
         }),
         Message::KeepAlive,
         Message::Bye,
+    ]
+}
+
+fn controlling() -> [Message; 7] {
+    let ask = |what| {
+        Message::Ask(ControlAsk {
+            step: "final".into(),
+            what,
+        })
+    };
+    [
+        Message::Control(ControlRequest {
+            name: "web".into(),
+            job: "job".into(),
+            epoch: 1,
+            token: Digest::from([7; 16]),
+        }),
+        Message::Controlled(ControlInfo {
+            side: "recovery".into(),
+            epoch: 1,
+            authority: Some("recovery".into()),
+        }),
+        ask(ControlTask::ShutDown { limit_ms: 1 }),
+        ask(ControlTask::Snapshot {
+            disk: "os".into(),
+            snapshot: "pass-1".into(),
+        }),
+        ask(ControlTask::Advance {
+            epoch: 2,
+            authority: None,
+        }),
+        Message::Told(ControlAnswer::Power(ControlPower::Off)),
+        Message::Told(ControlAnswer::Snapshots {
+            names: vec!["pass-1".into()],
+        }),
     ]
 }
 

@@ -8,7 +8,7 @@ use crate::link::{HANDSHAKE_LIMIT, IDLE_LIMIT};
 use crate::wire::{Hello, Message};
 
 /// Lowest protocol version this release speaks.
-pub const VERSION_MIN: u16 = 5;
+pub const VERSION_MIN: u16 = 6;
 
 /// Highest protocol version this release speaks.
 ///
@@ -23,7 +23,8 @@ pub const VERSION_MIN: u16 = 5;
 ///   measure the link; a disk can be opened to plan.
 /// - 5: the source may decide while it runs whether it compresses; a session may have several
 ///   connections.
-pub const VERSION_MAX: u16 = 5;
+/// - 6: instead of a disk a client may ask for the machine of a pair, and control it.
+pub const VERSION_MAX: u16 = 6;
 
 /// Optional features of this release, one bit each; none yet.
 pub const FEATURES: u64 = 0;

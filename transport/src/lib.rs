@@ -34,13 +34,15 @@ pub use counters::Counters;
 pub use error::{Error, ErrorKind, Result};
 pub use hello::{FEATURES, Negotiated, VERSION_MAX, VERSION_MIN, handshake, handshake_ahead};
 pub use wire::{
-    Access, Apply, BLOCK_COUNT_MAX, BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, Base, BlockData, Compress,
-    Container, DESCENT_DEPTH_MAX, DISK_SIZE_MAX, Decoder, Digest, DiskInfo, Encoder, Encoding,
-    FRAME_MAGIC, Failure, HASH_COUNT_MAX, HEAD_LEN_MAX, HashKind, Hello, LinkGroup, MapState,
-    MapWish, Message, NAME_LEN_MAX, NEW_DISK_BLOCK_SIZE_MAX, NODE_COUNT_MAX, NODE_INDEX_LEN,
-    NewDisk, OpenRequest, PAYLOAD_LEN_MAX, PIECE_COUNT_MAX, PIECE_ID_LEN, PIECE_LEN,
-    PIECE_SUMS_LEN, POSITION_LEN, PROBE_LEN_MAX, Positions, Probe, RUN_COUNT_MAX, Role, RunKind,
-    SAMPLE_PIECE_COUNT_MAX, SAMPLE_SPAN_COUNT_MAX, SPAN_SUM_LEN, SUB_BLOCK_LEN, SUB_HASH_LEN,
-    SampleWish, Sampled, SessionParams, SourceEnd, SubRun, SurveyWish, Surveyed, TEXT_LEN_MAX,
-    TREE_LEVEL_MAX, TargetResult, Task, VerifiedFrom, VerifyLevel, ZSTD_LEVEL_MAX, ZSTD_LEVEL_MIN,
+    Access, Apply, BLOCK_COUNT_MAX, BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, Base, BlockData,
+    CONTROL_LIMIT_MS_MAX, CONTROL_NAME_LEN_MAX, CONTROL_SNAPSHOT_COUNT_MAX, Compress, Container,
+    ControlAnswer, ControlAsk, ControlInfo, ControlPower, ControlRequest, ControlTask,
+    DESCENT_DEPTH_MAX, DISK_SIZE_MAX, Decoder, Digest, DiskInfo, Encoder, Encoding, FRAME_MAGIC,
+    Failure, HASH_COUNT_MAX, HEAD_LEN_MAX, HashKind, Hello, LinkGroup, MapState, MapWish, Message,
+    NAME_LEN_MAX, NEW_DISK_BLOCK_SIZE_MAX, NODE_COUNT_MAX, NODE_INDEX_LEN, NewDisk, OpenRequest,
+    PAYLOAD_LEN_MAX, PIECE_COUNT_MAX, PIECE_ID_LEN, PIECE_LEN, PIECE_SUMS_LEN, POSITION_LEN,
+    PROBE_LEN_MAX, Positions, Probe, RUN_COUNT_MAX, Role, RunKind, SAMPLE_PIECE_COUNT_MAX,
+    SAMPLE_SPAN_COUNT_MAX, SPAN_SUM_LEN, SUB_BLOCK_LEN, SUB_HASH_LEN, SampleWish, Sampled,
+    SessionParams, SourceEnd, SubRun, SurveyWish, Surveyed, TEXT_LEN_MAX, TREE_LEVEL_MAX,
+    TargetResult, Task, VerifiedFrom, VerifyLevel, ZSTD_LEVEL_MAX, ZSTD_LEVEL_MIN,
 };

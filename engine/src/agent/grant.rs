@@ -2,9 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use super::control_spec::ControlSpec;
+use super::pair::{Lease, Pair, ServedPair};
 use crate::disk::OpenOptions;
 use crate::error::{Error, ErrorKind, Result};
+use crate::step::Step;
 use crate::units::DISK_LEN_MAX;
 
 /// One disk and what peers may do with it.
@@ -26,6 +30,9 @@ pub struct Grant {
 #[derive(Clone, Debug, Default)]
 pub struct Grants {
     by_name: BTreeMap<String, Grant>,
+    pairs: BTreeMap<String, Arc<ServedPair>>,
+    /// Where the state of the disks of pairs is kept; `None`: beside them.
+    pair_state: Option<PathBuf>,
 }
 
 /// Bytes of a grant's name.
@@ -113,12 +120,71 @@ impl Grants {
         for grant in self.by_name.values_mut() {
             grant.state = Some(directory.to_owned());
         }
+        self.pair_state = Some(directory.to_owned());
     }
 
     /// Opens all disks granted so far in this way.
     pub fn open_all_with(&mut self, options: &OpenOptions) {
         for grant in self.by_name.values_mut() {
             grant.open = options.clone();
+        }
+    }
+
+    /// Lets jobs of other hosts control these machines. Who is in charge of each is kept below
+    /// `state`, locked from now on.
+    ///
+    /// # Errors
+    /// `Usage` for what makes no sense; `InUse` while another agent serves one of them; `Damaged`,
+    /// `Refused`, `Io`.
+    pub fn add_control(&mut self, spec: &ControlSpec, state: &Path) -> Result<()> {
+        spec.check()?;
+        for (name, pair) in &spec.pairs {
+            self.add_pair(name, Pair::of(pair)?, state)?;
+        }
+        Ok(())
+    }
+
+    /// The same for one machine, as a program has it.
+    ///
+    /// # Errors
+    /// As [`Grants::add_control`].
+    pub fn add_pair(&mut self, name: &str, pair: Pair, state: &Path) -> Result<()> {
+        if self.pairs.contains_key(name) {
+            let shown = crate::error::one_line(name);
+            let message = format!("pair `{shown}` is given twice");
+            return Err(Error::new(ErrorKind::Usage, message));
+        }
+        let served = ServedPair::open(name, pair, state)?;
+        self.pairs.insert(name.to_owned(), Arc::new(served));
+        Ok(())
+    }
+
+    /// The machine of that name.
+    ///
+    /// # Errors
+    /// `NotGranted`.
+    pub(super) fn pair(&self, name: &str) -> Result<&ServedPair> {
+        let pair = self.pairs.get(name);
+        pair.map(Arc::as_ref).ok_or_else(|| {
+            let shown = crate::error::one_line(name);
+            let message = format!("no machine is controlled under the name `{shown}`");
+            Error::new(ErrorKind::NotGranted, message)
+        })
+    }
+
+    /// What can be opened under that name now, and what is to be kept as long as it is open. A disk
+    /// of a pair is called `PAIR/DISK`, which no other grant can be.
+    ///
+    /// # Errors
+    /// As [`Grants::find`]; those of a pair.
+    pub(super) fn open(&self, name: &str, step: &Step<'_>) -> Result<(Grant, Option<Lease>)> {
+        match name.split_once('/') {
+            Some((pair, disk)) => {
+                let (mut grant, lease) = self.pair(pair)?.grant(disk, step)?;
+                grant.state.clone_from(&self.pair_state);
+                Ok((grant, lease))
+            }
+            None => self.find(name).map(|grant| (grant.clone(), None)),
         }
     }
 
@@ -139,7 +205,7 @@ impl Grants {
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.by_name.is_empty()
+        self.by_name.is_empty() && self.pairs.is_empty()
     }
 }
 

@@ -3,10 +3,19 @@
 //! A peer names a grant, never a path. What is not granted does not exist for it, and a grant is
 //! read-only unless it says otherwise. The disk is opened and locked when a peer names it, and
 //! closed when the session or the link ends. Nothing that a peer sends ends the agent.
+//!
+//! ```text
+//! visit    one peer         grant         the disks that may be used, by name
+//! joining  its connections  planning      what it asks before a session
+//! steering one that controls a machine   pair, control_spec  the machines that may be controlled
+//! ```
 
+mod control_spec;
 mod grant;
 mod joining;
+mod pair;
 mod planning;
+mod steering;
 mod visit;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,7 +25,9 @@ use std::time::Duration;
 use crossbeam::channel::{RecvTimeoutError, bounded};
 use failback_transport::link::{Link, Listener, Shape};
 
+pub use control_spec::{ControlSpec, PairDiskSpec, PairSpec};
 pub use grant::{Grant, Grants};
+pub use pair::Pair;
 
 use crate::abort::CancelToken;
 use crate::error::{Error, ErrorKind, Result};

@@ -11,7 +11,9 @@ use failback_transport::{Access, Compress, Message, OpenRequest, Role, SessionPa
 
 use super::grant::{Grant, Grants};
 use super::joining::Joins;
+use super::pair::Lease;
 use super::planning::{Asked, Planning};
+use super::steering::steer;
 use crate::abort::{Abort, CancelToken};
 use crate::disk::{DiskInfo, NewDisk, Source, open_source};
 use crate::error::{Error, ErrorKind, Result, peer_error};
@@ -21,6 +23,7 @@ use crate::operation::{
     HostedTarget, MapUse, PlannedTarget, SOFTWARE, in_one, in_shape, likely_containers, new_disk,
     refuse_mixed_source, source_map,
 };
+use crate::step::Step;
 use crate::sync::{
     KEEP_ALIVE, Session, SessionLink, SessionOptions, SideMap, Until, run_source, run_target,
 };
@@ -64,6 +67,7 @@ struct Visited {
     map: SideMap,
     params: SessionParams,
     grant: String,
+    _lease: Option<Lease>,
 }
 
 impl OpenDisk {
@@ -138,7 +142,13 @@ fn converse(
             Err(error) => refuse(link, error),
         };
     }
-    match asked.and_then(|asked| prepare(&mut link, asked, host, cancel)) {
+    if let Ok(Message::Control(request)) = asked {
+        return match host.0.pair(&request.name) {
+            Ok(pair) => steer(link, (request, pair), observer, cancel),
+            Err(error) => refuse(link, error),
+        };
+    }
+    match asked.and_then(|asked| prepare(&mut link, asked, host, (observer, cancel))) {
         Ok(Some(visited)) => run(visited, link, observer, cancel),
         // It was told all that it wanted to know.
         Ok(None) => Ok(()),
@@ -150,14 +160,20 @@ fn prepare(
     link: &mut SessionLink,
     asked: Message,
     (grants, joins): (&Grants, &Joins),
-    cancel: &CancelToken,
+    (observer, cancel): (&dyn Observer, &CancelToken),
 ) -> Result<Option<Visited>> {
     let Message::Open(request) = asked else {
         return Err(out_of_place());
     };
-    let grant = grants.find(&request.name)?;
-    let (disk, (map, standing)) = while_alive(link, KEEP_ALIVE, || {
-        let disk = open(grant, &request, cancel)?;
+    let (grant, lease, disk, (map, standing)) = while_alive(link, KEEP_ALIVE, || {
+        let step = Step {
+            job: "agent",
+            name: "open-disk",
+            observer,
+            cancel,
+        };
+        let (grant, lease) = grants.open(&request.name, &step)?;
+        let disk = open(&grant, &request, cancel)?;
         let wanted = request.map.as_ref().map(MapUse::from_wire).transpose()?;
         let (path, state) = (&grant.path, grant.state.as_deref());
         let map = match &disk {
@@ -165,7 +181,7 @@ fn prepare(
             OpenDisk::Write(target) => target.map(path, state, wanted.as_ref()),
             OpenDisk::Look(target) => (SideMap::default(), target.standing(wanted.as_ref())),
         };
-        Ok((disk, map))
+        Ok((grant, lease, disk, map))
     })?;
     let joinable = request.links.map(|group| joins.open(&group)).transpose()?;
     let info = disk.info();
@@ -199,6 +215,7 @@ fn prepare(
                 map,
                 params,
                 grant: request.name,
+                _lease: lease,
             }))
         }
         Message::Bye => Ok(None),
@@ -317,6 +334,7 @@ fn run(
         map,
         params,
         grant,
+        _lease,
     } = visited;
     let params = &params;
     let store = map.store.clone();
@@ -362,7 +380,7 @@ fn run(
 }
 
 /// Tells the peer why not. Told, not expected to arrive: the peer may be the reason.
-fn refuse<T>(mut link: SessionLink, error: Error) -> Result<T> {
+pub(super) fn refuse<T>(mut link: SessionLink, error: Error) -> Result<T> {
     drop(link.say(&Message::Failure(error.to_wire())));
     Err(error)
 }

@@ -6,7 +6,7 @@ use super::journal::{Fact, now_ms};
 use super::moving::{Watch, move_all};
 use super::phase::{Ask, Outcome, Way};
 use super::run::{Job, Run, Went, left_ms};
-use super::spec::{DiskSpec, JobSpec, Verify};
+use super::spec::{JobSpec, Verify};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 use crate::machine::Power;
@@ -29,7 +29,7 @@ impl Job {
             }
         };
         // From here on nobody starts it but this job.
-        self.begin_epoch(None)?;
+        self.begin_epoch(None, &step)?;
         let mut forced = false;
         if machine.power(&step)? == Power::On {
             let stopped = machine.shut_down(&step, spec.policy.stop_timeout);
@@ -74,7 +74,7 @@ impl Job {
             return Err(Error::new(ErrorKind::Refused, message));
         }
         let way = self.history().way().unwrap_or(Way::Full);
-        let from: Result<Vec<_>> = spec.disks.iter().map(DiskSpec::endpoint).collect();
+        let from: Result<Vec<_>> = spec.disks.iter().map(|disk| spec.source_of(disk)).collect();
         let legs = self.legs(&spec, from?, (way, Until::Sealed), run)?;
         // Since the source was asked to stop, and what still comes after the copy.
         let since = self.history().stopping().map(|(at, _)| at);
@@ -203,7 +203,7 @@ impl Job {
             self.refuse_unproven(&spec, &disk.id, operation::standing(&disk.target, None)?)?;
         }
         let side = spec.side_of_target();
-        let epoch = self.begin_epoch(Some(side))?;
+        let epoch = self.begin_epoch(Some(side), &step)?;
         let machine = self.sides.target.clone();
         let probe = spec.target.probe.as_ref();
         self.start_machine((side, epoch), machine.as_ref(), probe, &step)?;

@@ -68,11 +68,11 @@ impl Job {
     /// Puts the source in charge, and starts it if it ran before.
     pub(super) fn give_back(&mut self, spec: &JobSpec, was_on: bool, run: &Run<'_>) -> Result<()> {
         let side = spec.side_of_source();
-        let epoch = self.begin_epoch(Some(side))?;
+        let step = run.step(&spec.name, "start-source");
+        let epoch = self.begin_epoch(Some(side), &step)?;
         if !was_on {
             return Ok(());
         }
-        let step = run.step(&spec.name, "start-source");
         let host = self.sides.source.clone();
         let probe = spec.source.probe.as_ref();
         self.start_machine((side, epoch), host.machine(), probe, &step)

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::state::{Barrier, Barriers, HostFolder, LogEntry, RecordLog};
+use crate::transport::Digest;
 
 /// An epoch of a pair.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +21,34 @@ pub struct Epoch {
     pub authority: Option<String>,
     /// The job that made it so.
     pub job: String,
+}
+
+/// What a fence says, without the job that made it so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Authority {
+    /// The present epoch; 0 before the first job of the pair.
+    pub epoch: u64,
+    /// The side in charge; `None`: nobody may start the machine.
+    pub side: Option<String>,
+}
+
+/// In whose name a job asks the side of its source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Charge {
+    /// The epoch that the job is in; 0: none, it only looks.
+    pub epoch: u64,
+    /// 16 random bytes that tell the job from another one of the same name.
+    pub token: [u8; 16],
+}
+
+/// A job as the fence of another host knows it: by its name, and what tells it from another of that
+/// name.
+pub(crate) fn holder(job: &str, token: &Digest) -> String {
+    let mut holder = format!("{job} ");
+    for byte in token.as_bytes() {
+        holder.push_str(&format!("{byte:02x}"));
+    }
+    holder
 }
 
 impl LogEntry for Epoch {

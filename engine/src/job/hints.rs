@@ -143,7 +143,7 @@ impl Job {
         let Some((disk, root)) = unread else {
             return Ok(false);
         };
-        let Endpoint::Path(path) = disk.endpoint()? else {
+        let Endpoint::Path(path) = spec.source_of(disk)? else {
             unreachable!("only what is here is hinted at");
         };
         let open = disk.open(disk.source_format.as_deref())?;

@@ -216,7 +216,8 @@ impl<'a> History<'a> {
 
     /// What the last preflight found.
     pub(crate) fn findings(self) -> Vec<Finding> {
-        let is_other = |record: &&Record| record.position.phase != Phase::Preflight;
+        // One that failed ends with the record that says so.
+        let is_other = |record: &&Record| record.position != Position::at(Phase::Preflight);
         let newest_first = self.0.iter().rev();
         let of_preflight = newest_first
             .skip_while(is_other)

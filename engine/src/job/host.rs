@@ -1,9 +1,11 @@
 //! The side of the source, as a job sees it: its machine, and its disks while the machine runs.
 
+use std::path::Path;
 use std::sync::Arc;
 
+use super::fence::{Authority, Charge};
 use super::spec::DiskSpec;
-use crate::disk::open_source;
+use crate::disk::{OpenOptions, open_source};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::machine::Machine;
@@ -51,6 +53,23 @@ pub trait SourceHost: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// `InUse` when somebody has; `Damaged`, `Io`.
     fn prove_quiet(&self, disk: &DiskSpec, step: &Step<'_>) -> Result<String>;
+
+    /// What the fence of the source's own host says; `None`: it has none, and the job's is that of
+    /// both sides.
+    ///
+    /// # Errors
+    /// `PeerGone`, `Protocol`, `NotGranted`.
+    fn fence(&self, step: &Step<'_>) -> Result<Option<Authority>>;
+
+    /// In whose name everything is asked from now on.
+    fn act_for(&self, charge: Charge);
+
+    /// Begins an epoch in the fence of the source's own host, where it has one; the same once more
+    /// changes nothing. Durable when it returns.
+    ///
+    /// # Errors
+    /// `Refused` where a later one has begun, or another job has the pair; `PeerGone`, `Io`.
+    fn advance(&self, epoch: u64, authority: Option<&str>, step: &Step<'_>) -> Result<()>;
 }
 
 /// A source on this host.
@@ -129,10 +148,27 @@ impl SourceHost for LocalHost {
 
     fn prove_quiet(&self, disk: &DiskSpec, _step: &Step<'_>) -> Result<String> {
         let image = path_of(disk)?;
-        // Open for reading it shares the image with other readers and with no writer.
-        let open = disk.open(disk.source_format.as_deref())?;
-        Ok(open_source(&image, &open)?.info().identity)
+        prove_quiet(&image, &disk.open(disk.source_format.as_deref())?)
     }
+
+    fn fence(&self, _step: &Step<'_>) -> Result<Option<Authority>> {
+        Ok(None)
+    }
+
+    fn act_for(&self, _charge: Charge) {}
+
+    fn advance(&self, _epoch: u64, _authority: Option<&str>, _step: &Step<'_>) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Shows that nobody has an image open for writing. What tells it in this state from any other.
+///
+/// # Errors
+/// `InUse` when somebody has; `Damaged`, `Io`.
+pub(crate) fn prove_quiet(image: &Path, open: &OpenOptions) -> Result<String> {
+    // Open for reading it shares the image with other readers and with no writer.
+    Ok(open_source(image, open)?.info().identity)
 }
 
 fn path_of(disk: &DiskSpec) -> Result<std::path::PathBuf> {

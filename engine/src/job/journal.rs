@@ -36,6 +36,9 @@ pub struct Begun {
     pub spec: JobSpec,
     /// The pair's epoch when it began.
     pub epoch: u64,
+    /// 16 random bytes that tell it from another job of the same name.
+    #[serde(default)]
+    pub token: [u8; 16],
 }
 
 /// Something that a job found out or did.

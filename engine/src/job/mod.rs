@@ -7,6 +7,7 @@
 //! run       from phase to phase                   online, cutover, ending: the phases
 //! fence     who may start the machine             host     the side of the source
 //! moving    the disks, side by side               forecast the downtime to be expected: pure
+//! remote    that side behind an agent
 //! hints     what of a disk need not be read
 //! place     where jobs are kept, and asked        report   what is told of one
 //! retry     when one that stands goes on by itself
@@ -35,6 +36,7 @@ mod preflight;
 pub mod profile;
 mod progress;
 mod recording;
+mod remote;
 mod report;
 mod retry;
 mod reverse;
@@ -43,7 +45,9 @@ mod span;
 mod spec;
 mod wiring;
 
-pub use fence::{Epoch, Fence, Times};
+pub(crate) use fence::holder;
+pub use fence::{Authority, Charge, Epoch, Fence, Times};
+pub(crate) use host::prove_quiet;
 pub use host::{LocalHost, SourceHost};
 pub use journal::{Basis, Begun, DiskPlan, DowntimePart, Expected, Fact, Moved, Record};
 pub use page::PAGE_LEN_MAX;
@@ -53,6 +57,7 @@ pub use plan::{JobPlan, plan};
 pub use preflight::Finding;
 pub use progress::{Amounts, DiskProgress, Eta, JobProgress};
 pub use recording::{EVENTS_LEN_MAX, EVENTS_NAME, Recorded, events};
+pub use remote::RemoteHost;
 pub use report::{
     DeadlineReport, DiskReport, Downtime, JOB_REPORT_SCHEMA, JobFailure, JobReport, Moment,
     PassReport, RetryReport,
@@ -60,7 +65,9 @@ pub use report::{
 pub use retry::{Clock, HostClock};
 pub use reverse::reverse_of;
 pub use run::{Job, Sides, Stay, ask_another, look};
+pub(crate) use spec::is_name;
 pub use spec::{
     Complete, DiskSpec, FinalCopy, JobSpec, MachineSpec, Policy, SideSpec, SnapshotSpec,
     TrackerSpec, Verify,
 };
+pub(crate) use wiring::{machine_of_spec, snapshots_of_spec};

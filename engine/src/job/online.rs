@@ -23,6 +23,7 @@ impl Job {
     pub(super) fn preflight(&mut self, run: &Run<'_>) -> Result<Went> {
         let spec = self.spec();
         let step = run.step(&spec.name, "preflight");
+        self.claim(&step)?;
         // What a process that died has left; no snapshot of this job is in use now.
         for disk in &spec.disks {
             for id in self.sides.source.snapshots(disk, &step)? {
@@ -214,7 +215,7 @@ impl Job {
         let step = run.step(&spec.name, &name);
         let host = self.sides.source.clone();
         if host.machine().power(&step)? == Power::Off {
-            return spec.disks.iter().map(DiskSpec::endpoint).collect();
+            return spec.disks.iter().map(|disk| spec.source_of(disk)).collect();
         }
         if !self.history().frozen().contains(&pass) {
             self.journal.note(Fact::PassBegins { pass })?;
@@ -223,7 +224,7 @@ impl Job {
         disks
             .map(|disk| {
                 let frozen = host.snapshot(disk, &snapshot_of(spec, &name)?, &step);
-                frozen.map_err(|error| match disk.endpoint() {
+                frozen.map_err(|error| match spec.source_of(disk) {
                     Ok(Endpoint::Path(path)) => error.path(&path),
                     _ => error,
                 })

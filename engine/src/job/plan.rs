@@ -76,7 +76,7 @@ fn plan_disk(
     let id = snapshot_of(spec, "plan")?;
     let from = match is_on {
         true => sides.source.snapshot(disk, &id, step)?,
-        false => disk.endpoint()?,
+        false => spec.source_of(disk)?,
     };
     let leg = Leg {
         disk,

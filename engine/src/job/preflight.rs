@@ -55,7 +55,7 @@ pub(super) fn examine(spec: &JobSpec, sides: &Sides, step: &Step<'_>) -> Result<
     find("target_off", "", target == Power::Off, said);
     let mut seen = Vec::new();
     for disk in &spec.disks {
-        let source = match disk.endpoint()? {
+        let source = match spec.source_of(disk)? {
             Endpoint::Path(path) => {
                 let open = disk.open(disk.source_format.as_deref())?;
                 Some(operation::info(&path, &open, None)?)

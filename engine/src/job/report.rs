@@ -232,7 +232,8 @@ fn disk_of(history: History<'_>, disk: &super::DiskSpec) -> DiskReport {
     });
     DiskReport {
         id: disk.id.clone(),
-        source: disk.source.clone(),
+        source: (history.spec().source_of(disk))
+            .map_or_else(|_| String::new(), |at| at.to_string()),
         target: disk.target.display().to_string(),
         root: last.as_ref().and_then(|moved| moved.root.clone()),
         state,

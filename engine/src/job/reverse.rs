@@ -18,6 +18,11 @@ impl JobSpec {
     /// # Errors
     /// `Refused` where a source is behind an agent: its disks cannot be written to from here.
     pub fn reversed(&self) -> Result<Self> {
+        if self.control()?.is_some() {
+            let message = "the machine came from behind an agent: its disks cannot be written to \
+                           from here";
+            return Err(Error::new(ErrorKind::Refused, message));
+        }
         let side = |of: &SideSpec, name: &str| SideSpec {
             side: Some(name.to_owned()),
             ..of.clone()
@@ -53,7 +58,7 @@ fn reversed_disk(disk: &DiskSpec) -> Result<DiskSpec> {
         Error::new(ErrorKind::Usage, message).path(&disk.target)
     })?;
     Ok(DiskSpec {
-        source: source.to_owned(),
+        source: Some(source.to_owned()),
         target,
         identity: None,
         source_format: disk.target_format.clone(),

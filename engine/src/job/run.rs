@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::fence::Fence;
+use super::fence::{Charge, Fence};
 use super::history::History;
 use super::host::SourceHost;
 use super::journal::{Begun, Fact, JobJournal, Record, now_ms};
@@ -121,6 +121,7 @@ impl Job {
         let begun = Begun {
             key: key.map(str::to_owned),
             epoch: fence.number(),
+            token: uuid::Uuid::new_v4().into_bytes(),
             spec,
         };
         let journal = JobJournal::begin(&folder, barriers, begun)?;
@@ -154,14 +155,23 @@ impl Job {
         fence: Fence,
         sides: Sides,
     ) -> Self {
-        Self {
+        let job = Self {
             directory,
             _folder: folder,
             journal,
             fence,
             sides,
             clock: Arc::new(HostClock),
-        }
+        };
+        let begun = job.journal.begun().epoch;
+        let epoch = job.history().epoch().map_or(begun, |(epoch, _)| epoch);
+        job.act_in(epoch);
+        job
+    }
+
+    fn act_in(&self, epoch: u64) {
+        let token = self.journal.begun().token;
+        self.sides.source.act_for(Charge { epoch, token });
     }
 
     /// From now on a job that stands waits by `clock`.
@@ -387,15 +397,52 @@ impl Job {
         self.history().spec().clone()
     }
 
+    /// Begins an epoch in which the source's side is in charge, where that has a fence of its own.
+    /// Whoever came there before this job is refused from now on.
+    pub(super) fn claim(&mut self, step: &Step<'_>) -> Result<()> {
+        let host = self.sides.source.clone();
+        let Some(found) = host.fence(step)? else {
+            return Ok(());
+        };
+        let spec = self.spec();
+        let side = spec.side_of_source();
+        if found.epoch > 0 && found.side.as_deref() != Some(side) {
+            let who = found.side.as_deref().unwrap_or("nobody");
+            let message = format!(
+                "side `{side}` is not in charge of pair `{}` on its own host: {who} is",
+                spec.pair_name()
+            );
+            return Err(Error::new(ErrorKind::Refused, message));
+        }
+        self.begin_epoch_after(found.epoch, Some(side), step)
+            .map(drop)
+    }
+
     /// Begins an epoch: noted here first, so that after a crash the same one is begun again.
-    pub(super) fn begin_epoch(&mut self, authority: Option<&str>) -> Result<u64> {
+    pub(super) fn begin_epoch(&mut self, authority: Option<&str>, step: &Step<'_>) -> Result<u64> {
+        self.begin_epoch_after(0, authority, step)
+    }
+
+    /// The same, with a number above `floor` unless it is noted already.
+    ///
+    /// Two fences say who may start: the target's is asked here, the source's on its own host.
+    /// Whoever loses the right hears of it first, so that at no moment both have it.
+    fn begin_epoch_after(
+        &mut self,
+        floor: u64,
+        authority: Option<&str>,
+        step: &Step<'_>,
+    ) -> Result<u64> {
         let (epoch, job) = {
             let history = self.history();
             let begun = self.journal.begun();
             let (last, of_last) = history.epoch().unwrap_or((begun.epoch, None));
             // One that is noted and was not begun, or begun for the same, is the one.
             let is_open = history.epoch().is_some() && of_last == authority;
-            let epoch = if is_open { last } else { last + 1 };
+            let epoch = match is_open {
+                true => last,
+                false => last.max(floor).saturating_add(1),
+            };
             (epoch, begun.spec.name.clone())
         };
         let authority_text = authority.map(str::to_owned);
@@ -405,7 +452,16 @@ impl Job {
                 authority: authority_text,
             })?;
         }
-        self.fence.advance(epoch, authority, &job)?;
+        let host = self.sides.source.clone();
+        let is_given_back = authority == Some(self.spec().side_of_source());
+        if is_given_back {
+            self.fence.advance(epoch, authority, &job)?;
+            host.advance(epoch, authority, step)?;
+        } else {
+            host.advance(epoch, authority, step)?;
+            self.fence.advance(epoch, authority, &job)?;
+        }
+        self.act_in(epoch);
         Ok(epoch)
     }
 

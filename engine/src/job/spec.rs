@@ -14,7 +14,7 @@ use crate::hook::Hook;
 use crate::machine::{HookMachine, QmpMachine};
 use crate::plan::{Objective, Strategy};
 use crate::snapshot::HookSnapshots;
-use crate::transport::VerifyLevel;
+use crate::transport::{CONTROL_LIMIT_MS_MAX, VerifyLevel};
 
 /// A failback of one virtual machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +46,10 @@ pub struct SideSpec {
     /// for a target where nothing is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub side: Option<String>,
+    /// The agent that controls this side, and under which name: `tcp://127.0.0.1:9000/web`. Of a
+    /// source only; what else there is to say of it, the agent's operator says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control: Option<String>,
     /// How the machine is stopped and started; `None`: by the program that embeds the engine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<MachineSpec>,
@@ -105,8 +109,10 @@ pub enum FinalCopy {
 pub struct DiskSpec {
     /// What it is called; as a job's name.
     pub id: String,
-    /// The image that the source runs from: a path, or a grant of an agent.
-    pub source: String,
+    /// The image that the source runs from: a path, or a grant of an agent. Left out where an agent
+    /// controls the source: it is the agent's disk of the same id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
     /// The image that the target will run from; made where it is missing.
     pub target: PathBuf,
     /// The disk id of the target's image as `info` tells it; another disk is refused.
@@ -245,14 +251,16 @@ impl JobSpec {
     #[must_use]
     pub fn disk(mut self, id: &str, source: impl Into<String>, target: impl Into<PathBuf>) -> Self {
         self.disks.push(DiskSpec {
-            id: id.to_owned(),
-            source: source.into(),
-            target: target.into(),
-            identity: None,
-            source_format: None,
-            target_format: None,
-            follow_parents: false,
+            source: Some(source.into()),
+            ..DiskSpec::new(id, target)
         });
+        self
+    }
+
+    /// The same with one more disk, which is that of the agent that controls the source.
+    #[must_use]
+    pub fn agent_disk(mut self, id: &str, target: impl Into<PathBuf>) -> Self {
+        self.disks.push(DiskSpec::new(id, target));
         self
     }
 
@@ -305,13 +313,15 @@ impl JobSpec {
             if before.iter().any(|other| other.target == disk.target) {
                 return usage(format!("disk `{}`: its target is another disk's", disk.id));
             }
-            if before.iter().any(|other| other.source == disk.source) {
+            let is_same = |other: &DiskSpec| other.source == disk.source;
+            if disk.source.is_some() && before.iter().any(is_same) {
                 return usage(format!("disk `{}`: its source is another disk's", disk.id));
             }
-            disk.endpoint()?;
+            self.source_of(disk)?;
             disk.open(disk.source_format.as_deref())?;
             disk.open(disk.target_format.as_deref())?;
         }
+        self.check_control()?;
         let policy = &self.policy;
         if policy.commit_after.is_some() && policy.undo_after.is_some() {
             return usage("commit_after and undo_after exclude each other".to_owned());
@@ -323,6 +333,68 @@ impl JobSpec {
         match self.side_of_source() == self.side_of_target() {
             true => usage("source and target are the same side".to_owned()),
             false => Ok(()),
+        }
+    }
+
+    /// What an agent's operator says is not said here.
+    fn check_control(&self) -> Result<()> {
+        let usage = |message: &str| Err(Error::new(ErrorKind::Usage, message));
+        if self.target.control.is_some() {
+            return usage("[target] control: the job runs on the side of its targets");
+        }
+        let Some(endpoint) = self.control()? else {
+            return Ok(());
+        };
+        if endpoint.name() != Some(self.pair_name()) {
+            let (name, pair) = (endpoint.name().unwrap_or_default(), self.pair_name());
+            let name = crate::error::one_line(name);
+            return usage(&format!(
+                "[source] control is of pair `{name}`, the job of `{pair}`"
+            ));
+        }
+        let source = &self.source;
+        if source.machine.is_some() || source.snapshots.is_some() || source.probe.is_some() {
+            return usage("[source] control: its machine, snapshots and probe are the agent's");
+        }
+        let says_more = |disk: &&DiskSpec| disk.source.is_some() || disk.source_format.is_some();
+        if let Some(disk) = self.disks.iter().find(says_more) {
+            let id = &disk.id;
+            return usage(&format!(
+                "disk `{id}`: its source is the agent's disk of that id"
+            ));
+        }
+        match self.policy.stop_timeout.as_millis() > u128::from(CONTROL_LIMIT_MS_MAX) {
+            true => usage("stop_timeout: an agent waits for a day at most"),
+            false => Ok(()),
+        }
+    }
+
+    /// The agent that controls the source; `None`: it is on this host.
+    ///
+    /// # Errors
+    /// `Usage` for what is no grant of an agent.
+    pub fn control(&self) -> Result<Option<Endpoint>> {
+        let control = self.source.control.as_deref();
+        match control.map(str::parse).transpose()? {
+            Some(Endpoint::Path(path)) => {
+                let message = "[source] control: a path has no agent";
+                Err(Error::new(ErrorKind::Usage, message).path(&path))
+            }
+            endpoint => Ok(endpoint),
+        }
+    }
+
+    /// Where a disk is read while its machine does not run.
+    ///
+    /// # Errors
+    /// `Usage`.
+    pub fn source_of(&self, disk: &DiskSpec) -> Result<Endpoint> {
+        match self.control()? {
+            Some(agent) => {
+                let name = format!("{}/{}", agent.name().unwrap_or_default(), disk.id);
+                Ok(agent.with_name(name))
+            }
+            None => disk.endpoint(),
         }
     }
 
@@ -360,12 +432,32 @@ impl JobSpec {
 }
 
 impl DiskSpec {
-    /// Where the source is.
+    /// A disk with the defaults, that still wants a source unless an agent has it.
+    #[must_use]
+    pub fn new(id: &str, target: impl Into<PathBuf>) -> Self {
+        Self {
+            id: id.to_owned(),
+            source: None,
+            target: target.into(),
+            identity: None,
+            source_format: None,
+            target_format: None,
+            follow_parents: false,
+        }
+    }
+
+    /// Where the source is, as it is written here.
     ///
     /// # Errors
     /// `Usage`.
     pub fn endpoint(&self) -> Result<Endpoint> {
-        self.source.parse()
+        match &self.source {
+            Some(source) => source.parse(),
+            None => {
+                let message = format!("disk `{}` has no source", self.id);
+                Err(Error::new(ErrorKind::Usage, message))
+            }
+        }
     }
 
     /// How one of its images is opened, of that format.

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::host::LocalHost;
+use super::host::{LocalHost, SourceHost};
+use super::remote::RemoteHost;
 use super::run::Sides;
 use super::spec::{JobSpec, MachineSpec, SideSpec, SnapshotSpec, TrackerSpec};
 use crate::error::{Error, ErrorKind, Result};
@@ -11,20 +12,26 @@ use crate::snapshot::{Reflink, SnapshotProvider};
 use crate::track::Extents;
 
 impl Sides {
-    /// Both sides as the definition has them, on this host.
+    /// Both sides as the definition has them: the target on this host, the source here or behind an
+    /// agent.
     ///
     /// # Errors
     /// `Usage` where a side has no machine.
     pub fn of(spec: &JobSpec) -> Result<Self> {
-        let machine = machine_of(&spec.source, "source")?;
-        let snapshots = spec.source.snapshots.as_ref().map(snapshots_of);
+        let source: Arc<dyn SourceHost> = match spec.control()? {
+            Some(endpoint) => Arc::new(RemoteHost::new(endpoint, spec.side_of_source())?),
+            None => {
+                let machine = machine_of(&spec.source, "source")?;
+                let snapshots = spec.source.snapshots.as_ref().map(snapshots_of_spec);
+                let host = LocalHost::new(machine, snapshots);
+                Arc::new(match spec.source.tracker {
+                    Some(TrackerSpec::Extents) => host.tracked_by(Arc::new(Extents)),
+                    None => host,
+                })
+            }
+        };
         Ok(Self {
-            source: Arc::new(match spec.source.tracker {
-                Some(TrackerSpec::Extents) => {
-                    LocalHost::new(machine, snapshots).tracked_by(Arc::new(Extents))
-                }
-                None => LocalHost::new(machine, snapshots),
-            }),
+            source,
             target: machine_of(&spec.target, "target")?,
         })
     }
@@ -32,8 +39,7 @@ impl Sides {
 
 fn machine_of(side: &SideSpec, name: &str) -> Result<Arc<dyn Machine>> {
     match &side.machine {
-        Some(MachineSpec::Qmp(machine)) => Ok(Arc::new(machine.clone())),
-        Some(MachineSpec::Hooks(machine)) => Ok(Arc::new(machine.clone())),
+        Some(machine) => Ok(machine_of_spec(machine)),
         None => {
             let message = format!("the job says of its {name} no [{name}.machine]");
             Err(Error::new(ErrorKind::Usage, message))
@@ -41,7 +47,16 @@ fn machine_of(side: &SideSpec, name: &str) -> Result<Arc<dyn Machine>> {
     }
 }
 
-fn snapshots_of(spec: &SnapshotSpec) -> Arc<dyn SnapshotProvider> {
+/// The machine that was described.
+pub(crate) fn machine_of_spec(spec: &MachineSpec) -> Arc<dyn Machine> {
+    match spec {
+        MachineSpec::Qmp(machine) => Arc::new(machine.clone()),
+        MachineSpec::Hooks(machine) => Arc::new(machine.clone()),
+    }
+}
+
+/// What freezes its disks.
+pub(crate) fn snapshots_of_spec(spec: &SnapshotSpec) -> Arc<dyn SnapshotProvider> {
     match spec {
         SnapshotSpec::Reflink => Arc::new(Reflink),
         SnapshotSpec::Hooks(hooks) => Arc::new(hooks.clone()),

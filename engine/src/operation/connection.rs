@@ -78,16 +78,11 @@ impl Connection {
         map: Option<&MapUse>,
         options: LinkOptions,
     ) -> Result<(Self, Opened)> {
-        let grant = match endpoint {
-            Endpoint::Path(path) => {
-                return Err(Error::new(ErrorKind::Usage, "a path has no agent").path(path));
-            }
-            Endpoint::Unix { name, .. } | Endpoint::Tcp { name, .. } => name,
-        };
         let link = connect(endpoint, options.shape)?;
+        let grant = endpoint.name().expect("a path was refused before");
         let joining = (options.count > 1).then(|| Joining::new(endpoint, options));
         let request = Message::Open(OpenRequest {
-            name: grant.clone(),
+            name: grant.to_owned(),
             access,
             create,
             map: map.map(|map| map.to_wire()),
@@ -150,6 +145,15 @@ impl Connection {
         self.link.say(&start)?;
         in_one(links)
     }
+}
+
+/// Connects to the agent of `endpoint`, and sends what it is asked for with the hello.
+///
+/// # Errors
+/// `PeerGone`, `Protocol`; `Refused` for an address that is not loopback; `Usage` for a path.
+pub(crate) fn call(endpoint: &Endpoint, request: &Message) -> Result<SessionLink> {
+    let link = connect(endpoint, Shape::default())?;
+    shake_hands(link, request).map(|(link, _)| link)
 }
 
 impl Joining {

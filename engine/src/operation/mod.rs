@@ -35,7 +35,7 @@ pub use recovery::{RecoveryReport, accept, recover, roll_back};
 pub(crate) use recovery::{Standing, stage_mark, standing};
 
 pub use connection::LinkOptions;
-pub(crate) use connection::{SOFTWARE, in_one, in_shape};
+pub(crate) use connection::{SOFTWARE, call, in_one, in_shape};
 pub(crate) use copy::{Left, try_sync};
 pub use maps::SideMapReport;
 pub(crate) use maps::{MapUse, source_map};

@@ -3,9 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "a test states its expectations by it")]
 
 mod crashes;
+mod fencing;
 mod hinted;
+mod relay;
 mod scene;
 mod telling;
+mod two_hosts;
 
 use failback_engine::job::{Ask, Job, JobReport, Phase, Position, look, reverse_of};
 use failback_engine::machine::{Behaviour, Call, Power};

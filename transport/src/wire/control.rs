@@ -331,7 +331,7 @@ fn is_block_size(size: u32) -> bool {
     size.is_power_of_two() && (BLOCK_SIZE_MIN..=BLOCK_SIZE_MAX).contains(&size)
 }
 
-fn check_name(name: &str, len_min: usize) -> Result<(), Fault> {
+pub(super) fn check_name(name: &str, len_min: usize) -> Result<(), Fault> {
     if (len_min..=NAME_LEN_MAX).contains(&name.len()) {
         Ok(())
     } else {
@@ -339,7 +339,7 @@ fn check_name(name: &str, len_min: usize) -> Result<(), Fault> {
     }
 }
 
-fn check_text(text: &str) -> Result<(), Fault> {
+pub(super) fn check_text(text: &str) -> Result<(), Fault> {
     if text.len() <= TEXT_LEN_MAX {
         Ok(())
     } else {

@@ -8,9 +8,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::field::Fault;
 use super::limit::{
-    HASH_COUNT_MAX, HEAD_LEN_MAX, NAME_LEN_MAX, NODE_COUNT_MAX, NODE_INDEX_LEN, PAYLOAD_LEN_MAX,
-    PIECE_COUNT_MAX, PIECE_ID_LEN, PIECE_SUMS_LEN, POSITION_LEN, PROBE_LEN_MAX, RUN_COUNT_MAX,
-    SAMPLE_PIECE_COUNT_MAX, SAMPLE_SPAN_COUNT_MAX, SPAN_SUM_LEN, SUB_HASH_LEN, TEXT_LEN_MAX,
+    CONTROL_NAME_LEN_MAX, CONTROL_SNAPSHOT_COUNT_MAX, HASH_COUNT_MAX, HEAD_LEN_MAX, NAME_LEN_MAX,
+    NODE_COUNT_MAX, NODE_INDEX_LEN, PAYLOAD_LEN_MAX, PIECE_COUNT_MAX, PIECE_ID_LEN, PIECE_SUMS_LEN,
+    POSITION_LEN, PROBE_LEN_MAX, RUN_COUNT_MAX, SAMPLE_PIECE_COUNT_MAX, SAMPLE_SPAN_COUNT_MAX,
+    SPAN_SUM_LEN, SUB_HASH_LEN, TEXT_LEN_MAX,
 };
 
 /// First bytes of every frame: `FBK` and the version of the frame itself.
@@ -120,6 +121,7 @@ message_types! {
     Hashes = 16, ZeroBlocks = 17, ScanEnd = 18, SubHashes = 19, Resend = 20, Result = 21,
     Nodes = 22, Settled = 23,
     Compared = 32, Want = 33, Data = 34, Zero = 35, End = 36, Descend = 37,
+    Control = 48, Controlled = 49, Ask = 50, Told = 51,
 }
 
 /// Head bytes that messages of fixed fields and one name never exceed.
@@ -128,6 +130,9 @@ const PLAIN_HEAD_LEN_MAX: u32 = 512;
 const TEXT_HEAD_LEN_MAX: u32 = 9 << 10;
 const _: () = assert!(TEXT_HEAD_LEN_MAX as usize >= 2 * TEXT_LEN_MAX + NAME_LEN_MAX + 64);
 const _: () = assert!(PLAIN_HEAD_LEN_MAX as usize >= NAME_LEN_MAX + 128);
+const _: () = assert!(PLAIN_HEAD_LEN_MAX as usize >= 3 * CONTROL_NAME_LEN_MAX + 64);
+const SNAPSHOTS: usize = CONTROL_SNAPSHOT_COUNT_MAX as usize;
+const _: () = assert!(TEXT_HEAD_LEN_MAX as usize >= SNAPSHOTS * (CONTROL_NAME_LEN_MAX + 2) + 2);
 
 /// Payload bytes of the positions of a whole sample.
 const POSITIONS_LEN_MAX: u32 = 6 << 10;
@@ -142,7 +147,7 @@ impl MessageType {
     pub(super) fn head_len_max(self) -> u32 {
         match self {
             Self::Data => HEAD_LEN_MAX,
-            Self::Failure | Self::Opened => TEXT_HEAD_LEN_MAX,
+            Self::Failure | Self::Opened | Self::Told => TEXT_HEAD_LEN_MAX,
             _ => PLAIN_HEAD_LEN_MAX,
         }
     }

@@ -80,6 +80,17 @@ pub const SPAN_SUM_LEN: usize = 4;
 /// Most bytes of a probe: 25 ms of a link of 160 MB/s. One that is faster does not decide anything.
 pub const PROBE_LEN_MAX: u32 = 4 << 20;
 
+/// Most bytes of the name of a job, side, disk or snapshot on a control link: they become names of
+/// files, and words of commands.
+pub const CONTROL_NAME_LEN_MAX: usize = 64;
+
+/// Most snapshots of one job of one disk that an answer names: a job keeps one, and a crash leaves
+/// few.
+pub const CONTROL_SNAPSHOT_COUNT_MAX: u8 = 64;
+
+/// Longest time that a peer can make an agent wait for a guest, in milliseconds: a day.
+pub const CONTROL_LIMIT_MS_MAX: u64 = 24 * 60 * 60 * 1000;
+
 /// Lowest zstd level that a session may ask for.
 pub const ZSTD_LEVEL_MIN: i8 = -7;
 

@@ -7,6 +7,7 @@ use super::block::{
     check_sub_hashes, check_want, put_block_data, take_block_data,
 };
 use super::control::{DiskInfo, Failure, Hello, OpenRequest, SessionParams, check_token};
+use super::control_link::{ControlAnswer, ControlAsk, ControlInfo, ControlRequest};
 use super::digest::Digest;
 use super::field::{Fault, Field, HeadReader};
 use super::frame::MessageType;
@@ -140,6 +141,14 @@ pub enum Message {
     },
     /// Source to target: nothing more follows but what `Resend` asks for.
     End(SourceEnd),
+    /// Client to agent, instead of `Open`: asks for the machine of a pair.
+    Control(ControlRequest),
+    /// Agent to client: it can be asked for.
+    Controlled(ControlInfo),
+    /// Client to agent: a question about it.
+    Ask(ControlAsk),
+    /// Agent to client: the answer.
+    Told(ControlAnswer),
 }
 
 impl Message {
@@ -190,6 +199,10 @@ impl Message {
             Self::Zero { .. } => MessageType::Zero,
             Self::Descend { .. } => MessageType::Descend,
             Self::End(_) => MessageType::End,
+            Self::Control(_) => MessageType::Control,
+            Self::Controlled(_) => MessageType::Controlled,
+            Self::Ask(_) => MessageType::Ask,
+            Self::Told(_) => MessageType::Told,
         }
     }
 
@@ -238,6 +251,10 @@ impl Message {
             } => check_descend(*level, *down, payload),
             Self::Resend { block } => check_blocks(*block, 1),
             Self::Data(data) => data.check(),
+            Self::Control(request) => request.check(),
+            Self::Controlled(info) => info.check(),
+            Self::Ask(ask) => ask.check(),
+            Self::Told(answer) => answer.check(),
         }
     }
 
@@ -303,6 +320,10 @@ impl Message {
             Self::Result(result) => result.put(out),
             Self::Data(data) => put_block_data(data, out),
             Self::End(end) => end.put(out),
+            Self::Control(request) => request.put(out),
+            Self::Controlled(info) => info.put(out),
+            Self::Ask(ask) => ask.put(out),
+            Self::Told(answer) => answer.put(out),
         }
     }
 
@@ -383,6 +404,10 @@ impl Message {
                 payload,
             },
             MessageType::End => Self::End(Field::take(head)?),
+            MessageType::Control => Self::Control(Field::take(head)?),
+            MessageType::Controlled => Self::Controlled(Field::take(head)?),
+            MessageType::Ask => Self::Ask(Field::take(head)?),
+            MessageType::Told => Self::Told(Field::take(head)?),
         };
         input.finish()?;
         message.check()?;

@@ -337,3 +337,60 @@ proptest! {
         }
     }
 }
+
+// Goal: a control link asks for no more than its limits. Method: heads that the encoder would not
+// make, each with one rule broken.
+#[test]
+fn control_messages_meet_their_limits() {
+    const CONTROL: u16 = 48;
+    const ASK: u16 = 50;
+    const TOLD: u16 = 51;
+    let text = |len: usize| [&(len as u16).to_le_bytes()[..], &vec![b'a'; len]].concat();
+    let ask = |kind: u8, fields: &[u8]| [&text(5)[..], &[kind], fields].concat();
+    let day = 24 * 60 * 60 * 1000_u64;
+    let token = [&[16_u8][..], &[7; 16]].concat();
+    let epoch = 1_u64.to_le_bytes();
+    let control = |name: usize, job: usize, token: &[u8]| {
+        [&text(name)[..], &text(job), &epoch, token].concat()
+    };
+    let table = [
+        (CONTROL, control(0, 3, &token), "bad name length"),
+        (CONTROL, control(3, 65, &token), "bad name length"),
+        (
+            CONTROL,
+            control(3, 3, &[&[32][..], &[7; 32]].concat()),
+            "a token has 16 bytes",
+        ),
+        (
+            ASK,
+            ask(1, &(day + 1).to_le_bytes()),
+            "a time limit is too long",
+        ),
+        (
+            ASK,
+            ask(1, &u64::MAX.to_le_bytes()),
+            "a time limit is too long",
+        ),
+        (
+            ASK,
+            ask(5, &[text(65), text(1)].concat()),
+            "bad name length",
+        ),
+        (ASK, ask(7, &text(0)), "bad name length"),
+        (ASK, ask(10, &[]), "unknown ControlTask"),
+        (ASK, ask(0, &[0]), "head has bytes after its last field"),
+        (TOLD, vec![3, 65], "too many snapshots"),
+        (TOLD, vec![1, 2], "unknown ControlPower"),
+        (TOLD, vec![5], "unknown ControlAnswer"),
+        (
+            TOLD,
+            [&[3, 2][..], &text(1)].concat(),
+            "head ends within a field",
+        ),
+    ];
+    for (message_type, head, fault) in table {
+        let found = refusal(&forge(message_type, 0, 0, &head, &[]));
+        assert!(found.ends_with(fault), "{found}, not {fault}");
+    }
+    assert!(decode(&forge(ASK, 0, 0, &ask(1, &day.to_le_bytes()), &[])).is_ok());
+}

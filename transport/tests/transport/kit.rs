@@ -9,6 +9,7 @@ pub(crate) fn samples() -> Vec<Message> {
     all.extend(samples_of_planning());
     all.extend(samples_of_comparison());
     all.extend(samples_of_copy());
+    all.extend(samples_of_control());
     all
 }
 
@@ -231,6 +232,66 @@ fn samples_of_copy() -> Vec<Message> {
     ]
 }
 
+fn samples_of_control() -> Vec<Message> {
+    let ask = |what| {
+        Message::Ask(ControlAsk {
+            step: "final".to_owned(),
+            what,
+        })
+    };
+    let (disk, snapshot) = (|| "os".to_owned(), || "pass-1".to_owned());
+    let asks = [
+        ControlTask::Power,
+        ControlTask::ShutDown { limit_ms: 300_000 },
+        ControlTask::PowerOff,
+        ControlTask::Start { epoch: 24 },
+        ControlTask::Delete,
+        ControlTask::Snapshot {
+            disk: disk(),
+            snapshot: snapshot(),
+        },
+        ControlTask::Release {
+            disk: disk(),
+            snapshot: snapshot(),
+        },
+        ControlTask::List { disk: disk() },
+        ControlTask::ProveQuiet { disk: disk() },
+        ControlTask::Advance {
+            epoch: 25,
+            authority: Some("primary".to_owned()),
+        },
+    ];
+    let answers = [
+        ControlAnswer::Done,
+        ControlAnswer::Power(ControlPower::Off),
+        ControlAnswer::Granted {
+            name: "web/os@job.pass-1".to_owned(),
+        },
+        ControlAnswer::Snapshots {
+            names: vec![snapshot(), "pass-2".to_owned()],
+        },
+        ControlAnswer::Identity {
+            text: "6f1c".to_owned(),
+        },
+    ];
+    let opening = [
+        Message::Control(ControlRequest {
+            name: "web".to_owned(),
+            job: "job".to_owned(),
+            epoch: 26,
+            token: Digest::from([0xcd; 16]),
+        }),
+        Message::Controlled(ControlInfo {
+            side: "recovery".to_owned(),
+            epoch: 27,
+            authority: None,
+        }),
+    ];
+    let asks = asks.into_iter().map(ask);
+    let answers = answers.into_iter().map(Message::Told);
+    opening.into_iter().chain(asks).chain(answers).collect()
+}
+
 /// The name of a message. A new variant must be added here, to the samples, and to docs/wire.md.
 pub(crate) fn name(message: &Message) -> &'static str {
     match message {
@@ -262,6 +323,10 @@ pub(crate) fn name(message: &Message) -> &'static str {
         Message::Zero { .. } => "Zero",
         Message::Descend { .. } => "Descend",
         Message::End(_) => "End",
+        Message::Control(_) => "Control",
+        Message::Controlled(_) => "Controlled",
+        Message::Ask(_) => "Ask",
+        Message::Told(_) => "Told",
     }
 }
 

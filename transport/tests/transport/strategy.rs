@@ -42,6 +42,7 @@ pub(crate) fn message() -> BoxedStrategy<Message> {
         result(),
         end(),
         planning(),
+        control_link(),
     ]
     .boxed()
 }
@@ -280,6 +281,58 @@ fn planning() -> BoxedStrategy<Message> {
     });
     let survey = any::<u64>().prop_map(|seed| Message::Survey(SurveyWish { seed }));
     prop_oneof![survey, surveyed, sample, sampled, probe].boxed()
+}
+
+fn control_link() -> BoxedStrategy<Message> {
+    let name = || text(1, CONTROL_NAME_LEN_MAX);
+    let side = || option::of(name());
+    let control = (
+        text(1, NAME_LEN_MAX),
+        name(),
+        any::<u64>(),
+        any::<[u8; 16]>(),
+    )
+        .prop_map(|(name, job, epoch, token)| {
+            let token = Digest::from(token);
+            Message::Control(ControlRequest {
+                name,
+                job,
+                epoch,
+                token,
+            })
+        });
+    let controlled = (name(), any::<u64>(), side()).prop_map(|(side, epoch, authority)| {
+        Message::Controlled(ControlInfo {
+            side,
+            epoch,
+            authority,
+        })
+    });
+    let task = prop_oneof![
+        select(vec![
+            ControlTask::Power,
+            ControlTask::PowerOff,
+            ControlTask::Delete
+        ]),
+        (0..=CONTROL_LIMIT_MS_MAX).prop_map(|limit_ms| ControlTask::ShutDown { limit_ms }),
+        any::<u64>().prop_map(|epoch| ControlTask::Start { epoch }),
+        (name(), name()).prop_map(|(disk, snapshot)| ControlTask::Snapshot { disk, snapshot }),
+        (name(), name()).prop_map(|(disk, snapshot)| ControlTask::Release { disk, snapshot }),
+        name().prop_map(|disk| ControlTask::List { disk }),
+        name().prop_map(|disk| ControlTask::ProveQuiet { disk }),
+        (any::<u64>(), side())
+            .prop_map(|(epoch, authority)| ControlTask::Advance { epoch, authority }),
+    ];
+    let ask = (name(), task).prop_map(|(step, what)| Message::Ask(ControlAsk { step, what }));
+    let told = prop_oneof![
+        Just(ControlAnswer::Done),
+        select(vec![ControlPower::On, ControlPower::Off]).prop_map(ControlAnswer::Power),
+        text(1, NAME_LEN_MAX).prop_map(|name| ControlAnswer::Granted { name }),
+        vec(name(), 0..=usize::from(CONTROL_SNAPSHOT_COUNT_MAX))
+            .prop_map(|names| ControlAnswer::Snapshots { names }),
+        text(0, TEXT_LEN_MAX).prop_map(|text| ControlAnswer::Identity { text }),
+    ];
+    prop_oneof![control, controlled, ask, told.prop_map(Message::Told)].boxed()
 }
 
 fn hashes() -> BoxedStrategy<Message> {

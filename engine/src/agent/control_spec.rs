@@ -1,0 +1,190 @@
+//! What an agent may be asked of machines, as data: written by hand as TOML, or built by a program.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::disk::{Format, OpenOptions};
+use crate::error::{Error, ErrorKind, Result, one_line};
+use crate::hook::Hook;
+use crate::job::{MachineSpec, SnapshotSpec, is_name};
+
+/// The machines that jobs of other hosts may control.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ControlSpec {
+    /// Each by the name of its pair: letters, digits, `-` and `_`, 64 at most.
+    #[serde(rename = "pair")]
+    pub pairs: BTreeMap<String, PairSpec>,
+}
+
+/// This host's side of one machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PairSpec {
+    /// What this side is called, the same as in every job of the pair.
+    #[serde(default = "recovery")]
+    pub side: String,
+    /// How the machine is stopped and started.
+    pub machine: MachineSpec,
+    /// How its disks are frozen while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshots: Option<SnapshotSpec>,
+    /// Runs after the machine was started, and says by its exit whether it is up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<Hook>,
+    /// Its disks.
+    #[serde(rename = "disk")]
+    pub disks: Vec<PairDiskSpec>,
+}
+
+/// One disk of a machine that is controlled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PairDiskSpec {
+    /// What it is called, the same as in every job of the pair.
+    pub id: String,
+    /// The image that the machine runs from.
+    pub path: PathBuf,
+    /// Its format, where its magic is not to be believed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
+    /// Parents of differencing images are taken from where the images name them.
+    #[serde(default)]
+    pub follow_parents: bool,
+}
+
+impl ControlSpec {
+    /// Reads what was written as TOML.
+    ///
+    /// # Errors
+    /// `Usage` with the line that is wrong.
+    pub fn from_toml(text: &str) -> Result<Self> {
+        let spec: Self = toml::from_str(text).map_err(|e| {
+            let message = format!("control file: {}", one_line(e.message()));
+            let at = e
+                .span()
+                .map(|span| text[..span.start].lines().count().max(1));
+            let line = at.map(|line| format!(" (line {line})")).unwrap_or_default();
+            Error::new(ErrorKind::Usage, format!("{message}{line}"))
+        })?;
+        spec.check()?;
+        Ok(spec)
+    }
+
+    /// Whether it makes sense by itself.
+    ///
+    /// # Errors
+    /// `Usage`.
+    pub fn check(&self) -> Result<()> {
+        for (name, pair) in &self.pairs {
+            let ids = pair.disks.iter().map(|disk| &disk.id);
+            for name in [name, &pair.side].into_iter().chain(ids) {
+                if !is_name(name) {
+                    let shown = one_line(name);
+                    return usage(format!(
+                        "`{shown}` is no name: 1 to 64 letters, digits, `-` and `_`"
+                    ));
+                }
+            }
+            if pair.disks.is_empty() {
+                return usage(format!("pair `{name}` has no disk"));
+            }
+            for (at, disk) in pair.disks.iter().enumerate() {
+                let before = &pair.disks[..at];
+                if before.iter().any(|other| other.id == disk.id) {
+                    return usage(format!(
+                        "two disks of pair `{name}` are called `{}`",
+                        disk.id
+                    ));
+                }
+                disk.open()?;
+            }
+        }
+        // A path of two machines would be stopped by one and written by the other.
+        let mut paths: Vec<_> = self.pairs.values().flat_map(|pair| &pair.disks).collect();
+        paths.sort_by(|a, b| a.path.cmp(&b.path));
+        match paths.windows(2).find(|two| two[0].path == two[1].path) {
+            Some(two) => usage(format!("two disks are `{}`", two[0].path.display())),
+            None => Ok(()),
+        }
+    }
+}
+
+impl PairDiskSpec {
+    pub(super) fn open(&self) -> Result<OpenOptions> {
+        if self.path.as_os_str().is_empty() {
+            return usage(format!("disk `{}` has no path", self.id));
+        }
+        let format: Option<Format> = self.format.as_deref().map(str::parse).transpose()?;
+        Ok(OpenOptions {
+            format,
+            follow_parents: self.follow_parents,
+            ..OpenOptions::default()
+        })
+    }
+}
+
+fn usage<T>(message: String) -> Result<T> {
+    Err(Error::new(ErrorKind::Usage, message))
+}
+
+fn recovery() -> String {
+    "recovery".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = r#"
+[pair.web]
+probe = ["true"]
+[pair.web.machine]
+kind = "hooks"
+power = ["power"]
+start = ["start"]
+[pair.web.snapshots]
+kind = "reflink"
+[[pair.web.disk]]
+id = "os"
+path = "/vm/os.vhdx"
+[[pair.web.disk]]
+id = "data"
+path = "/vm/data.raw"
+format = "raw"
+"#;
+
+    // Goal: a control file means what was written. Method: all of its keys.
+    #[test]
+    fn a_control_file_is_read() {
+        let spec = ControlSpec::from_toml(FILE).unwrap();
+        let pair = &spec.pairs["web"];
+        assert_eq!(pair.side, "recovery");
+        assert_eq!(pair.snapshots, Some(SnapshotSpec::Reflink));
+        assert_eq!(pair.disks[1].open().unwrap().format, Some(Format::Raw));
+    }
+
+    // Goal: in doubt nothing can be controlled. Method: one near miss after the other.
+    #[test]
+    fn a_bad_control_file_is_refused() {
+        let misses = [
+            ("[pair.web]", "[pair.\"we b\"]"),
+            ("[pair.web]", "[pair.web]\nside = \"a/b\""),
+            ("id = \"data\"", "id = \"os\""),
+            ("id = \"data\"", "id = \"../os\""),
+            ("/vm/data.raw", "/vm/os.vhdx"),
+            ("/vm/data.raw", ""),
+            ("format = \"raw\"", "format = \"rar\""),
+            ("kind = \"hooks\"", "kind = \"prayer\""),
+            ("probe =", "prob ="),
+        ];
+        for (from, to) in misses {
+            let text = FILE.replacen(from, to, 1);
+            assert_ne!(text, FILE, "{from}");
+            let error = ControlSpec::from_toml(&text).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Usage, "{to}: {error}");
+        }
+    }
+}

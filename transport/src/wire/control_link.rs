@@ -1,0 +1,325 @@
+//! The side of a source as a job of another host asks for it: its machine, its snapshots, its fence.
+
+use bytes::BytesMut;
+
+use super::control::{check_name, check_text, check_token};
+use super::digest::Digest;
+use super::field::{Fault, Field, HeadReader, codes, fields};
+use super::limit::{CONTROL_LIMIT_MS_MAX, CONTROL_NAME_LEN_MAX, CONTROL_SNAPSHOT_COUNT_MAX};
+
+/// Asks the agent for control of a machine, instead of a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControlRequest {
+    /// Name of the pair, as the agent's operator wrote it; 1 to [`NAME_LEN_MAX`](super::NAME_LEN_MAX)
+    /// bytes.
+    pub name: String,
+    /// The job that asks; 1 to [`CONTROL_NAME_LEN_MAX`] bytes.
+    pub job: String,
+    /// The epoch that the job is in; 0: none, it only looks.
+    pub epoch: u64,
+    /// 16 random bytes that tell the job from another one of the same name.
+    pub token: Digest,
+}
+
+/// What is controlled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControlInfo {
+    /// What the agent's side is called; 1 to [`CONTROL_NAME_LEN_MAX`] bytes.
+    pub side: String,
+    /// The pair's epoch as the agent knows it; 0: no job was there yet.
+    pub epoch: u64,
+    /// The side in charge in it; `None`: nobody may start the machine.
+    pub authority: Option<String>,
+}
+
+/// One question on a control link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControlAsk {
+    /// The step of the job that it is asked for; 1 to [`CONTROL_NAME_LEN_MAX`] bytes.
+    pub step: String,
+    /// What is asked.
+    pub what: ControlTask,
+}
+
+/// What is asked. Disks and snapshots are called by 1 to [`CONTROL_NAME_LEN_MAX`] bytes. Asked again
+/// for the same step, each has the same effect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ControlTask {
+    /// Whether the machine has power.
+    Power,
+    /// Ask its guest to shut down, and wait for it.
+    ShutDown {
+        /// Milliseconds to wait at most, at most [`CONTROL_LIMIT_MS_MAX`].
+        limit_ms: u64,
+    },
+    /// Take its power away.
+    PowerOff,
+    /// Start it, as the side that is in charge.
+    Start {
+        /// The epoch in which it is.
+        epoch: u64,
+    },
+    /// Delete it.
+    Delete,
+    /// Freeze a disk.
+    Snapshot {
+        /// The disk.
+        disk: String,
+        /// What the snapshot is called within the job.
+        snapshot: String,
+    },
+    /// Let a snapshot go.
+    Release {
+        /// The disk.
+        disk: String,
+        /// What the snapshot is called within the job.
+        snapshot: String,
+    },
+    /// Which snapshots of this job exist?
+    List {
+        /// The disk.
+        disk: String,
+    },
+    /// Show that nobody writes to a disk.
+    ProveQuiet {
+        /// The disk.
+        disk: String,
+    },
+    /// Begin an epoch.
+    Advance {
+        /// Its number.
+        epoch: u64,
+        /// The side in charge in it; `None`: nobody.
+        authority: Option<String>,
+    },
+}
+
+/// The answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ControlAnswer {
+    /// It is so.
+    Done,
+    /// Whether the machine has power.
+    Power(ControlPower),
+    /// A disk can be read under this name; 1 to [`NAME_LEN_MAX`](super::NAME_LEN_MAX) bytes.
+    Granted {
+        /// The name.
+        name: String,
+    },
+    /// What the snapshots are called within the job; at most [`CONTROL_SNAPSHOT_COUNT_MAX`].
+    Snapshots {
+        /// Their names.
+        names: Vec<String>,
+    },
+    /// What tells a disk in this state from any other; at most
+    /// [`TEXT_LEN_MAX`](super::TEXT_LEN_MAX) bytes.
+    Identity {
+        /// For comparison only.
+        text: String,
+    },
+}
+
+/// Whether a machine has power.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ControlPower {
+    /// It runs, or holds its disks.
+    On,
+    /// It does not.
+    Off,
+}
+
+impl ControlRequest {
+    pub(super) fn check(&self) -> Result<(), Fault> {
+        check_name(&self.name, 1)?;
+        check_short(&self.job)?;
+        check_token(&self.token)
+    }
+}
+
+impl ControlInfo {
+    pub(super) fn check(&self) -> Result<(), Fault> {
+        check_short(&self.side)?;
+        self.authority.as_deref().map_or(Ok(()), check_short)
+    }
+}
+
+impl ControlAsk {
+    pub(super) fn check(&self) -> Result<(), Fault> {
+        check_short(&self.step)?;
+        self.what.check()
+    }
+}
+
+impl ControlTask {
+    fn check(&self) -> Result<(), Fault> {
+        match self {
+            Self::Power | Self::PowerOff | Self::Start { .. } | Self::Delete => Ok(()),
+            Self::ShutDown { limit_ms } => match *limit_ms <= CONTROL_LIMIT_MS_MAX {
+                true => Ok(()),
+                false => Err("a time limit is too long"),
+            },
+            Self::Snapshot { disk, snapshot } | Self::Release { disk, snapshot } => {
+                check_short(disk)?;
+                check_short(snapshot)
+            }
+            Self::List { disk } | Self::ProveQuiet { disk } => check_short(disk),
+            Self::Advance { authority, .. } => authority.as_deref().map_or(Ok(()), check_short),
+        }
+    }
+}
+
+impl ControlAnswer {
+    pub(super) fn check(&self) -> Result<(), Fault> {
+        match self {
+            Self::Done | Self::Power(_) => Ok(()),
+            Self::Granted { name } => check_name(name, 1),
+            Self::Snapshots { names } => {
+                if names.len() > usize::from(CONTROL_SNAPSHOT_COUNT_MAX) {
+                    return Err("too many snapshots");
+                }
+                names.iter().try_for_each(|name| check_short(name))
+            }
+            Self::Identity { text } => check_text(text),
+        }
+    }
+}
+
+fn check_short(name: &str) -> Result<(), Fault> {
+    match (1..=CONTROL_NAME_LEN_MAX).contains(&name.len()) {
+        true => Ok(()),
+        false => Err("bad name length"),
+    }
+}
+
+fields!(ControlRequest {
+    name,
+    job,
+    epoch,
+    token
+});
+fields!(ControlInfo {
+    side,
+    epoch,
+    authority
+});
+fields!(ControlAsk { step, what });
+codes!(ControlPower { On = 0, Off = 1 });
+
+/// One byte for the kind, then its fields.
+impl Field for ControlTask {
+    fn put(&self, out: &mut BytesMut) {
+        let code: u8 = match self {
+            Self::Power => 0,
+            Self::ShutDown { .. } => 1,
+            Self::PowerOff => 2,
+            Self::Start { .. } => 3,
+            Self::Delete => 4,
+            Self::Snapshot { .. } => 5,
+            Self::Release { .. } => 6,
+            Self::List { .. } => 7,
+            Self::ProveQuiet { .. } => 8,
+            Self::Advance { .. } => 9,
+        };
+        code.put(out);
+        match self {
+            Self::Power | Self::PowerOff | Self::Delete => {}
+            Self::ShutDown { limit_ms } => limit_ms.put(out),
+            Self::Start { epoch } => epoch.put(out),
+            Self::Snapshot { disk, snapshot } | Self::Release { disk, snapshot } => {
+                disk.put(out);
+                snapshot.put(out);
+            }
+            Self::List { disk } | Self::ProveQuiet { disk } => disk.put(out),
+            Self::Advance { epoch, authority } => {
+                epoch.put(out);
+                authority.put(out);
+            }
+        }
+    }
+
+    fn take(input: &mut HeadReader<'_>) -> Result<Self, Fault> {
+        Ok(match u8::take(input)? {
+            0 => Self::Power,
+            1 => Self::ShutDown {
+                limit_ms: Field::take(input)?,
+            },
+            2 => Self::PowerOff,
+            3 => Self::Start {
+                epoch: Field::take(input)?,
+            },
+            4 => Self::Delete,
+            5 => Self::Snapshot {
+                disk: Field::take(input)?,
+                snapshot: Field::take(input)?,
+            },
+            6 => Self::Release {
+                disk: Field::take(input)?,
+                snapshot: Field::take(input)?,
+            },
+            7 => Self::List {
+                disk: Field::take(input)?,
+            },
+            8 => Self::ProveQuiet {
+                disk: Field::take(input)?,
+            },
+            9 => Self::Advance {
+                epoch: Field::take(input)?,
+                authority: Field::take(input)?,
+            },
+            _ => return Err("unknown ControlTask"),
+        })
+    }
+}
+
+/// One byte for the kind, then its fields.
+impl Field for ControlAnswer {
+    fn put(&self, out: &mut BytesMut) {
+        match self {
+            Self::Done => 0_u8.put(out),
+            Self::Power(power) => {
+                1_u8.put(out);
+                power.put(out);
+            }
+            Self::Granted { name } => {
+                2_u8.put(out);
+                name.put(out);
+            }
+            Self::Snapshots { names } => {
+                3_u8.put(out);
+                u8::try_from(names.len())
+                    .expect("names were checked against CONTROL_SNAPSHOT_COUNT_MAX")
+                    .put(out);
+                names.iter().for_each(|name| name.put(out));
+            }
+            Self::Identity { text } => {
+                4_u8.put(out);
+                text.put(out);
+            }
+        }
+    }
+
+    fn take(input: &mut HeadReader<'_>) -> Result<Self, Fault> {
+        Ok(match u8::take(input)? {
+            0 => Self::Done,
+            1 => Self::Power(Field::take(input)?),
+            2 => Self::Granted {
+                name: Field::take(input)?,
+            },
+            3 => {
+                let count = u8::take(input)?;
+                if count > CONTROL_SNAPSHOT_COUNT_MAX {
+                    return Err("too many snapshots");
+                }
+                Self::Snapshots {
+                    names: (0..count)
+                        .map(|_| String::take(input))
+                        .collect::<Result<_, _>>()?,
+                }
+            }
+            4 => Self::Identity {
+                text: Field::take(input)?,
+            },
+            _ => return Err("unknown ControlAnswer"),
+        })
+    }
+}
