@@ -3,7 +3,7 @@
 //! crash tore is passed over.
 //!
 //! The file stays below [`EVENTS_LEN_MAX`]: when it is full, every other sample of progress goes,
-//! and where that is not enough the oldest lines do. A long job keeps its whole course, less finely.
+//! and where that is not enough the oldest lines do. A long job keeps its whole course, coarser.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
