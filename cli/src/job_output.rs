@@ -76,7 +76,7 @@ pub(crate) fn show(report: &JobReport) -> anyhow::Result<()> {
     Ok(out.flush()?)
 }
 
-/// How far the disks are, as the process that moves them told it last; nothing where none are moved.
+/// How far the disks are, as the process that moves them told it last; nothing where none move.
 pub(crate) fn progress(report: &JobReport, events: &[Recorded]) -> anyhow::Result<()> {
     let newest_first = events.iter().rev();
     let is_of_now = |it: &&Recorded| it.kind == "job_progress" && it.event["phase"] == report.phase;

@@ -3,7 +3,7 @@
 //! crash tore is passed over.
 //!
 //! The file stays below [`EVENTS_LEN_MAX`]: when it is full, every other sample of progress goes,
-//! and where that is not enough the oldest lines do. A long job keeps its whole course, less finely.
+//! and where that is not enough the oldest lines do. A long job keeps its whole course, coarser.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -16,6 +16,7 @@ use serde_json::Value;
 use super::place::Jobs;
 use crate::error::Result;
 use crate::event::{Event, Observer, Stamped};
+use crate::system::keep_private;
 
 /// Bytes of a job's events, at most.
 pub const EVENTS_LEN_MAX: u64 = 4 << 20;
@@ -104,6 +105,8 @@ impl State {
     fn reopen(&mut self) {
         let mut options = File::options();
         options.create(true).read(true).append(true);
+        // Hooks say what is nobody else's business.
+        keep_private(&mut options);
         let path = self.directory.join(EVENTS_NAME);
         self.file = options.open(path).ok();
         self.len = 0;
@@ -127,7 +130,12 @@ impl State {
         let text = read_text(&self.directory);
         let new = self.directory.join(EVENTS_NEW_NAME);
         let thinned = thinned(&text, EVENTS_LEN_MAX / 2);
-        let replaced = fs::write(&new, thinned)
+        let mut options = File::options();
+        options.create(true).write(true).truncate(true);
+        keep_private(&mut options);
+        let replaced = options
+            .open(&new)
+            .and_then(|mut file| file.write_all(thinned.as_bytes()))
             .and_then(|()| fs::rename(&new, self.directory.join(EVENTS_NAME)));
         if replaced.is_ok() {
             self.reopen();

@@ -11,7 +11,8 @@ const GAP_MS: u64 = 10_000;
 const WIDTH: f64 = 960.0;
 const LEFT: f64 = 90.0;
 const PLOT: f64 = 110.0;
-const HEIGHT: f64 = PLOT + 40.0;
+const TOP: f64 = 30.0;
+const HEIGHT: f64 = TOP + PLOT + 22.0;
 
 /// Bytes of all disks by then.
 #[derive(Clone, Copy, Debug)]
@@ -86,9 +87,9 @@ fn line(name: &str, colour: &str, points: &[Point]) -> String {
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\">\
          <title>{name}, bytes in a second</title>\
-         <text x=\"0\" y=\"14\" fill=\"#445\">{name}</text>"
+         <text x=\"{LEFT}\" y=\"14\" fill=\"#445\">{name}</text>"
     );
-    for (share, y) in [(1.0, 20.0), (0.5, 20.0 + PLOT / 2.0), (0.0, 20.0 + PLOT)] {
+    for (share, y) in [(1.0, TOP), (0.5, TOP + PLOT / 2.0), (0.0, TOP + PLOT)] {
         svg.push_str(&format!(
             "<line x1=\"{LEFT}\" y1=\"{y}\" x2=\"{}\" y2=\"{y}\" stroke=\"#e6eaef\"/>\
              <text x=\"{}\" y=\"{}\" text-anchor=\"end\" fill=\"#566\">{}/s</text>",
@@ -104,7 +105,7 @@ fn line(name: &str, colour: &str, points: &[Point]) -> String {
             .flatten()
             .map(|(at, rate)| {
                 let x = LEFT + across * float(at - from);
-                let y = 20.0 + PLOT * (1.0 - rate / top);
+                let y = TOP + PLOT * (1.0 - rate / top);
                 format!("{x:.1},{y:.1}")
             })
             .collect();

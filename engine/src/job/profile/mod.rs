@@ -1,5 +1,5 @@
-//! What a platform can take, as versioned data: limits that its pages printed, each with its source.
-//! A rule that an image shows is looked at; one that it cannot show is told, to be asked of the
+//! What a platform can take, as versioned data: limits that its pages printed, each with its
+//! source. A rule that an image shows is looked at; one that it cannot show is told, to be asked of the
 //! host.
 
 mod partitions;
