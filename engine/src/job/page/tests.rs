@@ -17,6 +17,7 @@ fn begun() -> Record {
             key: None,
             spec: JobSpec::new("web").disk("os", HOSTILE, HOSTILE),
             epoch: 1,
+            token: [1; 16],
         })),
         fact: None,
     }
