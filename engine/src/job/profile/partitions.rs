@@ -159,29 +159,9 @@ fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
-
-    /// A disk's start with a GPT of these types, 1 MiB apart.
-    pub(in crate::job::profile) fn gpt_of(types: &[Uuid], sector: usize) -> Vec<u8> {
-        let mut head = vec![0; HEAD_LEN];
-        head[MBR_SIGN_AT..MBR_SIGN_AT + 2].copy_from_slice(&[0x55, 0xaa]);
-        head[MBR_ENTRIES_AT + 4] = 0xee;
-        head[sector..sector + 8].copy_from_slice(GPT_SIGN);
-        head[sector + 72..sector + 80].copy_from_slice(&2_u64.to_le_bytes());
-        head[sector + 80..sector + 84].copy_from_slice(&128_u32.to_le_bytes());
-        head[sector + 84..sector + 88].copy_from_slice(&128_u32.to_le_bytes());
-        for (number, kind) in types.iter().enumerate() {
-            let at = 2 * sector + 128 * number;
-            head[at..at + 16].copy_from_slice(&kind.to_bytes_le());
-            let first = ((number as u64 + 1) << 20) / sector as u64;
-            head[at + 32..at + 40].copy_from_slice(&first.to_le_bytes());
-        }
-        head
-    }
-
-    pub(in crate::job::profile) const EFI: Uuid = EFI_SYSTEM;
-    pub(in crate::job::profile) const POOL: Uuid = STORAGE_SPACES;
+    use crate::job::profile::sample::{EFI, POOL, gpt_of};
 
     // Goal: uses and places as a GPT has them, with either sector. Method: tables made by hand.
     #[test]
