@@ -143,8 +143,8 @@ impl Fence {
                     None => "nobody yet",
                 };
                 let message = format!(
-                    "side `{side}` must not start the machine in epoch {epoch}: in charge is {who}, \
-                     in epoch {}",
+                    "side `{side}` must not start the machine in epoch {epoch}: in charge is \
+                     {who}, in epoch {}",
                     self.number()
                 );
                 Err(Error::new(ErrorKind::Refused, message))

@@ -48,6 +48,6 @@ pub use report::{
     PassReport,
 };
 pub use run::{Job, Sides, Stay, ask_another, look};
-pub(crate) use spec::is_name;
 pub use spec::{Complete, DiskSpec, JobSpec, MachineSpec, Policy, SideSpec, SnapshotSpec, Verify};
+pub(crate) use spec::{from_toml, is_name};
 pub(crate) use wiring::{machine_of_spec, snapshots_of_spec};

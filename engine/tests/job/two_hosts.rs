@@ -249,8 +249,8 @@ fn drive(job: &mut Job, scene: &Scene, wish: Wish, mut gives_up: impl FnMut()) -
     panic!("does not end: {:?}", job.report());
 }
 
-/// A job whose link is cut in place of control message `cut`. How many messages there were before it
-/// was accepted or given up, and whether it was cut.
+/// A job whose link is cut in place of control message `cut`. How many messages there were before
+/// it was accepted or given up, and whether it was cut.
 fn cut_and_go_on(cut: usize, wish: Wish) -> (usize, bool) {
     let scene = Scene::in_memory(&["os"]);
     with_agent(&scene, |address| {
@@ -284,8 +284,8 @@ fn cut_and_go_on(cut: usize, wish: Wish) -> (usize, bool) {
     })
 }
 
-/// Cuts at each message, from where the wishes part for one of them, until a job ends before the cut
-/// comes: how many passes it makes is a matter of time, and so the number of messages is.
+/// Cuts at each message, from where the wishes part for one of them, until a job ends before the
+/// cut comes: how many passes it makes is a matter of time, and so the number of messages is.
 fn at_every_cut(wish: Wish) {
     let (until_parted, _) = cut_and_go_on(usize::MAX, wish);
     let cuts = match wish {

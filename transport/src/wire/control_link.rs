@@ -1,4 +1,4 @@
-//! The side of a source as a job of another host asks for it: its machine, its snapshots, its fence.
+//! The side of a source as a job of another host asks for it: machine, snapshots, fence.
 
 use bytes::BytesMut;
 
@@ -10,8 +10,8 @@ use super::limit::{CONTROL_LIMIT_MS_MAX, CONTROL_NAME_LEN_MAX, CONTROL_SNAPSHOT_
 /// Asks the agent for control of a machine, instead of a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ControlRequest {
-    /// Name of the pair, as the agent's operator wrote it; 1 to [`NAME_LEN_MAX`](super::NAME_LEN_MAX)
-    /// bytes.
+    /// Name of the pair, as the agent's operator wrote it; 1 to
+    /// [`NAME_LEN_MAX`](super::NAME_LEN_MAX) bytes.
     pub name: String,
     /// The job that asks; 1 to [`CONTROL_NAME_LEN_MAX`] bytes.
     pub job: String,
@@ -41,8 +41,8 @@ pub struct ControlAsk {
     pub what: ControlTask,
 }
 
-/// What is asked. Disks and snapshots are called by 1 to [`CONTROL_NAME_LEN_MAX`] bytes. Asked again
-/// for the same step, each has the same effect.
+/// What is asked. Disks and snapshots are called by 1 to [`CONTROL_NAME_LEN_MAX`] bytes. Asked
+/// again for the same step, each has the same effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ControlTask {
     /// Whether the machine has power.
