@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::disk::{Format, OpenOptions};
 use crate::error::{Error, ErrorKind, Result, one_line};
 use crate::hook::Hook;
-use crate::job::{MachineSpec, SnapshotSpec, is_name};
+use crate::job::{MachineSpec, SnapshotSpec, from_toml, is_name};
 
 /// The machines that jobs of other hosts may control.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,14 +61,7 @@ impl ControlSpec {
     /// # Errors
     /// `Usage` with the line that is wrong.
     pub fn from_toml(text: &str) -> Result<Self> {
-        let spec: Self = toml::from_str(text).map_err(|e| {
-            let message = format!("control file: {}", one_line(e.message()));
-            let at = e
-                .span()
-                .map(|span| text[..span.start].lines().count().max(1));
-            let line = at.map(|line| format!(" (line {line})")).unwrap_or_default();
-            Error::new(ErrorKind::Usage, format!("{message}{line}"))
-        })?;
+        let spec: Self = from_toml(text, "control file")?;
         spec.check()?;
         Ok(spec)
     }
@@ -186,5 +179,8 @@ format = "raw"
             let error = ControlSpec::from_toml(&text).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Usage, "{to}: {error}");
         }
+        let text = FILE.replacen("probe =", "prob =", 1);
+        let error = ControlSpec::from_toml(&text).unwrap_err();
+        assert!(error.message().ends_with("(line 3)"), "{error}");
     }
 }

@@ -189,8 +189,7 @@ impl ServedPair {
         }
     }
 
-    /// What can be read under a name of this pair, without the pair's own: `DISK` or
-    /// `DISK@SNAPSHOT`.
+    /// What can be read under a name of this pair, without the pair's own: `DISK`, `DISK@SNAPSHOT`.
     ///
     /// # Errors
     /// `NotGranted` for what does not exist now; `InUse` for a disk that the machine may write to;

@@ -101,7 +101,8 @@ impl Job {
             let identity = host.prove_quiet(disk, &step)?;
             if self.history().quiet(&disk.id) != Some(identity.as_str()) {
                 let message = format!(
-                    "disk `{}` was changed after its machine was stopped: somebody writes to it",
+                    "disk `{}` was changed after its machine was stopped: somebody else writes \
+                     to it",
                     disk.id
                 );
                 return Err(Error::new(ErrorKind::Refused, message));

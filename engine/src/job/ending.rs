@@ -1,5 +1,4 @@
-//! The ends of a job: accepted, undone, given up. What is done with is noted, and not touched
-//! again.
+//! The ends of a job: accepted, undone, given up. What is done with is noted, not touched again.
 
 use super::journal::Fact;
 use super::phase::Outcome;

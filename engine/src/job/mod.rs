@@ -65,9 +65,9 @@ pub use report::{
 pub use retry::{Clock, HostClock};
 pub use reverse::reverse_of;
 pub use run::{Job, Sides, Stay, ask_another, look};
-pub(crate) use spec::is_name;
 pub use spec::{
     Complete, DiskSpec, FinalCopy, JobSpec, MachineSpec, Policy, SideSpec, SnapshotSpec,
     TrackerSpec, Verify,
 };
+pub(crate) use spec::{from_toml, is_name};
 pub(crate) use wiring::{machine_of_spec, snapshots_of_spec};

@@ -275,14 +275,7 @@ impl JobSpec {
     /// # Errors
     /// `Usage` with the line that is wrong.
     pub fn from_toml(text: &str) -> Result<Self> {
-        let spec: Self = toml::from_str(text).map_err(|e| {
-            let message = format!("job definition: {}", crate::error::one_line(e.message()));
-            let at = e
-                .span()
-                .map(|span| text[..span.start].lines().count().max(1));
-            let line = at.map(|line| format!(" (line {line})")).unwrap_or_default();
-            Error::new(ErrorKind::Usage, format!("{message}{line}"))
-        })?;
+        let spec: Self = from_toml(text, "job definition")?;
         spec.check()?;
         Ok(spec)
     }
@@ -472,6 +465,21 @@ impl DiskSpec {
             ..OpenOptions::default()
         })
     }
+}
+
+/// Reads what an operator wrote; `what` is what it is called to him.
+///
+/// # Errors
+/// `Usage` with the line that is wrong.
+pub(crate) fn from_toml<T: serde::de::DeserializeOwned>(text: &str, what: &str) -> Result<T> {
+    toml::from_str(text).map_err(|e| {
+        let said = crate::error::one_line(e.message());
+        let before = e.span().and_then(|span| text.get(..span.start));
+        let line = before.map(|before| before.matches('\n').count() + 1);
+        let line = line.map(|line| format!(" (line {line})"));
+        let message = format!("{what}: {said}{}", line.unwrap_or_default());
+        Error::new(ErrorKind::Usage, message)
+    })
 }
 
 /// Names become names of files, and words of commands.

@@ -1,5 +1,4 @@
-//! The side of a source as a job of another host asks for it: its machine, its snapshots, its
-//! fence.
+//! The side of a source as a job of another host asks for it: machine, snapshots, fence.
 
 use bytes::BytesMut;
 
