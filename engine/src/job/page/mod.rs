@@ -485,8 +485,8 @@ mod tests {
         document
     }
 
-    // Goal: the page is well-formed, has every part, and shows hostile text as text. Method: a job of
-    // which every text is hostile, parsed as XML.
+    // Goal: the page is well-formed, has every part, and shows hostile text as text. Method: a job
+    // of which every text is hostile, parsed as XML.
     #[test]
     fn a_page_is_well_formed_whatever_it_tells() {
         let report = JobReport::of(&records());

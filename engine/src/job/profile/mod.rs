@@ -327,8 +327,8 @@ mod tests {
         broken.map(id).collect()
     }
 
-    // Goal: the data is what the table of the platform's pages says, version by version. Method: a disk
-    // at each limit, and one byte beyond.
+    // Goal: the data is what the table of the platform's pages says, version by version. Method: a
+    // disk at each limit, and one byte beyond.
     #[test]
     fn limits_are_those_that_were_printed() {
         for (version, os, data) in [
@@ -355,8 +355,8 @@ mod tests {
         assert!(error.message().contains("azure-hyperv/2020-01"));
     }
 
-    // Goal: what partitions tell differs by version as printed. Method: EFI, Storage Spaces, BitLocker,
-    // many partitions.
+    // Goal: what partitions tell differs by version as printed. Method: EFI, Storage Spaces,
+    // BitLocker, many partitions.
     #[test]
     fn partitions_are_held_against_the_rules() {
         let efi = || with_gpt(seen("os", 299 * GIB), &[EFI]);
@@ -376,8 +376,8 @@ mod tests {
         assert_eq!(broken("2020-01", &[encrypted]), ["bitlocker"]);
     }
 
-    // Goal: what an image cannot show is told and holds; the rest of the rules are looked at. Method: a
-    // disk that could not be read, and one that breaks the rest.
+    // Goal: what an image cannot show is told and holds; the rest of the rules are looked at.
+    // Method: a disk that could not be read, and one that breaks the rest.
     #[test]
     fn what_cannot_be_seen_is_asked_of_the_host() {
         let unread = Seen {
@@ -406,8 +406,8 @@ mod tests {
         );
     }
 
-    // Goal: BitLocker's volumes are found where a partition begins, and a table that leads past the end
-    // is no error. Method: a disk in memory.
+    // Goal: BitLocker's volumes are found where a partition begins, and a table that leads past the
+    // end is no error. Method: a disk in memory.
     #[test]
     fn volumes_are_looked_at_where_they_begin() {
         let head = gpt_of(&[EFI, POOL], 512);
