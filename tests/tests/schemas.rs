@@ -1,6 +1,6 @@
-//! Goal: what is published of events, reports and plans is what is printed.
-//! Method: a sync, an agent and a whole job of scripts through the command, every document and
-//! every line held against its schema in docs/; and one of each event that there is.
+//! Goal: what is published of events, reports and plans is what is printed. Method: a sync, an
+//! agent and a whole job of scripts through the command, every document and every line held against
+//! its schema in docs/; and one of each event that there is.
 #![cfg(unix)]
 
 use std::collections::BTreeSet;

@@ -216,12 +216,11 @@ impl<'a> History<'a> {
 
     /// What the last preflight found.
     pub(crate) fn findings(self) -> Vec<Finding> {
-        // One that failed ends with the record that says so.
-        let is_other = |record: &&Record| record.position != Position::at(Phase::Preflight);
+        let is_of_preflight = |record: &&Record| record.position == Position::at(Phase::Preflight);
         let newest_first = self.0.iter().rev();
         let of_preflight = newest_first
-            .skip_while(is_other)
-            .take_while(|record| record.position == Position::at(Phase::Preflight));
+            .skip_while(|record| !is_of_preflight(record))
+            .take_while(is_of_preflight);
         let mut findings: Vec<_> = of_preflight
             .filter_map(|record| match record.fact.clone()? {
                 Fact::Checked {
