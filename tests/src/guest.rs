@@ -162,6 +162,7 @@ impl Guest {
     }
 }
 
+/// The machine ends with the test. Its folder has to be there still.
 impl Drop for Guest {
     fn drop(&mut self) {
         if let Some(id) = self.process().filter(|_| self.is_running()) {

@@ -18,9 +18,10 @@ use failback_tests::{skip_without, tools};
 const SLOTS: u64 = 512;
 
 struct Scene {
-    mount: Mount,
+    // Before `mount`: a machine is found, and ended, by what is kept there.
     cloud: Guest,
     home: Guest,
+    mount: Mount,
     disks: usize,
 }
 
@@ -62,9 +63,9 @@ impl Scene {
         cloud.start();
         cloud.wait_for(" ACK 50");
         Self {
-            mount,
             cloud,
             home,
+            mount,
             disks,
         }
     }

@@ -127,6 +127,7 @@ fn recovery() -> String {
     "recovery".to_owned()
 }
 
+#[cfg(unix)]
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -202,6 +202,7 @@ impl Fence {
     }
 }
 
+#[cfg(unix)]
 #[cfg(test)]
 mod tests {
     use super::*;

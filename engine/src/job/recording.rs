@@ -231,6 +231,7 @@ fn read_text(directory: &Path) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
+#[cfg(unix)]
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -180,6 +180,7 @@ impl<'a> Blocks<'a> {
     }
 }
 
+#[cfg(unix)]
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -197,6 +197,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// Bytes of a log in use that is looked at for that; writers make 1 MiB.
 const LOG_LEN_MAX: u64 = 16 << 20;
 
+#[cfg(unix)]
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -322,6 +322,7 @@ fn records(timeline: &[Moment]) -> String {
     table(&["at", "phase", "what is known"], rows.collect())
 }
 
+#[cfg(unix)]
 #[cfg(test)]
 mod tests {
     use serde_json::json;

@@ -3,6 +3,7 @@
 //! the host.
 
 mod partitions;
+#[cfg(unix)]
 #[cfg(test)]
 pub(super) mod sample;
 
@@ -291,6 +292,7 @@ impl Rule {
     }
 }
 
+#[cfg(unix)]
 #[cfg(test)]
 mod tests {
     use super::sample::{EFI, POOL, gpt_of};
