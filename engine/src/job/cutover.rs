@@ -35,6 +35,8 @@ impl Job {
             let stopped = machine.shut_down(&step, spec.policy.stop_timeout);
             forced = match (stopped, spec.policy.force_stop) {
                 (Ok(Power::Off), _) => false,
+                // Somebody wants something else: no reason to take the power away.
+                (Err(error), _) if error.kind() == ErrorKind::Cancelled => return Err(error),
                 (_, true) => {
                     machine.power_off(&step)?;
                     true
@@ -70,7 +72,8 @@ impl Job {
         let step = run.step(&spec.name, "final");
         let host = self.sides.source.clone();
         if host.machine().power(&step)? == Power::On {
-            let message = "somebody started the source's machine; complete the failover again";
+            let message =
+                "somebody started the source's machine: cancel the job, and begin it again";
             return Err(Error::new(ErrorKind::Refused, message));
         }
         let way = self.history().way().unwrap_or(Way::Full);
@@ -233,9 +236,7 @@ impl Job {
 
     pub(super) fn pend(&mut self, run: &Run<'_>) -> Result<Went> {
         let spec = self.spec();
-        if self.read_the_rest(&spec, run)? {
-            return Ok(Went::Waits);
-        }
+        while self.read_the_rest(&spec, run)? {}
         let policy = spec.policy;
         if self.wants_deadline() {
             let (after, ask) = match (policy.commit_after, policy.undo_after) {

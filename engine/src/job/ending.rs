@@ -37,14 +37,7 @@ impl Job {
         self.once("stop:target".to_owned(), |_| {
             stop(machine.as_ref(), &spec, &step)
         })?;
-        for disk in &spec.disks {
-            let said = self.once(format!("restore:{}", disk.id), |_| restore(disk, run))?;
-            if let Some(said) = said.filter(|said| said.starts_with(KEPT)) {
-                run.observer.event(&Event::Warning {
-                    message: format!("disk `{}`: {said}", disk.id),
-                });
-            }
-        }
+        self.restore_all(&spec, run)?;
         let was_on = self.history().stopping().is_some_and(|(_, was_on)| was_on);
         self.give_back(&spec, was_on, run)?;
         self.drop_maps(&spec);
@@ -54,14 +47,27 @@ impl Job {
     pub(super) fn cancel(&mut self, run: &Run<'_>) -> Result<Went> {
         let spec = self.spec();
         self.thaw_all(&spec, run)?;
-        for disk in &spec.disks {
-            self.once(format!("restore:{}", disk.id), |_| restore(disk, run))?;
+        // What was kept for a target before is somebody else's.
+        if self.history().has_staged() {
+            self.restore_all(&spec, run)?;
         }
         if let Some((_, was_on)) = self.history().stopping() {
             self.give_back(&spec, was_on, run)?;
         }
         self.drop_maps(&spec);
         Ok(Went::On(Outcome::Done, None))
+    }
+
+    fn restore_all(&mut self, spec: &JobSpec, run: &Run<'_>) -> Result<()> {
+        for disk in &spec.disks {
+            let said = self.once(format!("restore:{}", disk.id), |_| restore(disk, run))?;
+            if let Some(said) = said.filter(|said| said.starts_with(KEPT)) {
+                run.observer.event(&Event::Warning {
+                    message: format!("disk `{}`: {said}", disk.id),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Puts the source in charge, and starts it if it ran before.
@@ -130,6 +136,7 @@ fn stop(machine: &dyn Machine, spec: &JobSpec, step: &crate::step::Step<'_>) -> 
     // What it wrote is given up in any case.
     match machine.shut_down(step, spec.policy.stop_timeout) {
         Ok(Power::Off) => Ok("shut down".to_owned()),
+        Err(error) if error.kind() == ErrorKind::Cancelled => Err(error),
         Ok(Power::On) | Err(_) => {
             machine.power_off(step)?;
             Ok("power taken away".to_owned())

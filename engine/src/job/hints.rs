@@ -31,10 +31,7 @@ impl Job {
     ) -> Result<Vec<Leg<'a>>> {
         let mut legs = Vec::new();
         for (disk, from) in spec.disks.iter().zip(from) {
-            let strategy = match way {
-                Way::Full => Strategy::Full,
-                Way::Delta => strategy_of(disk, way),
-            };
+            let strategy = strategy_of(disk, way);
             let carried = match (strategy, spec.source.tracker) {
                 (Strategy::Delta, Some(_)) => {
                     Some(self.carried(spec, disk, (&from, until), run)?)

@@ -100,7 +100,18 @@ impl<'a> History<'a> {
         )?
     }
 
-    /// Whether somebody asked for it, and nothing came of it yet.
+    /// Whether anything may have been staged for a target.
+    pub(crate) fn has_staged(self) -> bool {
+        let stages = |phase| {
+            matches!(
+                phase,
+                Phase::Presync | Phase::FinalDelta | Phase::FullDownload
+            )
+        };
+        self.0.iter().any(|record| stages(record.position.phase))
+    }
+
+    /// Whether somebody asked for it.
     pub(crate) fn is_asked(self, wanted: Ask) -> bool {
         let asked = |(_, fact): (u64, &Fact)| matches!(fact, Fact::Asked { ask } if *ask == wanted);
         self.facts().any(asked)

@@ -44,14 +44,9 @@ pub(super) fn examine(spec: &JobSpec, sides: &Sides, step: &Step<'_>) -> Result<
         });
     };
     let source = sides.source.machine().power(step)?;
-    find(
-        "source_reached",
-        "",
-        true,
-        format!("it is {}", word(source)),
-    );
+    find("source_reached", "", true, format!("it is {source}"));
     let target = sides.target.power(step)?;
-    let said = format!("the target's machine is {}", word(target));
+    let said = format!("the target's machine is {target}");
     find("target_off", "", target == Power::Off, said);
     let mut seen = Vec::new();
     for disk in &spec.disks {
@@ -70,11 +65,13 @@ pub(super) fn examine(spec: &JobSpec, sides: &Sides, step: &Step<'_>) -> Result<
             }
             false => None,
         };
+        let (is_free, said) = standing_of(disk)?;
+        find("target_free", &disk.id, is_free, said);
         for (rule, holds, said) in of_disk(disk, source.as_ref(), target.as_ref()) {
             find(rule, &disk.id, holds, said);
         }
         if spec.policy.profile.is_some() {
-            seen.extend(see(disk, source.as_ref(), target.as_ref())?);
+            seen.extend(see(spec, disk, (source.as_ref(), target.as_ref()))?);
         }
     }
     if let Some(profile) = &spec.policy.profile {
@@ -85,22 +82,37 @@ pub(super) fn examine(spec: &JobSpec, sides: &Sides, step: &Step<'_>) -> Result<
 
 /// What a profile is held against: the target's image, which nobody uses now, else the source's.
 fn see(
+    spec: &JobSpec,
     disk: &DiskSpec,
-    source: Option<&ImageInfo>,
-    target: Option<&ImageInfo>,
+    (source, target): (Option<&ImageInfo>, Option<&ImageInfo>),
 ) -> Result<Option<Seen>> {
     if let Some(target) = target {
         let open = disk.open(disk.target_format.as_deref())?;
         let at = (disk.target.as_path(), &open);
         return Ok(Some(Seen::of(disk, target, source, at)));
     }
-    match (source, disk.endpoint()?) {
+    match (source, spec.source_of(disk)?) {
         (Some(source), Endpoint::Path(path)) => {
             let open = disk.open(disk.source_format.as_deref())?;
             Ok(Some(Seen::of(disk, source, None, (&path, &open))))
         }
         _ => Ok(None),
     }
+}
+
+/// Whether no sync to the target is unfinished or waits to be accepted: a job that is given up
+/// brings back what it staged itself, and nothing else.
+fn standing_of(disk: &DiskSpec) -> Result<(bool, String)> {
+    let standing = operation::standing(&disk.target, None)?;
+    Ok(match standing.filter(|standing| !standing.is_over) {
+        None => (true, "no sync to the target is unfinished".to_owned()),
+        Some(standing) => {
+            let word = standing.word.name();
+            let said =
+                format!("an earlier sync to the target is {word}: recover, roll back or commit it");
+            (false, said)
+        }
+    })
 }
 
 type Rule = (&'static str, bool, String);
@@ -138,11 +150,4 @@ fn of_disk(disk: &DiskSpec, source: Option<&ImageInfo>, target: Option<&ImageInf
 fn disk_id(info: &ImageInfo) -> Option<&str> {
     let vhdx = info.vhdx.as_ref().map(|vhdx| vhdx.disk_id.as_str());
     vhdx.or(info.vhd.as_ref().map(|vhd| vhd.disk_id.as_str()))
-}
-
-fn word(power: Power) -> &'static str {
-    match power {
-        Power::On => "on",
-        Power::Off => "off",
-    }
 }

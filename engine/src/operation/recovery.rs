@@ -177,6 +177,8 @@ pub(crate) fn refuse_mixed_source(path: &Path) -> Result<()> {
 pub(crate) struct Standing {
     /// In a word.
     pub(crate) word: Word,
+    /// Nothing is left to do or undo, and the target is a whole disk.
+    pub(crate) is_over: bool,
     /// Root of the new disk in hexadecimal, once it was sealed and where it was hashed.
     pub(crate) new_root: Option<String>,
     /// Bytes of a stage that waits to be applied.
@@ -220,6 +222,7 @@ pub(crate) fn standing(target: &Path, state: Option<&Path>) -> Result<Option<Sta
     };
     Ok(Some(Standing {
         word: journal.word(),
+        is_over: journal.is_over(),
         new_root: sealed.or(made).or(layered),
         logged,
     }))

@@ -6,14 +6,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
 
 use failback_engine::job::{Ask, Job, LocalHost, Phase, Sides};
-use failback_engine::machine::{FakeMachine, Machine, Power};
+use failback_engine::machine::{Call, FakeMachine, Power};
 use failback_engine::snapshot::{SnapshotId, SnapshotProvider};
 use failback_engine::{Result, Step};
 
 use super::scene::{Copies, Scene, run};
+use super::watched::Watched;
 
 /// Counts what happens, and dies at one of them.
 #[derive(Clone, Debug)]
@@ -48,63 +48,39 @@ impl Fuse {
 }
 
 #[derive(Debug)]
-struct Mortal<T> {
-    inner: T,
-    fuse: Fuse,
-}
+struct Mortal(Fuse);
 
-impl<T> Mortal<T> {
+impl Mortal {
     fn did<R>(&self, result: R) -> R {
-        self.fuse.burn();
+        self.0.burn();
         result
     }
 }
 
-impl Machine for Mortal<FakeMachine> {
-    fn power(&self, step: &Step<'_>) -> Result<Power> {
-        self.inner.power(step)
-    }
-
-    fn shut_down(&self, step: &Step<'_>, limit: Duration) -> Result<Power> {
-        self.did(self.inner.shut_down(step, limit))
-    }
-
-    fn power_off(&self, step: &Step<'_>) -> Result<()> {
-        self.did(self.inner.power_off(step))
-    }
-
-    fn start(&self, step: &Step<'_>) -> Result<()> {
-        self.did(self.inner.start(step))
-    }
-
-    fn delete(&self, step: &Step<'_>) -> Result<()> {
-        self.did(self.inner.delete(step))
-    }
-}
-
-impl SnapshotProvider for Mortal<Copies> {
+impl SnapshotProvider for Mortal {
     fn create(&self, image: &Path, id: &SnapshotId, step: &Step<'_>) -> Result<PathBuf> {
-        self.did(self.inner.create(image, id, step))
+        self.did(Copies.create(image, id, step))
     }
 
     fn release(&self, image: &Path, id: &SnapshotId, step: &Step<'_>) -> Result<()> {
-        self.did(self.inner.release(image, id, step))
+        self.did(Copies.release(image, id, step))
     }
 
     fn list(&self, image: &Path, job: &str, step: &Step<'_>) -> Result<Vec<SnapshotId>> {
-        self.inner.list(image, job, step)
+        Copies.list(image, job, step)
     }
 }
 
 fn mortal(scene: &Scene, fuse: &Fuse) -> Sides {
-    let machine = |inner: &FakeMachine| Mortal {
-        inner: inner.clone(),
-        fuse: fuse.clone(),
+    let machine = |inner: &FakeMachine| {
+        let fuse = fuse.clone();
+        // To be asked for its power does nothing to it.
+        Watched::new(inner, move |call| match call {
+            Call::Power => {}
+            _ => fuse.burn(),
+        })
     };
-    let snapshots = Mortal {
-        inner: Copies,
-        fuse: fuse.clone(),
-    };
+    let snapshots = Mortal(fuse.clone());
     let source = Arc::new(machine(&scene.source));
     Sides {
         source: Arc::new(LocalHost::new(source, Some(Arc::new(snapshots)))),

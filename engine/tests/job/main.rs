@@ -9,12 +9,23 @@ mod relay;
 mod scene;
 mod telling;
 mod two_hosts;
+mod watched;
 
-use failback_engine::job::{Ask, Job, JobReport, Phase, Position, look, reverse_of};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use failback_engine::disk::OpenOptions;
+use failback_engine::endpoint::Endpoint;
+use failback_engine::job::{
+    Ask, Job, JobReport, LocalHost, Phase, Position, Sides, ask_another, look, reverse_of,
+};
 use failback_engine::machine::{Behaviour, Call, Power};
+use failback_engine::operation::{SyncRequest, info, sync};
+use failback_engine::transport::Apply;
 use failback_engine::{CancelToken, ErrorKind, Silent};
 
-use scene::{Scene, ask, overwrite, run};
+use scene::{Copies, Scene, ask, overwrite, run};
+use watched::Watched;
 
 fn phase(job: &Job) -> Phase {
     job.position().phase
@@ -130,7 +141,7 @@ fn a_source_that_still_writes_is_found() {
     let mut job = scene.start();
     run(&mut job);
     let path = scene.source_of("os");
-    job.on_record(std::sync::Arc::new(move |record| {
+    job.on_record(Arc::new(move |record| {
         if format!("{:?}", record.fact).contains("Quiet") {
             overwrite(&path, 0, b"a late write");
         }
@@ -260,6 +271,72 @@ fn reverse_kind(scene: &Scene) -> ErrorKind {
     reverse_of(&look(&scene.jobs(), "web").unwrap())
         .unwrap_err()
         .kind()
+}
+
+// Goal: what an operator keeps of an earlier sync is not a job's to undo. Method: a sync that waits
+// to be accepted; a job is refused in its preflight, and cancelled.
+#[test]
+fn the_undo_of_an_earlier_sync_is_left_alone() {
+    let scene = Scene::new(&["os"]);
+    let path = |path| Endpoint::Path(path);
+    let earlier = scene.dir.path().join("earlier.raw");
+    std::fs::write(&earlier, vec![5; scene::DISK_LEN]).unwrap();
+    let request = SyncRequest {
+        apply: Apply::StageKeepUndo,
+        ..SyncRequest::new(path(earlier), path(scene.target_of("os")))
+    };
+    let report = sync(&request, &Silent, &CancelToken::new());
+    assert!(report.error.is_none(), "{:?}", report.error);
+    let kept = scene.target_bytes();
+    let mut job = scene.start();
+    run(&mut job);
+    let report = job.report();
+    assert_eq!((report.phase, report.suspended), ("preflight", true));
+    assert!(report.error.unwrap().message.starts_with("target_free"));
+
+    ask(&mut job, Ask::Cancel);
+
+    assert_eq!(phase(&job), Phase::Cancelled);
+    assert_eq!(scene.target_bytes(), kept);
+    let info = info(&scene.target_of("os"), &OpenOptions::default(), None).unwrap();
+    assert_eq!(info.state, Some("new_verified"));
+}
+
+// Goal: who gives a job up while the guest shuts down does not take its power away, whatever the
+// policy says of guests that do not. Method: a guest that takes its time, and a cancel.
+#[test]
+fn a_stop_that_is_given_up_forces_nothing() {
+    let scene = Scene::new(&["os"]);
+    scene.source.always(Call::ShutDown, Behaviour::Hangs);
+    let mut spec = scene.spec();
+    spec.policy.force_stop = true;
+    let forced = Arc::new(AtomicUsize::new(0));
+    let counted = forced.clone();
+    let machine = Watched::new(&scene.source, move |call| {
+        counted.fetch_add(usize::from(call == Call::PowerOff), Ordering::SeqCst);
+    });
+    let sides = Sides {
+        source: Arc::new(LocalHost::new(Arc::new(machine), Some(Arc::new(Copies)))),
+        ..scene.sides()
+    };
+    let mut job = Job::start(&scene.jobs(), spec, None, sides).unwrap();
+    run(&mut job);
+    job.ask(Ask::Complete).unwrap();
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| run(&mut job));
+        while scene.source.count(Call::ShutDown) == 0 {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        ask_another(&scene.jobs(), "web", Ask::Cancel, &CancelToken::new()).unwrap();
+        running.join().unwrap();
+    });
+    assert_eq!(phase(&job), Phase::Cancelled, "{:?}", job.report());
+    assert_eq!(
+        forced.load(Ordering::SeqCst),
+        0,
+        "it was asked for its power"
+    );
+    assert_eq!(scene.source.real_power(), Power::On);
 }
 
 // Goal: a target that runs already is no target. Method: a machine that is on.

@@ -2,53 +2,25 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use failback_engine::agent::{Grants, Pair, serve};
 use failback_engine::disk::OpenOptions;
 use failback_engine::job::{Ask, Job, JobSpec, Phase, RemoteHost, Sides};
-use failback_engine::machine::{Call, FakeMachine, Machine, Power};
+use failback_engine::machine::{Call, FakeMachine, Power};
 use failback_engine::transport::link::{Shape, tcp};
-use failback_engine::{CancelToken, Result, Silent, Step};
+use failback_engine::{CancelToken, Result, Silent};
 
 use super::relay::Relay;
 use super::scene::{Copies, Scene, ask, run};
+use super::watched::Watched;
 
 /// A machine that looks at the other one after everything it does: never both on.
-#[derive(Debug)]
-struct Watching {
-    inner: FakeMachine,
-    other: FakeMachine,
-}
-
-impl Watching {
-    fn did<R>(&self, result: R) -> R {
-        let powers = (self.inner.real_power(), self.other.real_power());
-        assert_ne!(powers, (Power::On, Power::On), "both sides run");
-        result
-    }
-}
-
-impl Machine for Watching {
-    fn power(&self, step: &Step<'_>) -> Result<Power> {
-        self.did(self.inner.power(step))
-    }
-
-    fn shut_down(&self, step: &Step<'_>, limit: Duration) -> Result<Power> {
-        self.did(self.inner.shut_down(step, limit))
-    }
-
-    fn power_off(&self, step: &Step<'_>) -> Result<()> {
-        self.did(self.inner.power_off(step))
-    }
-
-    fn start(&self, step: &Step<'_>) -> Result<()> {
-        self.did(self.inner.start(step))
-    }
-
-    fn delete(&self, step: &Step<'_>) -> Result<()> {
-        self.did(self.inner.delete(step))
-    }
+fn watching(inner: &FakeMachine, other: &FakeMachine) -> Arc<Watched> {
+    let both = [inner.clone(), other.clone()];
+    Arc::new(Watched::new(inner, move |_| {
+        let powers = both.each_ref().map(FakeMachine::real_power);
+        assert_ne!(powers, [Power::On, Power::On], "both sides run");
+    }))
 }
 
 /// The state directory of the agent.
@@ -57,10 +29,7 @@ fn agent_state(scene: &Scene) -> PathBuf {
 }
 
 pub(crate) fn grants(scene: &Scene) -> Result<Grants> {
-    let machine = Arc::new(Watching {
-        inner: scene.source.clone(),
-        other: scene.target.clone(),
-    });
+    let machine = watching(&scene.source, &scene.target);
     let mut pair = Pair::new("recovery", machine, Some(Arc::new(Copies)));
     for disk in &scene.disks {
         pair = pair.disk(disk, &scene.source_of(disk), OpenOptions::default());
@@ -110,10 +79,7 @@ pub(crate) fn sides(scene: &Scene, address: &str) -> Sides {
     let endpoint = format!("tcp://{address}/web").parse().unwrap();
     Sides {
         source: Arc::new(RemoteHost::new(endpoint, "recovery").unwrap()),
-        target: Arc::new(Watching {
-            inner: scene.target.clone(),
-            other: scene.source.clone(),
-        }),
+        target: watching(&scene.target, &scene.source),
     }
 }
 
