@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -72,6 +72,42 @@ impl Mount {
         let ballast = self.path().join("ballast");
         tools::run("fallocate", ["-l", &len.to_string(), text(&ballast)]);
         ballast
+    }
+
+    /// Changes what the medium holds at `at` of a file, as rot does: the file system knows nothing
+    /// of it. Of one made by [`Self::in_file`], and of whole blocks.
+    ///
+    /// # Panics
+    ///
+    /// When the file has nothing there.
+    pub fn rot(&self, path: &Path, at: u64, bytes: &[u8]) {
+        // Flushes the file, and forgets what is in memory of it.
+        let of = format!("of={}", text(path));
+        let forget = ["oflag=nocache", "conv=notrunc,fdatasync", "count=0", &of];
+        let forget = || tools::run("dd", forget.iter().copied().chain(["status=none"]));
+        forget();
+        let extents = tools::run("filefrag", ["-v", "-b512", text(path)]);
+        let on_medium = extents.lines().find_map(|line| {
+            let mut numbers = line
+                .split([':', '.', ' '])
+                .filter(|word| !word.is_empty())
+                .map(str::parse::<u64>);
+            let mut next = || numbers.next()?.ok().map(|sectors| sectors * 512);
+            let (_, first, last, physical) = (next()?, next()?, next()?, next()?);
+            (first..last + 512)
+                .contains(&at)
+                .then(|| physical + at - first)
+        });
+        let medium = self.point.with_file_name("fs");
+        let medium = fs::File::options().write(true).open(medium);
+        medium
+            .and_then(|medium| medium.write_all_at(bytes, on_medium.expect("an extent")))
+            .expect("rot");
+        forget();
+        let mut now = vec![0; bytes.len()];
+        let file = fs::File::open(path).expect("file");
+        file.read_exact_at(&mut now, at).expect("read");
+        assert!(now == bytes, "the file is read from the medium");
     }
 
     /// A folder seen through a mount that allows no writes.

@@ -35,4 +35,4 @@ pub use staging::Staging;
 
 pub(crate) use exchange::{drop_replaced, is_placed};
 pub(crate) use merging::drop_child;
-pub(crate) use opening::{NOTES, notes_of, waits_to_be_accepted};
+pub(crate) use opening::{NOTES, Resumed, notes_of, waits_to_be_accepted};

@@ -18,11 +18,19 @@ pub(crate) struct Resumed {
 }
 
 impl Resumed {
+    /// Whether an earlier run is gone on with.
+    pub(crate) fn is_resumed(&self) -> bool {
+        self.reasons.contains(&RESUMED)
+    }
+
     /// The reasons as they travel in `Result`.
     pub(crate) fn notes(&self) -> u8 {
         notes_of(&self.reasons)
     }
 }
+
+/// Reason code of a run that goes on with an earlier one.
+const RESUMED: &str = "resumed";
 
 /// Reasons as they travel in `Result`.
 pub(crate) fn notes_of(reasons: &[&'static str]) -> u8 {
@@ -33,7 +41,7 @@ pub(crate) fn notes_of(reasons: &[&'static str]) -> u8 {
 
 /// Reason codes by their bit in `Result`.
 pub(crate) const NOTES: [&str; 8] = [
-    "resumed",
+    RESUMED,
     "source_changed",
     "target_changed",
     "options_changed",
@@ -108,7 +116,7 @@ impl Opening {
         if journal.source() != self.first.source.as_deref() {
             self.resumed.reasons.push("source_changed");
         }
-        self.resumed.reasons.push("resumed");
+        self.resumed.reasons.push(RESUMED);
     }
 
     /// Takes over what the next job has to know of an earlier one.

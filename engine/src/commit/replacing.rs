@@ -133,8 +133,7 @@ impl Replacing {
     /// Whether the new disk is known to read zero: it was made for this session.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.opening.begun().container == Container::File
-            && !self.opening.resumed.reasons.contains(&"resumed")
+        self.opening.begun().container == Container::File && !self.opening.resumed.is_resumed()
     }
 
     /// Says why an earlier run was given up, if one was.

@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError};
 use crate::abort::Abort;
 use crate::apply::Part;
 use crate::commit::finish::{Finisher, Job, Outcome, forget_stage, has_leaf};
-use crate::commit::opening::{Opening, notes_of, waits_to_be_accepted};
+use crate::commit::opening::{Opening, Resumed, notes_of, waits_to_be_accepted};
 use crate::disk::{DiskInfo, Extent, ExtentKind, Source, TargetAccess};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Digest, is_zero};
@@ -78,6 +78,11 @@ impl Staging {
     #[must_use]
     pub fn resumed_blocks(&self) -> u64 {
         self.opening.resumed.blocks
+    }
+
+    /// What was found of an earlier run.
+    pub(crate) fn resumed(&self) -> &Resumed {
+        &self.opening.resumed
     }
 
     /// Whether anything was staged.

@@ -82,22 +82,16 @@ impl<'a> History<'a> {
         })
     }
 
-    /// The disk's root by the hint that was used last, until all of it was read.
+    /// The root that rests on a hint, as long as not all of the stopped disk was read.
     pub(crate) fn unproven(self, disk: &str) -> Option<&'a str> {
-        // Hints of passes are in the map that the last one goes on from, and proven with it.
-        let mut newest_first = self.0.iter().rev();
-        newest_first.find_map(
-            |record| match (record.position.phase, record.fact.as_ref()?) {
-                (Phase::FinalDelta, Fact::Hinted { disk: of, root, .. }) if of == disk => {
-                    Some(Some(root.as_str()))
-                }
-                (_, Fact::Scanned { disk: of, .. }) if of == disk => Some(None),
-                (Phase::FinalDelta, Fact::HintRejected { disk: of, .. }) if of == disk => {
-                    Some(None)
-                }
-                _ => None,
-            },
-        )?
+        let mut newest_first = self.facts().rev();
+        newest_first.find_map(|(_, fact)| match fact {
+            Fact::Scanned { disk: of, .. } if of == disk => Some(None),
+            Fact::Final { moved } if moved.disk == disk => {
+                Some(moved.root.as_deref().filter(|_| moved.hinted))
+            }
+            _ => None,
+        })?
     }
 
     /// Whether anything may have been staged for a target.

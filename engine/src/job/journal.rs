@@ -120,8 +120,8 @@ pub enum Fact {
         /// What tells it in this state from any other.
         identity: String,
     },
-    /// Of a disk only what a tracker named was read; the rest is to be read before anything rests
-    /// on it.
+    /// A map of a disk was made of what a tracker named. Whether it was used says
+    /// [`Moved::hinted`].
     Hinted {
         /// The disk.
         disk: String,
@@ -284,6 +284,9 @@ pub struct Moved {
     pub seconds: f64,
     /// Reason codes.
     pub reasons: Vec<String>,
+    /// Only what a tracker named was read of the source: the root is right if that spoke true.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hinted: bool,
     /// What tells the target, and what is staged for it, from any other state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mark: Option<String>,

@@ -82,7 +82,7 @@ pub(super) fn move_all(
                             Until::Staged => stage_mark(path, open, None, stop)?,
                             Until::Sealed | Until::End => None,
                         };
-                        let moved = moved_of(&leg.disk.id, &report);
+                        let moved = moved_of(leg, &report);
                         Ok(Moved { mark, ..moved })
                     });
                     match moved {
@@ -121,9 +121,11 @@ pub(super) fn move_all(
     }
 }
 
-fn moved_of(disk: &str, report: &Report) -> Moved {
+fn moved_of(leg: &Leg<'_>, report: &Report) -> Moved {
+    let has_hint = leg.carried.as_ref().is_some_and(Carried::has_hint);
     Moved {
-        disk: disk.to_owned(),
+        disk: leg.disk.id.clone(),
+        hinted: has_hint && report.map.source.is_trusted(),
         root: report.root.target.clone(),
         changed: report.bytes.changed,
         sent: report.bytes.sent,

@@ -106,6 +106,20 @@ pub(crate) struct Left {
 }
 
 impl Carried {
+    /// The place for the next map alone.
+    fn unbelieved(&self) -> Self {
+        Self {
+            target: self.target.clone(),
+            left: None,
+            source: None,
+        }
+    }
+
+    /// Whether the source's map is not all read from it.
+    pub(crate) fn has_hint(&self) -> bool {
+        self.source.is_some()
+    }
+
     /// Whether maps stand for reads of both sides, given what the target is now.
     fn believed(&self, mark: Option<&str>) -> Option<(&Left, &(CarriedMap, String))> {
         let left = self.left.as_ref().filter(|left| mark == Some(&left.mark))?;
@@ -280,7 +294,15 @@ fn run_sync(
                 trust: false,
                 ..maps
             });
-            job.run(untrusted, report)
+            let request = SyncRequest {
+                carried: request.carried.as_ref().map(Carried::unbelieved),
+                ..request.clone()
+            };
+            Job {
+                request: &request,
+                ..job
+            }
+            .run(untrusted, report)
         }
         ended => ended,
     }

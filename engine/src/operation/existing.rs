@@ -10,7 +10,7 @@ use super::recovery::{Found, finish_unfinished};
 use super::replacement::run_replacing;
 use crate::abort::{Abort, CancelToken};
 use crate::commit::{
-    Marked, Replacing, Staging, drop_child, drop_replaced, notes_of, waits_to_be_accepted,
+    Marked, Replacing, Resumed, Staging, drop_child, drop_replaced, notes_of, waits_to_be_accepted,
 };
 use crate::disk::{
     DiskInfo, HostLayers, HostNewFile, HostTarget, NewFile, OpenOptions, Source, TargetAccess,
@@ -23,7 +23,7 @@ use crate::state::{
     Barriers, Begun, Container, Folder, HostFolder, Journal, STAGE_NAME, Word, absolute,
     has_needless, lock_state,
 };
-use crate::sync::{Changes, InPlaceChanges, Peer, Session, run_target};
+use crate::sync::{Changes, InPlaceChanges, Peer, Session, map_rejected, run_target};
 use crate::system::{Access, HostFile};
 
 /// See the module's head. Open for reading only, and locked, as is its state directory.
@@ -194,7 +194,7 @@ impl ExistingTarget {
                 Err(error) => Err(told(&mut peer, error)),
             };
         }
-        match self.prepare_staged(session) {
+        match self.prepare_as_mapped(session) {
             Ok(Staged::Log(staging)) => {
                 let changes = Changes::Staged(&staging);
                 let (end, result) =
@@ -203,6 +203,20 @@ impl ExistingTarget {
             }
             Ok(Staged::Replaced(replacing)) => run_replacing(&replacing, session, peer, abort),
             Err(error) => Err(told(&mut peer, error)),
+        }
+    }
+
+    /// The same as [`Self::prepare_staged`], where a map that a job carries on speaks of what was
+    /// staged: if that is not gone on with, for whatever reason, the map is of another disk.
+    fn prepare_as_mapped(self, session: &Session) -> Result<Staged> {
+        let journal = Journal::open(&self.folder, Barriers::new())?;
+        let word = journal.map(|journal| journal.word());
+        let was_staged = matches!(word, Some(Word::Staging | Word::Staged));
+        let is_mapped = session.map.carried.is_some() && session.trusted().is_some();
+        let staged = self.prepare_staged(session)?;
+        match was_staged && is_mapped && !staged.resumed().is_resumed() {
+            true => Err(map_rejected()),
+            false => Ok(staged),
         }
     }
 
@@ -368,6 +382,15 @@ impl Choice {
 enum Staged {
     Log(Box<Staging>),
     Replaced(Box<Replacing>),
+}
+
+impl Staged {
+    fn resumed(&self) -> &Resumed {
+        match self {
+            Self::Log(staging) => staging.resumed(),
+            Self::Replaced(replacing) => replacing.resumed(),
+        }
+    }
 }
 
 /// What the journal says of a job on `path`, but for what is there already.

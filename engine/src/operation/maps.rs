@@ -98,7 +98,7 @@ impl MapStanding {
     pub(super) fn report(&self, vouched: u64) -> SideMapReport {
         SideMapReport {
             state: match (self.root, self.refusal) {
-                (Some(_), _) => "trusted",
+                (Some(_), _) => TRUSTED,
                 (None, Some(_)) => "rejected",
                 (None, None) => "none",
             },
@@ -126,6 +126,16 @@ pub struct SideMapReport {
     /// Bytes with data that were not read because of it.
     pub vouched_bytes: u64,
 }
+
+impl SideMapReport {
+    /// Whether it stood for reads.
+    pub(crate) fn is_trusted(&self) -> bool {
+        self.state == TRUSTED
+    }
+}
+
+/// State of a map that stands for reads.
+const TRUSTED: &str = "trusted";
 
 impl Default for SideMapReport {
     fn default() -> Self {

@@ -42,5 +42,6 @@ pub(crate) use session::scan_threads;
 pub use session::{
     Phase, Session, SessionLink, SessionOptions, SessionProgress, SideMap, Task, Until, source_mark,
 };
+pub(crate) use source_role::map_rejected;
 pub use source_role::run_source;
 pub use target_role::{Changes, Finish, InPlaceChanges, Peer, run_target};

@@ -727,7 +727,7 @@ fn check_leaf(hasher: &Hasher, bytes: &[u8], leaf: Digest) -> Result<()> {
 }
 
 /// What a job ends with when a map that was believed is found to lie: it is run again without.
-pub(super) fn map_rejected() -> Error {
+pub(crate) fn map_rejected() -> Error {
     let message = "the saved map of the disk is not what the disk holds (map_rejected:audit)";
     Error::new(ErrorKind::MapRejected, message)
 }
