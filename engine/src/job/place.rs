@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::phase::Ask;
 use super::spec::is_name;
 use crate::error::{Error, ErrorKind, Result};
+use crate::system::sync_directory_of;
 
 /// The directory of all jobs of a host.
 #[derive(Clone, Debug)]
@@ -64,17 +65,19 @@ impl Jobs {
     }
 }
 
-/// Leaves an ask for the process that runs the job, or for the next one that does. Not durable: who
-/// asks waits until the job's journal has it.
+/// Leaves an ask for the process that runs the job, or for the next one that does. Durable: it may
+/// be heard long after whoever asked has gone.
 pub(crate) fn leave_ask(directory: &Path, ask: Ask) -> Result<()> {
     let at = ask_file(directory, ask);
-    fs::write(&at, b"").map_err(|e| Error::io(e, "leave word for the job").path(&at))
+    let left = fs::File::create(&at).and_then(|file| file.sync_all());
+    left.and_then(|()| sync_directory_of(&at))
+        .map_err(|e| Error::io(e, "leave word for the job").path(&at))
 }
 
-/// An ask that somebody left.
-pub(crate) fn find_ask(directory: &Path) -> Option<Ask> {
+/// Asks that were left, in the order in which they are heard.
+pub(crate) fn asks_left(directory: &Path) -> impl Iterator<Item = Ask> {
     let is_left = |ask: &Ask| ask_file(directory, *ask).exists();
-    Ask::ALL.into_iter().find(is_left)
+    Ask::ALL.into_iter().filter(is_left)
 }
 
 /// It is in the journal, or refused.

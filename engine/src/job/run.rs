@@ -9,7 +9,7 @@ use super::history::History;
 use super::host::SourceHost;
 use super::journal::{Begun, Fact, JobJournal, Record, now_ms};
 use super::phase::{Ask, Outcome, Phase, Position};
-use super::place::{Jobs, find_ask, forget_ask, leave_ask};
+use super::place::{Jobs, asks_left, forget_ask, leave_ask};
 use super::recording::{self, Recording};
 use super::report::JobReport;
 use super::retry::{self, Clock, HostClock};
@@ -118,6 +118,8 @@ impl Job {
                 return Err(Error::new(ErrorKind::Refused, message));
             }
         }
+        // What was asked of the job before is not asked of this one.
+        asks_left(&directory).try_for_each(|ask| forget_ask(&directory, ask))?;
         let begun = Begun {
             key: key.map(str::to_owned),
             epoch: fence.number(),
@@ -265,7 +267,7 @@ impl Job {
                     let next = at.next(outcome).expect("a phase gives outcomes of its own");
                     self.journal.go_to(next, fact)?;
                 }
-                Ok(Went::Waits) => std::thread::sleep(POLL),
+                Ok(Went::Waits) => std::thread::sleep(IDLE_POLL),
                 // Somebody wants something else; the job stays where it is until that is heard.
                 Err(error) if error.kind() == ErrorKind::Cancelled && stop.is_cancelled() => {}
                 Err(error) => self.suspend(&error, observer)?,
@@ -305,7 +307,8 @@ impl Job {
 
     /// Takes what other processes asked for into the journal. What cannot be asked now is dropped.
     fn hear_asks(&mut self, observer: &dyn Observer) -> Result<()> {
-        while let Some(ask) = find_ask(&self.directory) {
+        let directory = self.directory.clone();
+        while let Some(ask) = asks_left(&directory).next() {
             if let Err(refused) = self.ask(ask) {
                 if refused.kind() != ErrorKind::Refused {
                     return Err(refused);
@@ -314,7 +317,7 @@ impl Job {
                     message: refused.chain(),
                 });
             }
-            forget_ask(&self.directory, ask)?;
+            forget_ask(&directory, ask)?;
         }
         Ok(())
     }
@@ -333,8 +336,9 @@ impl Job {
         std::thread::scope(|scope| {
             let watcher = scope.spawn(|| {
                 while !is_done.load(Ordering::SeqCst) {
-                    let asked = find_ask(&directory).filter(|ask| *ask != Ask::Complete);
-                    let is_wanted = asked.is_some_and(|ask| at.next(Outcome::Asked(ask)).is_some());
+                    // Completing waits for the end of a pass.
+                    let mut asked = asks_left(&directory).filter(|ask| *ask != Ask::Complete);
+                    let is_wanted = asked.any(|ask| at.next(Outcome::Asked(ask)).is_some());
                     if cancel.is_cancelled() || is_wanted {
                         stop.cancel();
                     }
@@ -547,21 +551,24 @@ pub fn look(jobs: &Jobs, name: &str) -> Result<Vec<Record>> {
     })
 }
 
-/// Leaves an ask to the process that runs the job, and waits until that has heard it; how the job
-/// is then.
+/// Leaves an ask to the process that runs the job, and waits until that has heard it, unless it
+/// waits for the end of a pass; how the job is then.
 ///
 /// # Errors
 /// `Refused` where that cannot be asked for now; `InUse` when nobody hears it; `Cancelled`.
 pub fn ask_another(jobs: &Jobs, name: &str, ask: Ask, cancel: &CancelToken) -> Result<JobReport> {
     let records = look(jobs, name)?;
     let at = History(&records).position();
-    if at.next(Outcome::Asked(ask)).is_none() {
+    let Some(next) = at.next(Outcome::Asked(ask)) else {
         return Err(not_allowed(at, ask));
-    }
+    };
     let directory = jobs.directory(name)?;
     leave_ask(&directory, ask)?;
+    if next == at {
+        return Ok(JobReport::of(&records));
+    }
     let until = std::time::Instant::now() + HEARD_WITHIN;
-    while find_ask(&directory) == Some(ask) {
+    while asks_left(&directory).any(|left| left == ask) {
         if cancel.is_cancelled() || std::time::Instant::now() > until {
             forget_ask(&directory, ask)?;
             let (kind, message) = match cancel.is_cancelled() {
@@ -597,6 +604,8 @@ fn not_allowed(at: Position, ask: Ask) -> Error {
 const SAID_CHARS_MAX: usize = 256;
 /// How often a wait looks around.
 const POLL: Duration = Duration::from_millis(50);
+/// The same of a job that waits, maybe for weeks.
+const IDLE_POLL: Duration = Duration::from_millis(250);
 /// How long a process that runs a job may take to hear an ask: it is heard between steps, and most
 /// steps end at once for one.
 const HEARD_WITHIN: Duration = Duration::from_mins(2);

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test states its expectations by it")]
 
+mod asks;
 mod crashes;
 mod fencing;
 mod hinted;
