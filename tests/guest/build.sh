@@ -16,7 +16,15 @@ cleanup() {
 trap cleanup EXIT
 cd "$work"
 
-package=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image/ { print $2; exit }')
+newest_kernel() {
+    apt-cache depends linux-image-cloud-amd64 2>/dev/null |
+        awk '/Depends: linux-image/ { print $2; exit }'
+}
+package=$(newest_kernel)
+if [ -z "$package" ]; then
+    apt-get update -q >/dev/null
+    package=$(newest_kernel)
+fi
 apt-get download -q "$package" >/dev/null
 dpkg-deb --fsys-tarfile ./linux-image-*.deb |
     tar -x --wildcards './boot/vmlinuz-*' './lib/modules/*'

@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 
 use crate::tools;
 
+/// Longest time that a machine lives, whatever becomes of the test, seconds.
+const LIFETIME: u32 = 600;
+
 /// A virtual machine in a folder: its images, its script, its console.
 #[derive(Debug)]
 pub struct Guest {
@@ -88,13 +91,23 @@ impl Guest {
             );
         }
         let (qmp, console) = (self.socket(), self.console_path());
-        let (qmp, console, pid) = (qmp.display(), console.display(), self.dir.join("pid"));
+        let (qmp, console) = (qmp.display(), console.display());
+        let (pid, log) = (self.dir.join("pid"), self.dir.join("log"));
+        // Not a daemon of its own making: that would outlive a test that is killed.
         format!(
             "#!/bin/sh\n\
-             exec qemu-system-x86_64 -M pc,usb=off -accel tcg -m 128 -smp 1 -nodefaults \
-             -no-user-config -display none -no-reboot -daemonize -pidfile {} \
-             -serial file:{console} -qmp unix:{qmp},server=on,wait=off{drives}\n",
-            pid.display()
+             rm -f {qmp}\n\
+             timeout -s KILL {LIFETIME} qemu-system-x86_64 -M pc,usb=off -accel tcg -m 128 -smp 1 \
+             -nodefaults -no-user-config -display none -no-reboot -pidfile {pid} \
+             -serial file:{console} -qmp unix:{qmp},server=on,wait=off{drives} \
+             </dev/null >>{log} 2>&1 &\n\
+             timer=$!\n\
+             until test -S {qmp}; do\n\
+             kill -0 $timer 2>/dev/null || {{ cat {log} >&2; exit 1; }}\n\
+             sleep 0.02\n\
+             done\n",
+            pid = pid.display(),
+            log = log.display(),
         )
     }
 

@@ -8,6 +8,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use failback_tests::cli::{Run, failback};
 use failback_tests::guest::Guest;
@@ -23,6 +24,8 @@ struct Scene {
     home: Guest,
     mount: Mount,
     disks: usize,
+    /// From the start of the cloud's machine to its first record.
+    boot: Duration,
 }
 
 impl Scene {
@@ -60,9 +63,13 @@ impl Scene {
             fs::copy(from, to).unwrap();
         }
         let (cloud, home) = (Guest::new(&sides[0], &cloud), Guest::new(&sides[1], &home));
+        let started = Instant::now();
         cloud.start();
+        cloud.wait_for(" ACK 1");
+        let boot = started.elapsed();
         cloud.wait_for(" ACK 50");
         Self {
+            boot,
             cloud,
             home,
             mount,
@@ -83,10 +90,12 @@ impl Scene {
         let (cloud, home, probe) = (cloud.display(), home.display(), probe.display());
         let mut job = format!(
             "name = \"web\"\n\
-             [policy]\nexpected_stop = \"1s\"\nexpected_start = \"6s\"\n\
+             [policy]\nexpected_stop = \"1s\"\nexpected_start = \"{}ms\"\n\
              [source.machine]\n{}[source.snapshots]\nkind = \"reflink\"\n\
              [target]\nprobe = [\"sh\", \"{probe}\", \"{cloud}\", \"{home}\"]\n\
              [target.machine]\n{}",
+            // What its owner knows of it.
+            self.boot.as_millis(),
             machine(&self.cloud),
             machine(&self.home)
         );
@@ -163,7 +172,8 @@ fn comes_home(disks: usize) {
     let measured = report["downtime"]["measured"].as_f64().unwrap();
     let predicted = report["downtime"]["predicted"].as_f64().unwrap();
     tools::say(&format!(
-        "{disks} disks: downtime {measured:.1} s, predicted {predicted:.1} s"
+        "{disks} disks: downtime {measured:.1} s, predicted {predicted:.1} s, boot {:.1} s",
+        scene.boot.as_secs_f64()
     ));
     assert!(
         (measured - predicted).abs() <= 0.2 * predicted + 2.0,
