@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::phase::Ask;
 use super::spec::is_name;
 use crate::error::{Error, ErrorKind, Result};
-use crate::system::sync_directory_of;
+use crate::system::create_marker;
 
 /// The directory of all jobs of a host.
 #[derive(Clone, Debug)]
@@ -69,9 +69,7 @@ impl Jobs {
 /// be heard long after whoever asked has gone.
 pub(crate) fn leave_ask(directory: &Path, ask: Ask) -> Result<()> {
     let at = ask_file(directory, ask);
-    let left = fs::File::create(&at).and_then(|file| file.sync_all());
-    left.and_then(|()| sync_directory_of(&at))
-        .map_err(|e| Error::io(e, "leave word for the job").path(&at))
+    create_marker(&at).map_err(|e| Error::io(e, "leave word for the job").path(&at))
 }
 
 /// Asks that were left, in the order in which they are heard.

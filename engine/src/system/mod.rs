@@ -35,6 +35,15 @@ pub(crate) fn sync_directory_of(path: &std::path::Path) -> std::io::Result<()> {
     platform::sync_directory_of(path)
 }
 
+/// Makes an empty file that survives a power cut; one that is there is emptied.
+///
+/// # Errors
+/// The system's error.
+pub(crate) fn create_marker(path: &std::path::Path) -> std::io::Result<()> {
+    std::fs::File::create(path)?.sync_all()?;
+    sync_directory_of(path)
+}
+
 /// Makes a directory, and what is missing above it, for its owner alone. All names that are new
 /// survive a power cut.
 ///
