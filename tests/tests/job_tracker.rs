@@ -1,6 +1,7 @@
-//! Goal: with a tracker of extents the downtime reads what changed, and never less. Method: `failback
-//! job` on XFS with machines that are files, VHDX images that QEMU writes to; a small disk and a large
-//! one with the same changes; a staged clone that rots between the passes and the stop.
+//! Goal: with a tracker of extents the downtime reads what changed, and never less. Method:
+//! `failback job` on XFS with machines that are files, VHDX images that QEMU writes to; a small
+//! disk and a large one with the same changes; a staged clone that rots between the passes and the
+//! stop.
 #![cfg(target_os = "linux")]
 
 use std::fs;
@@ -141,13 +142,15 @@ fn the_downtime_reads_what_changed() {
     }
 }
 
-// Goal: a map speaks of what was staged; when that is gone, nobody believes it. Method: the headers of
-// the staged clone rot on the medium, below the file system, so that no time and no size tells of it.
+// Goal: a map speaks of what was staged; when that is gone, nobody believes it. Method: the headers
+// of the staged clone rot on the medium, below the file system, so that no time and no size tells
+// of it.
 #[test]
 fn a_staged_clone_that_rots_is_not_taken_for_whole() {
     skip_without!("root", "mkfs.xfs", "qemu-img", "qemu-io", "filefrag");
     let scene = Scene::new(4);
-    // Staged in the passes. The last copy has no reason to look there: what it changes is elsewhere.
+    // Staged in the passes. The last copy has no reason to look there: what it changes is
+    // elsewhere.
     scene.write(0x33, 2 * MIB, 8, 4);
     let report = scene.come_home(4, |scene| {
         let entries = fs::read_dir(scene.mount.path()).expect("folder");
