@@ -314,7 +314,7 @@ fn ending() -> [Message; 6] {
     ]
 }
 
-fn controlling() -> [Message; 7] {
+fn controlling() -> [Message; 10] {
     let ask = |what| {
         Message::Ask(ControlAsk {
             step: "final".into(),
@@ -332,6 +332,7 @@ fn controlling() -> [Message; 7] {
             side: "recovery".into(),
             epoch: 1,
             authority: Some("recovery".into()),
+            is_tracked: true,
         }),
         ask(ControlTask::ShutDown { limit_ms: 1 }),
         ask(ControlTask::Snapshot {
@@ -341,6 +342,22 @@ fn controlling() -> [Message; 7] {
         ask(ControlTask::Advance {
             epoch: 2,
             authority: None,
+        }),
+        ask(ControlTask::Hint {
+            disk: "os".into(),
+            since: "pass-1".into(),
+            now: None,
+            root: Digest::from([8; 32]),
+        }),
+        ask(ControlTask::HoldAgainst {
+            disk: "os".into(),
+            root: Digest::from([8; 32]),
+        }),
+        Message::Told(ControlAnswer::Held {
+            read: 1,
+            is_equal: false,
+            differing: 2,
+            first: vec![0, 1],
         }),
         Message::Told(ControlAnswer::Power(ControlPower::Off)),
         Message::Told(ControlAnswer::Snapshots {

@@ -7,6 +7,7 @@
 use std::fs;
 use std::path::PathBuf;
 
+use failback_tests::agent::{Agent, Via};
 use failback_tests::cli::{Run, failback};
 use failback_tests::place::Mount;
 use failback_tests::qemu::{self, Format};
@@ -60,23 +61,49 @@ impl Scene {
         qemu::io(&self.at("cloud.vhdx"), Format::Dynamic(1), &commands);
     }
 
+    /// Hooks of a machine: its power is a file.
+    fn machine(&self, side: &str) -> String {
+        let power = self.at(&format!("{side}.power")).display().to_string();
+        format!(
+            "kind = \"hooks\"\npower = [\"cat\", \"{power}\"]\n\
+             start = [\"sh\", \"-c\", \"echo on > {power}\"]\n\
+             shut_down = [\"sh\", \"-c\", \"echo off > {power}\"]\n\
+             power_off = [\"sh\", \"-c\", \"echo off > {power}\"]\n"
+        )
+    }
+
+    /// An agent that controls the cloud's machine, and the definition that goes by it.
+    fn serve(&self) -> Agent {
+        let control = format!(
+            "[pair.web]\ntracker = \"extents\"\n[pair.web.machine]\n{}\
+             [pair.web.snapshots]\nkind = \"reflink\"\n\
+             [[pair.web.disk]]\nid = \"os\"\npath = \"{}\"\n",
+            self.machine("cloud"),
+            self.at("cloud.vhdx").display()
+        );
+        fs::write(self.at("control.toml"), control).expect("control file");
+        let [control, state] = ["control.toml", "agent-state"].map(|name| self.at(name));
+        let more = ["--control", text(&control), "--state-dir", text(&state)];
+        let agent = Agent::start_with::<String>(Via::Tcp, self.mount.path(), &[], &more);
+        let definition = format!(
+            "name = \"web\"\n[source]\ncontrol = \"{}\"\n[target.machine]\n{}\
+             [[disk]]\nid = \"os\"\ntarget = \"{}\"\n",
+            agent.endpoint("web"),
+            self.machine("home"),
+            self.at("home.vhdx").display()
+        );
+        fs::write(self.at("web.toml"), definition).expect("definition");
+        agent
+    }
+
     fn definition(&self) -> String {
-        let machine = |side: &str| {
-            let power = self.at(&format!("{side}.power")).display().to_string();
-            format!(
-                "kind = \"hooks\"\npower = [\"cat\", \"{power}\"]\n\
-                 start = [\"sh\", \"-c\", \"echo on > {power}\"]\n\
-                 shut_down = [\"sh\", \"-c\", \"echo off > {power}\"]\n\
-                 power_off = [\"sh\", \"-c\", \"echo off > {power}\"]\n"
-            )
-        };
         let (cloud, home) = (self.at("cloud.vhdx"), self.at("home.vhdx"));
         format!(
             "name = \"web\"\n[source]\ntracker = \"extents\"\n[source.machine]\n{}\
              [source.snapshots]\nkind = \"reflink\"\n[target.machine]\n{}\
              [[disk]]\nid = \"os\"\nsource = \"{}\"\ntarget = \"{}\"\n",
-            machine("cloud"),
-            machine("home"),
+            self.machine("cloud"),
+            self.machine("home"),
             cloud.display(),
             home.display()
         )
@@ -124,13 +151,7 @@ fn the_downtime_reads_what_changed() {
     for gib in [4, 64] {
         let scene = Scene::new(gib);
         let report = scene.come_home(gib, |_| {});
-        let last = copied(&report);
-        assert_eq!(last["hinted"], true, "{report}");
-        let read = last["source_read"].as_u64().expect("bytes");
-        assert!(
-            (CHANGED..CHANGED + 4 * MIB).contains(&read),
-            "{read} read of {gib} GiB"
-        );
+        assert_reads_what_changed(&report);
         let timeline = report["timeline"].to_string();
         assert!(timeline.contains("\"scanned\""), "{timeline}");
         let downtime = &report["downtime"]["measured"];
@@ -140,6 +161,38 @@ fn the_downtime_reads_what_changed() {
             "finished"
         );
     }
+}
+
+fn assert_reads_what_changed(report: &Value) {
+    let last = copied(report);
+    assert_eq!(last["hinted"], true, "{report}");
+    let read = last["source_read"].as_u64().expect("bytes");
+    assert!((CHANGED..CHANGED + 4 * MIB).contains(&read), "{read} read");
+}
+
+// Goal: so it is when the source is on another host. Method: the same through an agent, which keeps
+// nothing of it afterwards.
+#[test]
+fn the_downtime_reads_what_changed_behind_an_agent() {
+    skip_without!("root", "mkfs.xfs", "qemu-img", "qemu-io");
+    let scene = Scene::new(64);
+    let _agent = scene.serve();
+    let report = scene.come_home(64, |_| {});
+    assert_reads_what_changed(&report);
+    let timeline = report["timeline"].to_string();
+    assert!(timeline.contains("\"scanned\""), "{timeline}");
+    let downtime = &report["downtime"]["measured"];
+    tools::say(&format!("behind an agent: downtime {downtime} s"));
+    assert_eq!(
+        scene.job(&["commit", "web"]).exits(0).json()["phase"],
+        "finished"
+    );
+    let kept = fs::read_dir(scene.at("agent-state").join("control/web")).expect("folder");
+    let names = kept.map(|entry| entry.expect("entry").file_name());
+    let maps: Vec<_> = names
+        .filter(|name| name.to_string_lossy().ends_with(".map"))
+        .collect();
+    assert!(maps.is_empty(), "{maps:?}");
 }
 
 // Goal: a map speaks of what was staged; when that is gone, nobody believes it. Method: the headers

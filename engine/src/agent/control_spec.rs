@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::disk::{Format, OpenOptions};
 use crate::error::{Error, ErrorKind, Result, one_line};
 use crate::hook::Hook;
-use crate::job::{MachineSpec, SnapshotSpec, from_toml, is_name};
+use crate::job::{MachineSpec, SnapshotSpec, TrackerSpec, from_toml, is_name};
 
 /// The machines that jobs of other hosts may control.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +31,9 @@ pub struct PairSpec {
     /// How its disks are frozen while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshots: Option<SnapshotSpec>,
+    /// What knows which parts of a disk changed since a snapshot; `None`: nothing does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracker: Option<TrackerSpec>,
     /// Runs after the machine was started, and says by its exit whether it is up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe: Option<Hook>,

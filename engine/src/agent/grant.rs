@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::control_spec::ControlSpec;
+use super::hinting::DiskMaps;
 use super::pair::{Lease, Pair, ServedPair};
 use crate::disk::OpenOptions;
 use crate::error::{Error, ErrorKind, Result};
@@ -24,6 +25,15 @@ pub struct Grant {
     pub open: OpenOptions,
     /// Where the state of its syncs is kept; `None`: beside it.
     pub state: Option<PathBuf>,
+}
+
+/// What a peer opened, and what is held as long as that is open.
+#[derive(Debug)]
+pub(super) struct OpenGrant {
+    pub(super) grant: Grant,
+    pub(super) _lease: Option<Lease>,
+    /// Instead of a saved map.
+    pub(super) maps: Option<DiskMaps>,
 }
 
 /// Grants by name.
@@ -177,14 +187,18 @@ impl Grants {
     ///
     /// # Errors
     /// As [`Grants::find`]; those of a pair.
-    pub(super) fn open(&self, name: &str, step: &Step<'_>) -> Result<(Grant, Option<Lease>)> {
+    pub(super) fn open(&self, name: &str, step: &Step<'_>) -> Result<OpenGrant> {
         match name.split_once('/') {
             Some((pair, disk)) => {
-                let (mut grant, lease) = self.pair(pair)?.grant(disk, step)?;
-                grant.state.clone_from(&self.pair_state);
-                Ok((grant, lease))
+                let mut opened = self.pair(pair)?.grant(disk, step)?;
+                opened.grant.state.clone_from(&self.pair_state);
+                Ok(opened)
             }
-            None => self.find(name).map(|grant| (grant.clone(), None)),
+            None => Ok(OpenGrant {
+                grant: self.find(name)?.clone(),
+                _lease: None,
+                maps: None,
+            }),
         }
     }
 

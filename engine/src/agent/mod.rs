@@ -7,11 +7,13 @@
 //! ```text
 //! visit    one peer         grant         the disks that may be used, by name
 //! joining  its connections  planning      what it asks before a session
+//! hinting  what of a disk it need not read
 //! steering one that controls a machine   pair, control_spec  the machines that may be controlled
 //! ```
 
 mod control_spec;
 mod grant;
+mod hinting;
 mod joining;
 mod pair;
 mod planning;

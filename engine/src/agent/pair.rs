@@ -11,14 +11,19 @@ use failback_transport::{
 };
 
 use super::control_spec::PairSpec;
-use super::grant::Grant;
+use super::grant::{Grant, OpenGrant};
+use super::hinting::Hinted;
 use crate::disk::OpenOptions;
 use crate::error::{Error, ErrorKind, Result};
+use crate::hash::Digest;
 use crate::hook::Hook;
-use crate::job::{Epoch, Fence, is_name, machine_of_spec, prove_quiet, snapshots_of_spec};
+use crate::job::{
+    Epoch, Fence, is_name, machine_of_spec, prove_quiet, snapshots_of_spec, tracker_of_spec,
+};
 use crate::machine::{Machine, Power};
 use crate::snapshot::{SnapshotId, SnapshotProvider};
 use crate::step::Step;
+use crate::track::ChangeTracker;
 
 /// This host's side of a machine that jobs of other hosts may control.
 #[derive(Clone, Debug)]
@@ -26,15 +31,17 @@ pub struct Pair {
     side: String,
     machine: Arc<dyn Machine>,
     /// `None`: its disks cannot be frozen.
-    snapshots: Option<Arc<dyn SnapshotProvider>>,
+    pub(super) snapshots: Option<Arc<dyn SnapshotProvider>>,
+    /// `None`: everything on them may have changed at any time.
+    pub(super) tracker: Option<Arc<dyn ChangeTracker>>,
     probe: Option<Hook>,
     disks: BTreeMap<String, Disk>,
 }
 
 #[derive(Clone, Debug)]
-struct Disk {
-    path: PathBuf,
-    open: OpenOptions,
+pub(super) struct Disk {
+    pub(super) path: PathBuf,
+    pub(super) open: OpenOptions,
 }
 
 impl Pair {
@@ -49,6 +56,7 @@ impl Pair {
             side: side.into(),
             machine,
             snapshots,
+            tracker: None,
             probe: None,
             disks: BTreeMap::new(),
         }
@@ -62,11 +70,21 @@ impl Pair {
         let machine = machine_of_spec(&spec.machine);
         let snapshots = spec.snapshots.as_ref().map(snapshots_of_spec);
         let mut pair = Self::new(&spec.side, machine, snapshots);
+        pair.tracker = spec.tracker.map(tracker_of_spec);
         pair.probe.clone_from(&spec.probe);
         for disk in &spec.disks {
             pair = pair.disk(&disk.id, &disk.path, disk.open()?);
         }
         Ok(pair)
+    }
+
+    /// The same with something that knows what changed since a snapshot.
+    #[must_use]
+    pub fn tracked_by(self, tracker: Arc<dyn ChangeTracker>) -> Self {
+        Self {
+            tracker: Some(tracker),
+            ..self
+        }
     }
 
     /// The same with one more disk.
@@ -82,7 +100,9 @@ impl Pair {
 #[derive(Debug)]
 pub(super) struct ServedPair {
     name: String,
-    pair: Pair,
+    pub(super) pair: Pair,
+    /// What is kept of it.
+    pub(super) directory: PathBuf,
     fence: Mutex<Fence>,
     /// Held while something is asked of the machine or its disks: one thing at a time.
     turn: Mutex<()>,
@@ -90,6 +110,10 @@ pub(super) struct ServedPair {
     frozen: Mutex<BTreeMap<(String, SnapshotId), PathBuf>>,
     /// Cloned by whoever reads a disk that the machine runs from.
     readers: Arc<()>,
+    /// Roots of maps of which not all was read, by what they are of.
+    pub(super) hinted: Mutex<BTreeMap<Hinted, Digest>>,
+    /// Cloned by sessions that leave a map.
+    pub(super) writers: Arc<()>,
 }
 
 /// Who asks.
@@ -126,13 +150,17 @@ impl ServedPair {
                 ));
             }
         }
+        let directory = state.join("control").join(name);
         Ok(Self {
             name: name.to_owned(),
             pair,
-            fence: Mutex::new(Fence::open(&state.join("control").join(name))?),
+            fence: Mutex::new(Fence::open(&directory)?),
+            directory,
             turn: Mutex::default(),
             frozen: Mutex::default(),
             readers: Arc::default(),
+            hinted: Mutex::default(),
+            writers: Arc::default(),
         })
     }
 
@@ -143,6 +171,7 @@ impl ServedPair {
             side: self.pair.side.clone(),
             epoch: fence.number(),
             authority: fence.now().and_then(|now| now.authority.clone()),
+            is_tracked: self.pair.tracker.is_some(),
         }
     }
 
@@ -159,11 +188,17 @@ impl ServedPair {
         step: &Step<'_>,
     ) -> Result<ControlAnswer> {
         // Held to the end: nobody begins an epoch between a check and what it allows.
-        let _turn = self.take_turn(step)?;
+        let turn = self.take_turn(step)?;
         if let ControlTask::Advance { epoch, authority } = what {
             return self.advance(visitor, *epoch, authority.as_deref());
         }
         self.admit(visitor, what)?;
+        if let ControlTask::HoldAgainst { disk, root } = what {
+            let lease = self.lease(step)?;
+            // It may take days, and the machine stays off without it.
+            drop(turn);
+            return self.hold_against(disk, root, lease, step);
+        }
         let machine = self.pair.machine.as_ref();
         match what {
             ControlTask::Power => machine.power(step).map(power_answer),
@@ -185,7 +220,16 @@ impl ServedPair {
                 let text = prove_quiet(&disk.path, &disk.open)?;
                 Ok(ControlAnswer::Identity { text })
             }
-            ControlTask::Advance { .. } => unreachable!("answered before"),
+            ControlTask::Hint {
+                disk,
+                since,
+                now,
+                root,
+            } => self.hint(visitor, disk, (since, now.as_deref()), root, step),
+            ControlTask::ForgetMaps { disk } => self.forget_maps(disk),
+            ControlTask::Advance { .. } | ControlTask::HoldAgainst { .. } => {
+                unreachable!("answered before")
+            }
         }
     }
 
@@ -194,25 +238,35 @@ impl ServedPair {
     /// # Errors
     /// `NotGranted` for what does not exist now; `InUse` for a disk that the machine may write to;
     /// `Refused` for one that was handed over.
-    pub(super) fn grant(&self, name: &str, step: &Step<'_>) -> Result<(Grant, Option<Lease>)> {
+    pub(super) fn grant(&self, name: &str, step: &Step<'_>) -> Result<OpenGrant> {
         match name.split_once('@') {
-            Some((disk, snapshot)) => self.frozen_grant(disk, snapshot).map(|grant| (grant, None)),
+            Some((disk, snapshot)) => self.frozen_grant(disk, snapshot),
             None => self.live_grant(name, step),
         }
     }
 
-    fn frozen_grant(&self, disk: &str, snapshot: &str) -> Result<Grant> {
+    fn frozen_grant(&self, disk: &str, snapshot: &str) -> Result<OpenGrant> {
         let open = self.disk(disk)?.open.clone();
+        let (id, path) = self.frozen(disk, snapshot)?;
+        Ok(OpenGrant {
+            grant: read_only(&path, open),
+            _lease: None,
+            maps: Some(self.maps(disk, Some(&id))),
+        })
+    }
+
+    /// A snapshot as it is called in full, and where it is.
+    pub(super) fn frozen(&self, disk: &str, snapshot: &str) -> Result<(SnapshotId, PathBuf)> {
         let frozen = lock(&self.frozen);
         let found = frozen
             .iter()
             .find(|((of, id), _)| of == disk && id.to_string() == snapshot);
-        let (_, path) = found.ok_or_else(|| not_granted(snapshot))?;
-        Ok(read_only(path, open))
+        let ((_, id), path) = found.ok_or_else(|| not_granted(snapshot))?;
+        Ok((id.clone(), path.clone()))
     }
 
-    fn live_grant(&self, disk: &str, step: &Step<'_>) -> Result<(Grant, Option<Lease>)> {
-        let disk = self.disk(disk)?;
+    fn live_grant(&self, id: &str, step: &Step<'_>) -> Result<OpenGrant> {
+        let disk = self.disk(id)?;
         let _turn = self.take_turn(step)?;
         let authority = lock(&self.fence)
             .now()
@@ -221,17 +275,28 @@ impl ServedPair {
             let message = "the disk's machine was handed over: nobody has to read it";
             return Err(Error::new(ErrorKind::Refused, message));
         }
+        Ok(OpenGrant {
+            grant: read_only(&disk.path, disk.open.clone()),
+            _lease: Some(self.lease(step)?),
+            maps: Some(self.maps(id, None)),
+        })
+    }
+
+    /// Keeps the machine off, for as long as it is held. Asked for in turn.
+    ///
+    /// # Errors
+    /// `InUse` while it is on.
+    pub(super) fn lease(&self, step: &Step<'_>) -> Result<Lease> {
         if self.pair.machine.power(step)? == Power::On {
             let message = "the disk's machine is on: only snapshots of it can be read";
             return Err(Error::new(ErrorKind::InUse, message));
         }
-        let lease = Lease {
+        Ok(Lease {
             _reader: self.readers.clone(),
-        };
-        Ok((read_only(&disk.path, disk.open.clone()), Some(lease)))
+        })
     }
 
-    fn disk(&self, id: &str) -> Result<&Disk> {
+    pub(super) fn disk(&self, id: &str) -> Result<&Disk> {
         self.pair.disks.get(id).ok_or_else(|| not_granted(id))
     }
 
@@ -298,6 +363,8 @@ impl ServedPair {
             }
             step.wait(POLL)?;
         }
+        // From now on the disks are not what any map says.
+        lock(&self.hinted).retain(|(_, snapshot), _| snapshot.is_some());
         self.pair.machine.start(step)?;
         match &self.pair.probe {
             Some(probe) => probe
@@ -326,7 +393,9 @@ impl ServedPair {
     fn thaw(&self, disk: &str, id: &SnapshotId, step: &Step<'_>) -> Result<()> {
         let image = &self.disk(disk)?.path;
         // First: what is about to go is not opened any more.
-        lock(&self.frozen).remove(&(disk.to_owned(), id.clone()));
+        let frozen = (disk.to_owned(), id.clone());
+        lock(&self.frozen).remove(&frozen);
+        lock(&self.hinted).remove(&(frozen.0, Some(frozen.1)));
         match &self.pair.snapshots {
             Some(provider) => provider.release(image, id, step),
             None => Ok(()),
@@ -397,13 +466,13 @@ fn job_of(holder: &str) -> &str {
 }
 
 // A panic while it is held would have ended the thread before it could store anything half.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How often a wait looks whether it is over.
-const POLL: Duration = Duration::from_millis(20);
+pub(super) const POLL: Duration = Duration::from_millis(20);
 /// How long one question waits for another.
 const TURN_MAX: Duration = Duration::from_secs(60);
 /// How long a start waits for readers: their sessions are over for the job, and end soon here.
-const LET_GO_MAX: Duration = Duration::from_secs(10);
+pub(super) const LET_GO_MAX: Duration = Duration::from_secs(10);

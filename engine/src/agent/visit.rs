@@ -9,9 +9,8 @@ use failback_transport as wire;
 use failback_transport::link::{HANDSHAKE_LIMIT, IDLE_LIMIT, Link, Shape};
 use failback_transport::{Access, Compress, Message, OpenRequest, Role, SessionParams, Task};
 
-use super::grant::{Grant, Grants};
+use super::grant::{Grant, Grants, OpenGrant};
 use super::joining::Joins;
-use super::pair::Lease;
 use super::planning::{Asked, Planning};
 use super::steering::steer;
 use crate::abort::{Abort, CancelToken};
@@ -67,7 +66,7 @@ struct Visited {
     map: SideMap,
     params: SessionParams,
     grant: String,
-    _lease: Option<Lease>,
+    _granted: OpenGrant,
 }
 
 impl OpenDisk {
@@ -165,23 +164,26 @@ fn prepare(
     let Message::Open(request) = asked else {
         return Err(out_of_place());
     };
-    let (grant, lease, disk, (map, standing)) = while_alive(link, KEEP_ALIVE, || {
+    let (granted, disk, (map, standing)) = while_alive(link, KEEP_ALIVE, || {
         let step = Step {
             job: "agent",
             name: "open-disk",
             observer,
             cancel,
         };
-        let (grant, lease) = grants.open(&request.name, &step)?;
-        let disk = open(&grant, &request, cancel)?;
+        let granted = grants.open(&request.name, &step)?;
+        let disk = open(&granted.grant, &request, cancel)?;
         let wanted = request.map.as_ref().map(MapUse::from_wire).transpose()?;
-        let (path, state) = (&grant.path, grant.state.as_deref());
-        let map = match &disk {
-            OpenDisk::Read(disk) => source_map(path, state, wanted.as_ref(), disk.as_ref()),
-            OpenDisk::Write(target) => target.map(path, state, wanted.as_ref()),
-            OpenDisk::Look(target) => (SideMap::default(), target.standing(wanted.as_ref())),
+        let (path, state) = (&granted.grant.path, granted.grant.state.as_deref());
+        let map = match (&disk, &granted.maps) {
+            (OpenDisk::Read(disk), Some(maps)) => {
+                maps.side(wanted.as_ref(), disk.info().virtual_size)
+            }
+            (OpenDisk::Read(disk), None) => source_map(path, state, wanted.as_ref(), disk.as_ref()),
+            (OpenDisk::Write(target), _) => target.map(path, state, wanted.as_ref()),
+            (OpenDisk::Look(target), _) => (SideMap::default(), target.standing(wanted.as_ref())),
         };
-        Ok((grant, lease, disk, map))
+        Ok((granted, disk, map))
     })?;
     let joinable = request.links.map(|group| joins.open(&group)).transpose()?;
     let info = disk.info();
@@ -199,7 +201,7 @@ fn prepare(
     link.receiver
         .set_idle_limit(IDLE_LIMIT)
         .map_err(peer_error)?;
-    match hear_start(link, &disk, &grant.path)? {
+    match hear_start(link, &disk, &granted.grant.path)? {
         Message::Start(params) => {
             if let Some(joinable) = joinable {
                 // This one has done its part; also a refusal goes the new way from here.
@@ -207,7 +209,7 @@ fn prepare(
             }
             let is_change = matches!(params.task, Task::Delta | Task::Full);
             if is_change && params.peer_role == Role::Source {
-                refuse_mixed_source(&grant.path)?;
+                refuse_mixed_source(&granted.grant.path)?;
             }
             let map = fitting(map, &request, &params);
             Ok(Some(Visited {
@@ -215,7 +217,7 @@ fn prepare(
                 map,
                 params,
                 grant: request.name,
-                _lease: lease,
+                _granted: granted,
             }))
         }
         Message::Bye => Ok(None),
@@ -334,7 +336,7 @@ fn run(
         map,
         params,
         grant,
-        _lease,
+        _granted,
     } = visited;
     let params = &params;
     let store = map.store.clone();

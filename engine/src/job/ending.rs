@@ -25,7 +25,7 @@ impl Job {
                 Ok("deleted".to_owned())
             })?;
         }
-        self.drop_maps(&spec);
+        self.drop_maps(&spec, run);
         Ok(Went::On(Outcome::Done, None))
     }
 
@@ -40,7 +40,7 @@ impl Job {
         self.restore_all(&spec, run)?;
         let was_on = self.history().stopping().is_some_and(|(_, was_on)| was_on);
         self.give_back(&spec, was_on, run)?;
-        self.drop_maps(&spec);
+        self.drop_maps(&spec, run);
         Ok(Went::On(Outcome::Done, None))
     }
 
@@ -54,7 +54,7 @@ impl Job {
         if let Some((_, was_on)) = self.history().stopping() {
             self.give_back(&spec, was_on, run)?;
         }
-        self.drop_maps(&spec);
+        self.drop_maps(&spec, run);
         Ok(Went::On(Outcome::Done, None))
     }
 

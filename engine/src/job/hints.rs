@@ -1,24 +1,20 @@
 //! What of a disk need not be read, because something knows that it has not changed since the last
 //! pass. It is only a hint: what rests on it is read, all of it, before the target is accepted.
 
+use super::host::{Hint, HintBase};
 use super::journal::Fact;
 use super::moving::Leg;
 use super::online::{snapshot_name, snapshot_of, strategy_of};
 use super::phase::Way;
 use super::run::{Job, Run};
 use super::spec::{DiskSpec, FinalCopy, JobSpec};
-use crate::abort::Abort;
-use crate::disk::open_source;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::map::CarriedMap;
-use crate::operation::{self, Carried};
+use crate::operation::{Carried, Hinted};
 use crate::plan::Strategy;
+use crate::step::Step;
 use crate::sync::Until;
-use crate::track::Changed;
-
-/// Blocks that an error names at most.
-const NAMED_MAX: usize = 8;
 
 impl Job {
     /// How each disk is moved from where it stands still now.
@@ -29,14 +25,14 @@ impl Job {
         (way, until): (Way, Until),
         run: &Run<'_>,
     ) -> Result<Vec<Leg<'a>>> {
+        let step = run.step(&spec.name, "hint");
+        let is_tracked = way == Way::Delta && self.sides.source.is_tracked(&step)?;
         let mut legs = Vec::new();
         for (disk, from) in spec.disks.iter().zip(from) {
             let strategy = strategy_of(disk, way);
-            let carried = match (strategy, spec.source.tracker) {
-                (Strategy::Delta, Some(_)) => {
-                    Some(self.carried(spec, disk, (&from, until), run)?)
-                }
-                _ => None,
+            let carried = match strategy == Strategy::Delta && is_tracked {
+                true => Some(self.carried(spec, disk, (&from, until), &step)?),
+                false => None,
             };
             legs.push(Leg {
                 disk,
@@ -55,7 +51,7 @@ impl Job {
         spec: &JobSpec,
         disk: &DiskSpec,
         (from, until): (&Endpoint, Until),
-        run: &Run<'_>,
+        step: &Step<'_>,
     ) -> Result<Carried> {
         let mut carried = Carried {
             target: self.map_of(disk, "map"),
@@ -66,18 +62,19 @@ impl Job {
         let Some(left) = carried.left.as_ref().filter(|_| may_hint) else {
             return Ok(carried);
         };
-        let made = self.map_of(disk, "source.map");
-        let found = self.patched(spec, disk, from, (&carried.target, &left.root, &made), run)?;
-        let fact = match found {
-            Ok((root, read)) => {
-                carried.source = Some((made, root.clone()));
+        let fact = match self.hint(spec, disk, (from, &left.root), step)? {
+            Hint::Made { root, read, map } => {
+                carried.source = Some(Hinted {
+                    root: root.clone(),
+                    map,
+                });
                 Fact::Hinted {
                     disk: disk.id.clone(),
                     root,
                     read,
                 }
             }
-            Err(why) => Fact::HintRejected {
+            Hint::None(why) => Fact::HintRejected {
                 disk: disk.id.clone(),
                 reason: format!("hint_rejected:{why}"),
             },
@@ -86,39 +83,28 @@ impl Job {
         Ok(carried)
     }
 
-    /// The map of the source as it is now, from that of the last pass and what is named as changed
-    /// since; its root and the bytes that were read for it, or why there is none.
-    fn patched(
+    fn hint(
         &self,
         spec: &JobSpec,
         disk: &DiskSpec,
-        from: &Endpoint,
-        (left, root, made): (&CarriedMap, &str, &CarriedMap),
-        run: &Run<'_>,
-    ) -> Result<std::result::Result<(String, u64), String>> {
-        let step = run.step(&spec.name, "hint");
-        let Some(last) = self.history().passes().pop() else {
-            return Ok(Err("no_pass".to_owned()));
+        (from, root): (&Endpoint, &str),
+        step: &Step<'_>,
+    ) -> Result<Hint> {
+        let passes = self.history().passes();
+        let Some(last) = passes.last() else {
+            return Ok(Hint::None("no_pass".to_owned()));
         };
-        let Endpoint::Path(path) = from else {
-            return Ok(Err("remote".to_owned()));
+        let is_frozen = *from != spec.source_of(disk)?;
+        let now = is_frozen.then(|| snapshot_of(spec, &snapshot_name(self.next_pass())));
+        let base = HintBase {
+            since: snapshot_of(spec, &snapshot_name(last.number))?,
+            root,
+            now: now.transpose()?,
+            at: from,
+            left: &self.map_of(disk, "map"),
+            made: &self.map_of(disk, "source.map"),
         };
-        let since = snapshot_of(spec, &snapshot_name(last.number))?;
-        let ranges = match self.sides.source.changed(disk, &since, from, &step)? {
-            Changed::Ranges(ranges) => ranges,
-            Changed::Unknown(why) => return Ok(Err(why.to_owned())),
-        };
-        let open = disk.open(disk.source_format.as_deref())?;
-        let source = open_source(path, &open)?;
-        let abort = Abort::with_cancel(run.cancel);
-        match left.patch(root, source.as_ref(), &ranges, (made, &abort)) {
-            Ok((root, read)) => Ok(Ok((root.to_string(), read))),
-            Err(error) => match error.kind() {
-                ErrorKind::MapRejected => Ok(Err("audit".to_owned())),
-                ErrorKind::Damaged => Ok(Err("map".to_owned())),
-                _ => Err(error),
-            },
-        }
+        self.sides.source.hint(disk, &base, step)
     }
 
     /// Whether a target rests on a hint.
@@ -140,41 +126,46 @@ impl Job {
         let Some((disk, root)) = unread else {
             return Ok(false);
         };
-        let Endpoint::Path(path) = spec.source_of(disk)? else {
-            unreachable!("only what is here is hinted at");
-        };
-        let open = disk.open(disk.source_format.as_deref())?;
-        let map = self.map_of(disk, "source.map");
-        let (read, differing) =
-            operation::hold_against(&path, &open, (&map, &root), run.observer, run.cancel)?;
-        if let Some(first) = differing.first() {
-            let named: Vec<_> = differing
-                .iter()
-                .take(NAMED_MAX)
-                .map(u64::to_string)
-                .collect();
+        let made = self.map_of(disk, "source.map");
+        let step = run.step(&spec.name, "scan");
+        let host = self.sides.source.clone();
+        let held = host.hold_against(disk, (&made, &root), &step)?;
+        if !held.is_equal {
+            let found = match held.first.first() {
+                Some(first) => {
+                    let named: Vec<_> = held.first.iter().map(u64::to_string).collect();
+                    format!(
+                        "{} blocks changed that the tracker did not name, from block {first} on \
+                         ({})",
+                        held.differing,
+                        named.join(", ")
+                    )
+                }
+                None => "more changed than the tracker named".to_owned(),
+            };
             let message = format!(
-                "disk `{}`: {} blocks changed that the tracker did not name, from block {} on \
-                 ({}): the target does not have them; undo is the way back",
-                disk.id,
-                differing.len(),
-                first,
-                named.join(", ")
+                "disk `{}`: {found}: the target does not have them; undo is the way back",
+                disk.id
             );
-            return Err(Error::new(ErrorKind::VerifyFailed, message).path(&path));
+            return Err(Error::new(ErrorKind::VerifyFailed, message));
         }
         self.journal.note(Fact::Scanned {
             disk: disk.id.clone(),
-            read,
+            read: held.read,
         })?;
         Ok(true)
     }
 
     /// Removes the maps: no pass goes on from them any more.
-    pub(super) fn drop_maps(&self, spec: &JobSpec) {
+    pub(super) fn drop_maps(&self, spec: &JobSpec, run: &Run<'_>) {
+        let step = run.step(&spec.name, "forget");
         for disk in &spec.disks {
             self.map_of(disk, "map").remove();
             self.map_of(disk, "source.map").remove();
+            // What stays is believed by nobody, and replaced by the next job.
+            if let Err(error) = self.sides.source.forget_maps(disk, &step) {
+                tracing::info!(error = error.chain(), "maps stay at the source");
+            }
         }
     }
 

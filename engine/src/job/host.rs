@@ -5,13 +5,17 @@ use std::sync::Arc;
 
 use super::fence::{Authority, Charge};
 use super::spec::DiskSpec;
+use crate::abort::Abort;
 use crate::disk::{OpenOptions, open_source};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
+use crate::hash::Digest;
 use crate::machine::Machine;
+use crate::map::CarriedMap;
+use crate::operation::{Held, hold_against};
 use crate::snapshot::{SnapshotId, SnapshotProvider};
 use crate::step::Step;
-use crate::track::{ChangeTracker, Changed, Untracked};
+use crate::track::{ChangeTracker, Changed};
 
 /// The side of the source. Everything is asked by step, and may be asked again for the same step.
 pub trait SourceHost: Send + Sync + std::fmt::Debug {
@@ -36,17 +40,36 @@ pub trait SourceHost: Send + Sync + std::fmt::Debug {
     /// `Io`.
     fn snapshots(&self, disk: &DiskSpec, step: &Step<'_>) -> Result<Vec<SnapshotId>>;
 
-    /// What of the disk that stands still at `now` may differ from the snapshot `since`. A hint.
+    /// Whether something knows what changed on a disk since a snapshot.
     ///
     /// # Errors
-    /// `Io`.
-    fn changed(
+    /// `PeerGone`, `Protocol`, `NotGranted`.
+    fn is_tracked(&self, step: &Step<'_>) -> Result<bool>;
+
+    /// Makes the map of a disk as it stands still now, of that of the last pass and what changed
+    /// since. A hint: not all of the disk is read.
+    ///
+    /// # Errors
+    /// Those of reading the disk. What is wrong with map, snapshot or tracker is [`Hint::None`].
+    fn hint(&self, disk: &DiskSpec, base: &HintBase<'_>, step: &Step<'_>) -> Result<Hint>;
+
+    /// Reads all of a stopped disk and holds it against the map that a hint made: where the job
+    /// keeps that, and its root.
+    ///
+    /// # Errors
+    /// Those of reading the disk.
+    fn hold_against(
         &self,
         disk: &DiskSpec,
-        since: &SnapshotId,
-        now: &Endpoint,
+        map: (&CarriedMap, &str),
         step: &Step<'_>,
-    ) -> Result<Changed>;
+    ) -> Result<Held>;
+
+    /// Removes what is kept on the source's host for hints.
+    ///
+    /// # Errors
+    /// `PeerGone`, `Protocol`.
+    fn forget_maps(&self, disk: &DiskSpec, step: &Step<'_>) -> Result<()>;
 
     /// Shows that nobody has the disk open for writing. What tells it in this state from any other.
     ///
@@ -72,13 +95,47 @@ pub trait SourceHost: Send + Sync + std::fmt::Debug {
     fn advance(&self, epoch: u64, authority: Option<&str>, step: &Step<'_>) -> Result<()>;
 }
 
+/// What a hint goes on from, and whither.
+#[derive(Clone, Debug)]
+pub struct HintBase<'a> {
+    /// The snapshot of the last pass.
+    pub since: SnapshotId,
+    /// Root of its map.
+    pub root: &'a str,
+    /// The snapshot whose map is wanted; `None`: the disk itself, whose machine is off.
+    pub now: Option<SnapshotId>,
+    /// Where that is read.
+    pub at: &'a Endpoint,
+    /// Where the job keeps the map of the last pass.
+    pub left: &'a CarriedMap,
+    /// Where it keeps the one that is made.
+    pub made: &'a CarriedMap,
+}
+
+/// What came of a hint.
+#[derive(Clone, Debug)]
+pub enum Hint {
+    /// There is a map.
+    Made {
+        /// Its root.
+        root: String,
+        /// Bytes that were read for it.
+        read: u64,
+        /// Where it is; `None`: with the agent that serves the disk, whose next session goes by it.
+        map: Option<CarriedMap>,
+    },
+    /// There is none, and why: code for `hint_rejected:<why>`.
+    None(String),
+}
+
 /// A source on this host.
 #[derive(Clone, Debug)]
 pub struct LocalHost {
     machine: Arc<dyn Machine>,
     /// `None`: its disks cannot be frozen.
     snapshots: Option<Arc<dyn SnapshotProvider>>,
-    tracker: Arc<dyn ChangeTracker>,
+    /// `None`: everything may have changed.
+    tracker: Option<Arc<dyn ChangeTracker>>,
 }
 
 impl LocalHost {
@@ -88,14 +145,17 @@ impl LocalHost {
         Self {
             machine,
             snapshots,
-            tracker: Arc::new(Untracked),
+            tracker: None,
         }
     }
 
     /// The same with something that knows what changed since a snapshot.
     #[must_use]
     pub fn tracked_by(self, tracker: Arc<dyn ChangeTracker>) -> Self {
-        Self { tracker, ..self }
+        Self {
+            tracker: Some(tracker),
+            ..self
+        }
     }
 }
 
@@ -127,23 +187,50 @@ impl SourceHost for LocalHost {
         }
     }
 
-    fn changed(
-        &self,
-        disk: &DiskSpec,
-        since: &SnapshotId,
-        now: &Endpoint,
-        step: &Step<'_>,
-    ) -> Result<Changed> {
-        let (Some(provider), Endpoint::Path(now)) = (&self.snapshots, now) else {
-            return Ok(Changed::Unknown("no_snapshot"));
+    fn is_tracked(&self, _step: &Step<'_>) -> Result<bool> {
+        Ok(self.tracker.is_some())
+    }
+
+    fn hint(&self, disk: &DiskSpec, base: &HintBase<'_>, step: &Step<'_>) -> Result<Hint> {
+        let (Some(tracker), Endpoint::Path(now)) = (&self.tracker, base.at) else {
+            return Ok(Hint::None("no_tracker".to_owned()));
         };
         let image = path_of(disk)?;
-        // Asked for, one that is gone would be made anew, and nothing has changed since then.
-        if !provider.list(&image, since.job(), step)?.contains(since) {
-            return Ok(Changed::Unknown("no_snapshot"));
-        }
-        let then = provider.create(&image, since, step)?;
-        self.tracker.changed(&then, now, step)
+        let tracked = Tracked {
+            image: &image,
+            open: &disk.open(disk.source_format.as_deref())?,
+            tracker: tracker.as_ref(),
+            snapshots: self.snapshots.as_deref(),
+        };
+        let patched = tracked.patch(&base.since, now, (base.left, base.root), base.made, step)?;
+        Ok(match patched {
+            Ok((root, read)) => Hint::Made {
+                root: root.to_string(),
+                read,
+                map: Some(base.made.clone()),
+            },
+            Err(why) => Hint::None(why.to_owned()),
+        })
+    }
+
+    fn hold_against(
+        &self,
+        disk: &DiskSpec,
+        (made, root): (&CarriedMap, &str),
+        step: &Step<'_>,
+    ) -> Result<Held> {
+        let open = disk.open(disk.source_format.as_deref())?;
+        hold_against(
+            &path_of(disk)?,
+            &open,
+            (Some(made), root),
+            step.observer,
+            step.cancel,
+        )
+    }
+
+    fn forget_maps(&self, _disk: &DiskSpec, _step: &Step<'_>) -> Result<()> {
+        Ok(())
     }
 
     fn prove_quiet(&self, disk: &DiskSpec, _step: &Step<'_>) -> Result<String> {
@@ -159,6 +246,54 @@ impl SourceHost for LocalHost {
 
     fn advance(&self, _epoch: u64, _authority: Option<&str>, _step: &Step<'_>) -> Result<()> {
         Ok(())
+    }
+}
+
+/// A disk image whose changes something knows.
+pub(crate) struct Tracked<'a> {
+    pub(crate) image: &'a Path,
+    pub(crate) open: &'a OpenOptions,
+    pub(crate) tracker: &'a dyn ChangeTracker,
+    pub(crate) snapshots: Option<&'a dyn SnapshotProvider>,
+}
+
+impl Tracked<'_> {
+    /// Makes in `made` the map of what stands still at `now`, of that of the snapshot `since`. The
+    /// new root and the bytes that were read, or why there is none.
+    ///
+    /// # Errors
+    /// Those of reading the disk.
+    pub(crate) fn patch(
+        &self,
+        since: &SnapshotId,
+        now: &Path,
+        (left, root): (&CarriedMap, &str),
+        made: &CarriedMap,
+        step: &Step<'_>,
+    ) -> Result<std::result::Result<(Digest, u64), &'static str>> {
+        // Asked for, one that is gone would be made anew, and nothing has changed since then.
+        let kept = match self.snapshots {
+            Some(provider) => provider.list(self.image, since.job(), step)?,
+            None => Vec::new(),
+        };
+        let Some(provider) = self.snapshots.filter(|_| kept.contains(since)) else {
+            return Ok(Err("no_snapshot"));
+        };
+        let then = provider.create(self.image, since, step)?;
+        let ranges = match self.tracker.changed(&then, now, step)? {
+            Changed::Ranges(ranges) => ranges,
+            Changed::Unknown(why) => return Ok(Err(why)),
+        };
+        let source = open_source(now, self.open)?;
+        let abort = Abort::with_cancel(step.cancel);
+        match left.patch(root, source.as_ref(), &ranges, (made, &abort)) {
+            Ok(patched) => Ok(Ok(patched)),
+            Err(error) => match error.kind() {
+                ErrorKind::MapRejected => Ok(Err("audit")),
+                ErrorKind::Damaged => Ok(Err("map")),
+                _ => Err(error),
+            },
+        }
     }
 }
 

@@ -47,8 +47,8 @@ mod wiring;
 
 pub(crate) use fence::holder;
 pub use fence::{Authority, Charge, Epoch, Fence, Times};
-pub(crate) use host::prove_quiet;
-pub use host::{LocalHost, SourceHost};
+pub use host::{Hint, HintBase, LocalHost, SourceHost};
+pub(crate) use host::{Tracked, prove_quiet};
 pub use journal::{Basis, Begun, DiskPlan, DowntimePart, Expected, Fact, Moved, Record};
 pub use page::PAGE_LEN_MAX;
 pub use phase::{Ask, Outcome, Phase, Position, Way};
@@ -70,4 +70,4 @@ pub use spec::{
     TrackerSpec, Verify,
 };
 pub(crate) use spec::{from_toml, is_name};
-pub(crate) use wiring::{machine_of_spec, snapshots_of_spec};
+pub(crate) use wiring::{machine_of_spec, snapshots_of_spec, tracker_of_spec};

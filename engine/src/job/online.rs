@@ -114,6 +114,8 @@ impl Job {
         let started = Instant::now();
         let from = self.freeze(&spec, pass, run)?;
         let legs = self.legs(&spec, from, (Way::Delta, Until::Staged), run);
+        let carries = |leg: &Leg<'_>| leg.carried.is_some();
+        let is_tracked = legs.as_ref().is_ok_and(|legs| legs.iter().any(carries));
         let (policy, times) = (&spec.policy, self.fence.times());
         let downtime = |seconds| {
             let copy = Copying {
@@ -130,7 +132,7 @@ impl Job {
         let moved = legs.and_then(|legs| move_all(&spec, &legs, &watch, run.cancel));
         // What a tracker will compare with stays; the rest goes, also after an error: a snapshot
         // costs the source more the longer it stays.
-        let is_kept = moved.is_ok() && spec.source.tracker.is_some();
+        let is_kept = moved.is_ok() && is_tracked;
         let mut over = self.history().frozen();
         over.retain(|frozen| !is_kept || *frozen != pass);
         let thawed = over
@@ -203,7 +205,7 @@ impl Job {
         u128::from(since_ms) >= policy.keep_warm.as_millis()
     }
 
-    fn next_pass(&self) -> u32 {
+    pub(super) fn next_pass(&self) -> u32 {
         let passes = self.history().passes();
         passes.last().map_or(1, |pass| pass.number + 1)
     }

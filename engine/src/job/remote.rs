@@ -4,16 +4,17 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::fence::{Authority, Charge};
-use super::host::SourceHost;
+use super::host::{Hint, HintBase, SourceHost};
 use super::spec::DiskSpec;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result, one_line};
+use crate::hash::Digest;
 use crate::machine::{Machine, Power};
-use crate::operation::call;
+use crate::map::CarriedMap;
+use crate::operation::{Held, call};
 use crate::snapshot::SnapshotId;
 use crate::step::Step;
 use crate::sync::SessionLink;
-use crate::track::Changed;
 use crate::transport::link::HANDSHAKE_LIMIT;
 use crate::transport::{
     ControlAnswer, ControlAsk, ControlInfo, ControlPower, ControlRequest, ControlTask, Message,
@@ -162,15 +163,59 @@ impl SourceHost for RemoteHost {
         ids.map(|name| SnapshotId::new(step.job, name)).collect()
     }
 
-    /// No agent has a tracker yet.
-    fn changed(
+    fn is_tracked(&self, step: &Step<'_>) -> Result<bool> {
+        self.visit(step, |_, info| Ok(info.is_tracked))
+    }
+
+    fn hint(&self, disk: &DiskSpec, base: &HintBase<'_>, step: &Step<'_>) -> Result<Hint> {
+        let what = ControlTask::Hint {
+            disk: disk.id.clone(),
+            since: base.since.name().to_owned(),
+            now: base.now.as_ref().map(|now| now.name().to_owned()),
+            root: digest(base.root)?,
+        };
+        match self.ask(what, ANSWER_MAX, step)? {
+            ControlAnswer::Hinted { root, read } => Ok(Hint::Made {
+                root: root.to_string(),
+                read,
+                map: None,
+            }),
+            ControlAnswer::Unhinted { why } => Ok(Hint::None(one_line(&why))),
+            _ => Err(out_of_place()),
+        }
+    }
+
+    fn hold_against(
         &self,
-        _disk: &DiskSpec,
-        _since: &SnapshotId,
-        _now: &Endpoint,
-        _step: &Step<'_>,
-    ) -> Result<Changed> {
-        Ok(Changed::Unknown("no_tracker"))
+        disk: &DiskSpec,
+        (_, root): (&CarriedMap, &str),
+        step: &Step<'_>,
+    ) -> Result<Held> {
+        let what = ControlTask::HoldAgainst {
+            disk: disk.id.clone(),
+            root: digest(root)?,
+        };
+        match self.ask(what, SCAN_MAX, step)? {
+            ControlAnswer::Held {
+                read,
+                is_equal,
+                differing,
+                first,
+            } => Ok(Held {
+                read,
+                is_equal,
+                differing,
+                first,
+            }),
+            _ => Err(out_of_place()),
+        }
+    }
+
+    fn forget_maps(&self, disk: &DiskSpec, step: &Step<'_>) -> Result<()> {
+        let what = ControlTask::ForgetMaps {
+            disk: disk.id.clone(),
+        };
+        self.ask_done(what, step)
     }
 
     fn prove_quiet(&self, disk: &DiskSpec, step: &Step<'_>) -> Result<String> {
@@ -251,6 +296,12 @@ fn while_not_cancelled<T>(
     })
 }
 
+/// A root out of the job's journal.
+fn digest(root: &str) -> Result<Digest> {
+    root.parse()
+        .map_err(|message: &str| Error::new(ErrorKind::Damaged, message))
+}
+
 fn out_of_place() -> Error {
     Error::new(ErrorKind::Protocol, "peer: a message out of place")
 }
@@ -260,3 +311,5 @@ fn out_of_place() -> Error {
 const ANSWER_MAX: Duration = Duration::from_hours(6);
 /// How often a cancel is looked for.
 const POLL: Duration = Duration::from_millis(20);
+/// How long an agent may read a whole disk: 64 TiB at 200 MB/s take four days.
+const SCAN_MAX: Duration = Duration::from_hours(10 * 24);

@@ -346,8 +346,9 @@ impl JobSpec {
             ));
         }
         let source = &self.source;
-        if source.machine.is_some() || source.snapshots.is_some() || source.probe.is_some() {
-            return usage("[source] control: its machine, snapshots and probe are the agent's");
+        let says_how = source.machine.is_some() || source.snapshots.is_some();
+        if says_how || source.probe.is_some() || source.tracker.is_some() {
+            return usage("[source] control: machine, snapshots, probe, tracker are the agent's");
         }
         let says_more = |disk: &&DiskSpec| disk.source.is_some() || disk.source_format.is_some();
         if let Some(disk) = self.disks.iter().find(says_more) {

@@ -9,7 +9,7 @@ use super::spec::{JobSpec, MachineSpec, SideSpec, SnapshotSpec, TrackerSpec};
 use crate::error::{Error, ErrorKind, Result};
 use crate::machine::Machine;
 use crate::snapshot::{Reflink, SnapshotProvider};
-use crate::track::Extents;
+use crate::track::{ChangeTracker, Extents};
 
 impl Sides {
     /// Both sides as the definition has them: the target on this host, the source here or behind an
@@ -25,7 +25,7 @@ impl Sides {
                 let snapshots = spec.source.snapshots.as_ref().map(snapshots_of_spec);
                 let host = LocalHost::new(machine, snapshots);
                 Arc::new(match spec.source.tracker {
-                    Some(TrackerSpec::Extents) => host.tracked_by(Arc::new(Extents)),
+                    Some(tracker) => host.tracked_by(tracker_of_spec(tracker)),
                     None => host,
                 })
             }
@@ -52,6 +52,13 @@ pub(crate) fn machine_of_spec(spec: &MachineSpec) -> Arc<dyn Machine> {
     match spec {
         MachineSpec::Qmp(machine) => Arc::new(machine.clone()),
         MachineSpec::Hooks(machine) => Arc::new(machine.clone()),
+    }
+}
+
+/// What knows what changed on its disks.
+pub(crate) fn tracker_of_spec(spec: TrackerSpec) -> Arc<dyn ChangeTracker> {
+    match spec {
+        TrackerSpec::Extents => Arc::new(Extents),
     }
 }
 

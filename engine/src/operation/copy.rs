@@ -25,7 +25,7 @@ use crate::identity::Refusal;
 use crate::map::{Audit, CarriedMap, MapStore, MapWish};
 use crate::plan::{Objective, Strategy};
 use crate::report::{Outcome, Report};
-use crate::sync::{SessionOptions, SideMap, Until, source_mark};
+use crate::sync::{SessionOptions, SideMap, Until, map_rejected, source_mark};
 use crate::units::BlockSize;
 
 /// Whether payload is compressed.
@@ -92,8 +92,17 @@ pub struct Carried {
     pub(crate) target: CarriedMap,
     /// What the last pass left there.
     pub(crate) left: Option<Left>,
-    /// The map of the source as it is, and its root; counts with `left` alone.
-    pub(crate) source: Option<(CarriedMap, String)>,
+    /// The map of the source as it is now; counts with `left` alone.
+    pub(crate) source: Option<Hinted>,
+}
+
+/// A map of the source of which not all was read.
+#[derive(Clone, Debug)]
+pub(crate) struct Hinted {
+    /// Its root.
+    pub(crate) root: String,
+    /// Where it is; `None`: with the agent that serves the source.
+    pub(crate) map: Option<CarriedMap>,
 }
 
 /// What a pass left.
@@ -121,9 +130,9 @@ impl Carried {
     }
 
     /// Whether maps stand for reads of both sides, given what the target is now.
-    fn believed(&self, mark: Option<&str>) -> Option<(&Left, &(CarriedMap, String))> {
+    fn believed(&self, mark: Option<&str>) -> Option<&Left> {
         let left = self.left.as_ref().filter(|left| mark == Some(&left.mark))?;
-        Some((left, self.source.as_ref()?))
+        self.has_hint().then_some(left)
     }
 }
 
@@ -165,6 +174,28 @@ impl SyncRequest {
             // All of the target is to be read; what a map says of it would only be in the way.
             trust: self.verify != VerifyLevel::Full,
         })
+    }
+
+    /// The same of a source behind an agent: in a job, what it was hinted at and nothing else.
+    fn maps_of_source(&self, maps: Option<&MapUse>) -> Option<MapUse> {
+        let is_hinted = |carried: &Carried| {
+            let made = carried.source.as_ref();
+            made.is_some_and(|made| made.map.is_none())
+        };
+        let may_trust = self.carried.as_ref().is_none_or(is_hinted);
+        maps.map(|maps| MapUse {
+            trust: maps.trust && may_trust,
+            ..*maps
+        })
+    }
+
+    /// An agent goes by the map that the job knows of, or by none.
+    fn check_hint(&self, standing: &MapStanding) -> Result<()> {
+        let hinted = self.carried.as_ref().and_then(|it| it.source.as_ref());
+        match (hinted, standing.root) {
+            (Some(hinted), Some(root)) if hinted.root != root.to_string() => Err(map_rejected()),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -377,8 +408,11 @@ impl Job<'_> {
     fn open_sides(&self, maps: Option<&MapUse>, report: &mut Report) -> Result<OpenedSides> {
         let request = self.request;
         let state = request.state.as_deref();
+        let maps_of_source = request.maps_of_source(maps);
+        let wanted = maps_of_source.as_ref();
         let (mut source, mut source_map) =
-            open_source_side(&request.source, &request.source_open, maps, request.link)?;
+            open_source_side(&request.source, &request.source_open, wanted, request.link)?;
+        request.check_hint(&source_map)?;
         report.source.describe(&source.info());
         let info = source.info();
         let (loaded, target) = std::thread::scope(|scope| {
@@ -397,7 +431,9 @@ impl Job<'_> {
         }
         if let (Some(carried), SourceSide::Local(_, map)) = (&request.carried, &mut source) {
             (*map, source_map) = (SideMap::default(), MapStanding::default());
-            if let (Some((made, root)), true) = (&carried.source, is_carried_on(&target)) {
+            let made = carried.source.as_ref();
+            let made = made.and_then(|made| Some((made.map.as_ref()?, &made.root)));
+            if let (Some((made, root)), true) = (made, is_carried_on(&target)) {
                 let (loaded, standing) = carried_map(made, Some(root))?;
                 let loaded = SideMap {
                     carried: None,
@@ -641,7 +677,7 @@ fn open_target_side(
             Some(carried) => {
                 let mark = target.mark()?;
                 let believed = carried.believed(mark.as_deref());
-                let root = believed.map(|(left, _)| left.root.as_str());
+                let root = believed.map(|left| left.root.as_str());
                 carried_map(&carried.target, root)?
             }
         };

@@ -4,65 +4,95 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::job::with_progress;
-use crate::abort::{Abort, CancelToken};
+use super::scanning::{Told, scan_leaves};
+use crate::abort::CancelToken;
 use crate::disk::{OpenOptions, open_source};
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::event::Observer;
-use crate::hash::Hasher;
-use crate::map::CarriedMap;
-use crate::pipeline::{BufferPool, Keep, Scanned, Scanner};
-use crate::sync::{SessionProgress, scan_threads};
-use crate::tree::Leaf;
-use crate::units::BlockIndex;
+use crate::hash::{HashKind, Hasher};
+use crate::map::{CarriedMap, MapBuilder};
+use crate::sync::SessionProgress;
+use crate::units::{BlockIndex, BlockSize, Geometry};
 
-/// Reads the disk at `path` and compares it with a map that has `root`. The bytes read, and the
-/// blocks that differ, ascending.
+/// What came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Bytes that were read.
+    pub read: u64,
+    /// Whether the disk is what the map says.
+    pub is_equal: bool,
+    /// Blocks that are not; 0 where they are, and where the map was lost and only its root tells.
+    pub differing: u64,
+    /// The first of these, ascending, [`Held::NAMED_MAX`] at most.
+    pub first: Vec<u64>,
+}
+
+impl Held {
+    /// Blocks that are named at most.
+    pub const NAMED_MAX: usize = 8;
+}
+
+/// Reads the disk at `path` and compares it with the map that has `root`, or with the root alone
+/// where the map is lost.
 ///
 /// # Errors
-/// Those of the disk; `Damaged` for a map that is not that one; `Cancelled`.
+/// Those of the disk; `Cancelled`.
 pub(crate) fn hold_against(
     path: &Path,
     open: &OpenOptions,
-    (map, root): (&CarriedMap, &str),
+    (map, root): (Option<&CarriedMap>, &str),
     observer: &dyn Observer,
     cancel: &CancelToken,
-) -> Result<(u64, Vec<u64>)> {
-    let started = Instant::now();
-    let map = map.load(root)?.map;
-    let disk = open_source(path, open)?;
-    let geometry = map.geometry();
-    let hasher = Hasher::new(map.hash());
-    let progress = SessionProgress::default();
-    let threads = scan_threads(geometry.block_size());
-    let pool = BufferPool::new(threads * 2);
-    let scanner = Scanner {
-        disk: disk.as_ref(),
-        geometry,
-        hasher: Some(&hasher),
-        keep: Keep::Never,
-        pool: &pool,
-        threads,
-        reader: None,
-        counts: &progress.scan,
+) -> Result<Held> {
+    let told = Told {
+        started: Instant::now(),
+        observer,
+        cancel,
     };
-    let abort = Abort::with_cancel(cancel);
-    let mut differing = Vec::new();
+    let disk = open_source(path, open)?;
+    let map = match map.map(|map| map.load(root)).transpose() {
+        Ok(trusted) => trusted.map(|trusted| trusted.map),
+        Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Io) => None,
+        Err(error) => return Err(error),
+    };
+    let (geometry, hash) = match &map {
+        Some(map) => (map.geometry(), map.hash()),
+        // As jobs have them.
+        None => (
+            Geometry::new(disk.info().virtual_size, BlockSize::DEFAULT)?,
+            HashKind::Blake3,
+        ),
+    };
+    let hasher = Hasher::new(hash);
+    let progress = SessionProgress::default();
+    let mut tree = MapBuilder::new(&hasher, geometry, None);
+    let (mut differing, mut first) = (0, Vec::new());
     let mut at = 0;
-    with_progress(&progress, geometry.disk_len(), observer, started, || {
-        scanner.run(&abort, |scanned| {
-            let (leaf, count) = match scanned {
-                Scanned::Zeros { count, .. } => (Leaf::Zero, count),
-                Scanned::Data { digest, .. } => (Leaf::Data(digest.expect("the scan hashes")), 1),
-            };
+    scan_leaves(
+        disk.as_ref(),
+        (geometry, &hasher),
+        &progress,
+        &told,
+        |leaf, count| {
             for block in at..at + count {
-                if map.leaf(BlockIndex(block))? != Some(leaf) {
-                    differing.push(block);
+                let is_other = match &map {
+                    Some(map) => map.leaf(BlockIndex(block))? != Some(leaf),
+                    None => false,
+                };
+                differing += u64::from(is_other);
+                if is_other && first.len() < Held::NAMED_MAX {
+                    first.push(block);
                 }
             }
+            tree.push(leaf, count);
             at += count;
             Ok(())
-        })
-    })?;
-    Ok((progress.scan.read_len.load(Ordering::Relaxed), differing))
+        },
+    )?;
+    Ok(Held {
+        read: progress.scan.read_len.load(Ordering::Relaxed),
+        is_equal: tree.finish().0.to_string() == root,
+        differing,
+        first,
+    })
 }

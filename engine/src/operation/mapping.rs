@@ -6,16 +6,15 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::job::with_progress;
-use crate::abort::{Abort, CancelToken};
+use super::scanning::{Told, scan_leaves};
+use crate::abort::CancelToken;
 use crate::disk::{OpenOptions, Source, open_source};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer};
 use crate::hash::{Digest, HashKind, Hasher};
 use crate::identity::seal;
 use crate::map::{MapBuilder, MapFile, MapKey, MapStore, MapWriter, Noted};
-use crate::pipeline::{BufferPool, Keep, Scanned, Scanner};
-use crate::sync::{SessionProgress, scan_threads};
+use crate::sync::SessionProgress;
 use crate::tree::Leaf;
 use crate::units::{BlockSize, Geometry};
 
@@ -116,30 +115,22 @@ pub fn map(
     };
     let mut map = MapBuilder::new(&hasher, geometry, writer);
     let mut zero_count = 0;
-    let threads = scan_threads(request.block_size);
-    let pool = BufferPool::new(threads * 2);
-    let scanner = Scanner {
-        disk: disk.as_ref(),
-        geometry,
-        hasher: Some(&hasher),
-        keep: Keep::Never,
-        pool: &pool,
-        threads,
-        reader: None,
-        counts: &progress.scan,
+    let told = Told {
+        started,
+        observer,
+        cancel,
     };
-    let abort = Abort::with_cancel(cancel);
-    with_progress(&progress, geometry.disk_len(), observer, started, || {
-        scanner.run(&abort, |scanned| {
-            let (leaf, count) = match scanned {
-                Scanned::Zeros { count, .. } => (Leaf::Zero, count),
-                Scanned::Data { digest, .. } => (Leaf::Data(digest.expect("the scan hashes")), 1),
-            };
+    scan_leaves(
+        disk.as_ref(),
+        (geometry, &hasher),
+        &progress,
+        &told,
+        |leaf, count| {
             zero_count += if leaf == Leaf::Zero { count } else { 0 };
             map.push(leaf, count);
             Ok(())
-        })
-    })?;
+        },
+    )?;
     let (root, writer) = map.finish();
     let saved = writer.map(|writer| save(request, &store, disk.as_ref(), writer, root));
     let (saved_as, is_for_sync) = saved.transpose()?.unzip();

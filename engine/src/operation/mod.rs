@@ -20,10 +20,12 @@ mod questions;
 mod recovery;
 mod relay;
 mod replacement;
+mod scanning;
 
 pub use crate::plan::{Plan, Strategy, choose};
 pub use check::{CheckFinding, ImageCheck, ImageSummary, check};
 pub use copy::{Carried, CompressChoice, SyncRequest, VerifyRequest, sync, verify};
+pub use holding::Held;
 pub(crate) use holding::hold_against;
 pub use inspection::{ImageInfo, ParentInfo, VhdInfo, VhdxInfo, info};
 pub(crate) use making::new_disk;
@@ -36,9 +38,9 @@ pub(crate) use recovery::{Standing, stage_mark, standing};
 
 pub use connection::LinkOptions;
 pub(crate) use connection::{SOFTWARE, call, in_one, in_shape};
-pub(crate) use copy::{Left, try_sync};
+pub(crate) use copy::{Hinted, Left, try_sync};
 pub use maps::SideMapReport;
-pub(crate) use maps::{MapUse, source_map};
+pub(crate) use maps::{MapStanding, MapUse, carried_map, source_map};
 pub(crate) use measuring::Measured;
 pub(crate) use planned::{PlannedTarget, likely_containers};
 pub(crate) use replacement::HostedTarget;

@@ -1,11 +1,11 @@
 //! What a session leaves for the next one: the map of a side's disk as it is in the end.
 
-use super::session::{Session, Until};
+use super::session::Session;
 use crate::disk::Source;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Digest;
 use crate::identity::{Facts, seal};
-use crate::map::{CarriedMap, MapWriter};
+use crate::map::MapWriter;
 
 /// Keeps a map, or fails to, which is no reason for a job to fail.
 #[derive(Debug)]
@@ -32,10 +32,9 @@ impl<'a> MapKeeper<'a> {
         if !session.keeps_map() {
             return (keeper, None);
         }
-        if session.options.until != Until::End {
-            let carried = session.map.carried.as_ref();
-            let begin = |map: &CarriedMap| map.begin(session.geometry, session.options.hash);
-            return (keeper, carried.and_then(begin));
+        if let Some(carried) = &session.map.carried {
+            let writer = carried.begin(session.geometry, session.options.hash);
+            return (keeper, writer);
         }
         keeper.before = told(seal(disk)).flatten();
         let store = session.map.store.as_ref();
@@ -63,7 +62,7 @@ impl<'a> MapKeeper<'a> {
         is_changed: bool,
     ) {
         let map = &self.session.map;
-        if let (Some(carried), true) = (&map.carried, self.session.options.until != Until::End) {
+        if let Some(carried) = &map.carried {
             if let Some(writer) = writer {
                 told(carried.keep(writer, root));
             }

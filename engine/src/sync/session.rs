@@ -150,7 +150,8 @@ pub struct SideMap {
     pub trusted: Option<Box<TrustedMap>>,
     /// Where the map is kept as it is at the end; `None`: nowhere.
     pub store: Option<MapStore>,
-    /// Where the map of a target that is staged goes, which is not in force yet.
+    /// Where the map goes instead, where whoever carries it on vouches for the disk: of a target
+    /// that is staged and not in force yet, of a snapshot.
     pub carried: Option<CarriedMap>,
 }
 
@@ -184,7 +185,7 @@ impl Session {
     pub(crate) fn keeps_map(&self) -> bool {
         let options = &self.options;
         let has_place = match options.until {
-            Until::End => self.map.store.is_some(),
+            Until::End => self.map.store.is_some() || self.map.carried.is_some(),
             // Until then a target is not what its leaves say.
             Until::Sealed | Until::Staged => self.map.carried.is_some(),
         };

@@ -15,11 +15,11 @@ use super::scene::{Scene, ask, run};
 
 /// Reads both, and says what differs, but for what lies at `conceals`.
 #[derive(Debug)]
-struct Naive {
+pub(crate) struct Naive {
     conceals: Range<u64>,
 }
 
-const HONEST: Naive = Naive { conceals: 0..0 };
+pub(crate) const HONEST: Naive = Naive { conceals: 0..0 };
 
 impl ChangeTracker for Naive {
     fn changed(&self, then: &Path, now: &Path, _step: &Step<'_>) -> Result<Changed> {
@@ -33,7 +33,7 @@ impl ChangeTracker for Naive {
     }
 }
 
-fn facts(job: &Job) -> Vec<Fact> {
+pub(crate) fn facts(job: &Job) -> Vec<Fact> {
     let timeline = job.report().timeline;
     timeline
         .into_iter()
@@ -102,7 +102,7 @@ fn a_scan_before_the_start_needs_no_hint_to_be_true() {
 }
 
 /// A disk that is too large for an audit to meet one block of it by chance.
-fn large_scene() -> Scene {
+pub(crate) fn large_scene() -> Scene {
     const BLOCKS: u64 = 1024;
     let scene = Scene::in_memory(&["os"]);
     for path in [scene.source_of("os"), scene.target_of("os")] {
@@ -165,7 +165,7 @@ fn lie_about_a_block() -> bool {
 
 /// Names nothing.
 #[derive(Debug)]
-struct Concealing;
+pub(crate) struct Concealing;
 
 impl ChangeTracker for Concealing {
     fn changed(&self, _then: &Path, _now: &Path, _step: &Step<'_>) -> Result<Changed> {

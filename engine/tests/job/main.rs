@@ -7,6 +7,7 @@ mod crashes;
 mod fencing;
 mod hinted;
 mod relay;
+mod remote_hints;
 mod scene;
 mod telling;
 mod two_hosts;

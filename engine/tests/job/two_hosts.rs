@@ -7,6 +7,7 @@ use failback_engine::agent::{Grants, Pair, serve};
 use failback_engine::disk::OpenOptions;
 use failback_engine::job::{Ask, Job, JobSpec, Phase, RemoteHost, Sides};
 use failback_engine::machine::{Call, FakeMachine, Power};
+use failback_engine::track::ChangeTracker;
 use failback_engine::transport::link::{Shape, tcp};
 use failback_engine::{CancelToken, Result, Silent};
 
@@ -24,13 +25,20 @@ fn watching(inner: &FakeMachine, other: &FakeMachine) -> Arc<Watched> {
 }
 
 /// The state directory of the agent.
-fn agent_state(scene: &Scene) -> PathBuf {
+pub(crate) fn agent_state(scene: &Scene) -> PathBuf {
     scene.dir.path().join("agent")
 }
 
 pub(crate) fn grants(scene: &Scene) -> Result<Grants> {
+    grants_tracked_by(scene, None)
+}
+
+fn grants_tracked_by(scene: &Scene, tracker: Option<Arc<dyn ChangeTracker>>) -> Result<Grants> {
     let machine = watching(&scene.source, &scene.target);
     let mut pair = Pair::new("recovery", machine, Some(Arc::new(Copies)));
+    if let Some(tracker) = tracker {
+        pair = pair.tracked_by(tracker);
+    }
     for disk in &scene.disks {
         pair = pair.disk(disk, &scene.source_of(disk), OpenOptions::default());
     }
@@ -41,15 +49,31 @@ pub(crate) fn grants(scene: &Scene) -> Result<Grants> {
 
 /// Runs a test against an agent, whose address it is told. The agent is gone when this returns.
 pub(crate) fn with_agent<T>(scene: &Scene, test: impl FnOnce(&str) -> T) -> T {
-    let grants = grants(scene).unwrap();
-    let listener = tcp::listen("127.0.0.1:0").unwrap();
+    with_agent_of(&grants(scene).unwrap(), ANYWHERE, test)
+}
+
+/// The same with something that knows what changed, where an agent was before.
+pub(crate) fn with_tracking_agent<T>(
+    scene: &Scene,
+    (at, tracker): (&str, impl ChangeTracker + 'static),
+    test: impl FnOnce(&str) -> T,
+) -> T {
+    let grants = grants_tracked_by(scene, Some(Arc::new(tracker)));
+    with_agent_of(&grants.unwrap(), at, test)
+}
+
+/// Where nobody listens yet.
+pub(crate) const ANYWHERE: &str = "127.0.0.1:0";
+
+fn with_agent_of<T>(grants: &Grants, at: &str, test: impl FnOnce(&str) -> T) -> T {
+    let listener = tcp::listen(at).unwrap();
     let address = listener
         .local_addr()
         .trim_start_matches("tcp://")
         .to_owned();
     let cancel = CancelToken::new();
     std::thread::scope(|scope| {
-        scope.spawn(|| serve(&listener, &grants, Shape::default(), &Silent, &cancel));
+        scope.spawn(|| serve(&listener, grants, Shape::default(), &Silent, &cancel));
         // Also when the test fails, which is passed on.
         let _over = Over(&cancel);
         test(&address)

@@ -5,7 +5,9 @@ use bytes::BytesMut;
 use super::control::{check_name, check_text, check_token};
 use super::digest::Digest;
 use super::field::{Fault, Field, HeadReader, codes, fields};
-use super::limit::{CONTROL_LIMIT_MS_MAX, CONTROL_NAME_LEN_MAX, CONTROL_SNAPSHOT_COUNT_MAX};
+use super::limit::{
+    CONTROL_BLOCK_COUNT_MAX, CONTROL_LIMIT_MS_MAX, CONTROL_NAME_LEN_MAX, CONTROL_SNAPSHOT_COUNT_MAX,
+};
 
 /// Asks the agent for control of a machine, instead of a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +32,8 @@ pub struct ControlInfo {
     pub epoch: u64,
     /// The side in charge in it; `None`: nobody may start the machine.
     pub authority: Option<String>,
+    /// Whether something on the agent's host knows what changed on a disk since a snapshot.
+    pub is_tracked: bool,
 }
 
 /// One question on a control link.
@@ -92,6 +96,30 @@ pub enum ControlTask {
         /// The side in charge in it; `None`: nobody.
         authority: Option<String>,
     },
+    /// Make the map of a disk of that of a snapshot, which a session has left, and of what changed
+    /// since.
+    Hint {
+        /// The disk.
+        disk: String,
+        /// What the snapshot is called within the job.
+        since: String,
+        /// The snapshot whose map is made; `None`: the disk, whose machine is off.
+        now: Option<String>,
+        /// Root of the snapshot's map.
+        root: Digest,
+    },
+    /// Read all of a disk whose machine is off, and hold it against the map that a hint made.
+    HoldAgainst {
+        /// The disk.
+        disk: String,
+        /// Root of the map.
+        root: Digest,
+    },
+    /// Remove what was kept of a disk for hints.
+    ForgetMaps {
+        /// The disk.
+        disk: String,
+    },
 }
 
 /// The answer.
@@ -116,6 +144,29 @@ pub enum ControlAnswer {
     Identity {
         /// For comparison only.
         text: String,
+    },
+    /// A map was made: the next session that wants maps believed goes by it.
+    Hinted {
+        /// Its root.
+        root: Digest,
+        /// Bytes that were read for it.
+        read: u64,
+    },
+    /// No map was made.
+    Unhinted {
+        /// Why not: a code, 1 to [`CONTROL_NAME_LEN_MAX`] bytes.
+        why: String,
+    },
+    /// All of a disk was read.
+    Held {
+        /// Bytes that were read.
+        read: u64,
+        /// Whether the disk is what the map says.
+        is_equal: bool,
+        /// How many blocks are not; 0 also where the map was lost, and only its root tells.
+        differing: u64,
+        /// The first of them, ascending; at most [`CONTROL_BLOCK_COUNT_MAX`].
+        first: Vec<u64>,
     },
 }
 
@@ -162,7 +213,17 @@ impl ControlTask {
                 check_short(disk)?;
                 check_short(snapshot)
             }
-            Self::List { disk } | Self::ProveQuiet { disk } => check_short(disk),
+            Self::List { disk }
+            | Self::ProveQuiet { disk }
+            | Self::HoldAgainst { disk, .. }
+            | Self::ForgetMaps { disk } => check_short(disk),
+            Self::Hint {
+                disk, since, now, ..
+            } => {
+                check_short(disk)?;
+                check_short(since)?;
+                now.as_deref().map_or(Ok(()), check_short)
+            }
             Self::Advance { authority, .. } => authority.as_deref().map_or(Ok(()), check_short),
         }
     }
@@ -180,6 +241,12 @@ impl ControlAnswer {
                 names.iter().try_for_each(|name| check_short(name))
             }
             Self::Identity { text } => check_text(text),
+            Self::Hinted { .. } => Ok(()),
+            Self::Unhinted { why } => check_short(why),
+            Self::Held { first, .. } => match first.len() <= usize::from(CONTROL_BLOCK_COUNT_MAX) {
+                true => Ok(()),
+                false => Err("too many blocks"),
+            },
         }
     }
 }
@@ -200,7 +267,8 @@ fields!(ControlRequest {
 fields!(ControlInfo {
     side,
     epoch,
-    authority
+    authority,
+    is_tracked
 });
 fields!(ControlAsk { step, what });
 codes!(ControlPower { On = 0, Off = 1 });
@@ -219,6 +287,9 @@ impl Field for ControlTask {
             Self::List { .. } => 7,
             Self::ProveQuiet { .. } => 8,
             Self::Advance { .. } => 9,
+            Self::Hint { .. } => 10,
+            Self::HoldAgainst { .. } => 11,
+            Self::ForgetMaps { .. } => 12,
         };
         code.put(out);
         match self {
@@ -229,7 +300,24 @@ impl Field for ControlTask {
                 disk.put(out);
                 snapshot.put(out);
             }
-            Self::List { disk } | Self::ProveQuiet { disk } => disk.put(out),
+            Self::List { disk } | Self::ProveQuiet { disk } | Self::ForgetMaps { disk } => {
+                disk.put(out);
+            }
+            Self::Hint {
+                disk,
+                since,
+                now,
+                root,
+            } => {
+                disk.put(out);
+                since.put(out);
+                now.put(out);
+                root.put(out);
+            }
+            Self::HoldAgainst { disk, root } => {
+                disk.put(out);
+                root.put(out);
+            }
             Self::Advance { epoch, authority } => {
                 epoch.put(out);
                 authority.put(out);
@@ -266,6 +354,19 @@ impl Field for ControlTask {
                 epoch: Field::take(input)?,
                 authority: Field::take(input)?,
             },
+            10 => Self::Hint {
+                disk: Field::take(input)?,
+                since: Field::take(input)?,
+                now: Field::take(input)?,
+                root: Field::take(input)?,
+            },
+            11 => Self::HoldAgainst {
+                disk: Field::take(input)?,
+                root: Field::take(input)?,
+            },
+            12 => Self::ForgetMaps {
+                disk: Field::take(input)?,
+            },
             _ => return Err("unknown ControlTask"),
         })
     }
@@ -286,14 +387,32 @@ impl Field for ControlAnswer {
             }
             Self::Snapshots { names } => {
                 3_u8.put(out);
-                u8::try_from(names.len())
-                    .expect("names were checked against CONTROL_SNAPSHOT_COUNT_MAX")
-                    .put(out);
-                names.iter().for_each(|name| name.put(out));
+                put_list(names, out);
             }
             Self::Identity { text } => {
                 4_u8.put(out);
                 text.put(out);
+            }
+            Self::Hinted { root, read } => {
+                5_u8.put(out);
+                root.put(out);
+                read.put(out);
+            }
+            Self::Unhinted { why } => {
+                6_u8.put(out);
+                why.put(out);
+            }
+            Self::Held {
+                read,
+                is_equal,
+                differing,
+                first,
+            } => {
+                7_u8.put(out);
+                read.put(out);
+                is_equal.put(out);
+                differing.put(out);
+                put_list(first, out);
             }
         }
     }
@@ -305,21 +424,42 @@ impl Field for ControlAnswer {
             2 => Self::Granted {
                 name: Field::take(input)?,
             },
-            3 => {
-                let count = u8::take(input)?;
-                if count > CONTROL_SNAPSHOT_COUNT_MAX {
-                    return Err("too many snapshots");
-                }
-                Self::Snapshots {
-                    names: (0..count)
-                        .map(|_| String::take(input))
-                        .collect::<Result<_, _>>()?,
-                }
-            }
+            3 => Self::Snapshots {
+                names: take_list(input, CONTROL_SNAPSHOT_COUNT_MAX)?,
+            },
             4 => Self::Identity {
                 text: Field::take(input)?,
+            },
+            5 => Self::Hinted {
+                root: Field::take(input)?,
+                read: Field::take(input)?,
+            },
+            6 => Self::Unhinted {
+                why: Field::take(input)?,
+            },
+            7 => Self::Held {
+                read: Field::take(input)?,
+                is_equal: Field::take(input)?,
+                differing: Field::take(input)?,
+                first: take_list(input, CONTROL_BLOCK_COUNT_MAX)?,
             },
             _ => return Err("unknown ControlAnswer"),
         })
     }
+}
+
+/// Its length in one byte, then what is in it.
+fn put_list<T: Field>(list: &[T], out: &mut BytesMut) {
+    u8::try_from(list.len())
+        .expect("lists were checked against their limits")
+        .put(out);
+    list.iter().for_each(|one| one.put(out));
+}
+
+fn take_list<T: Field>(input: &mut HeadReader<'_>, count_max: u8) -> Result<Vec<T>, Fault> {
+    let count = u8::take(input)?;
+    if count > count_max {
+        return Err("a list is too long");
+    }
+    (0..count).map(|_| T::take(input)).collect()
 }

@@ -50,6 +50,29 @@ impl From<[u8; 16]> for Digest {
     }
 }
 
+impl std::str::FromStr for Digest {
+    type Err = &'static str;
+
+    /// Of 32 or 64 hexadecimal digits.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = "a digest has 32 or 64 hexadecimal digits";
+        let digit = |digit: &u8| {
+            char::from(*digit)
+                .to_digit(16)
+                .and_then(|it| u8::try_from(it).ok())
+        };
+        let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+        let bytes: Option<Vec<u8>> = pairs
+            .iter()
+            .map(|[high, low]| Some(digit(high)? << 4 | digit(low)?))
+            .collect();
+        let bytes = bytes.filter(|_| rest.is_empty());
+        bytes
+            .and_then(|bytes| Self::from_slice(&bytes))
+            .ok_or(wrong)
+    }
+}
+
 /// Hexadecimal, lower case.
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -130,7 +130,7 @@ const PLAIN_HEAD_LEN_MAX: u32 = 512;
 const TEXT_HEAD_LEN_MAX: u32 = 9 << 10;
 const _: () = assert!(TEXT_HEAD_LEN_MAX as usize >= 2 * TEXT_LEN_MAX + NAME_LEN_MAX + 64);
 const _: () = assert!(PLAIN_HEAD_LEN_MAX as usize >= NAME_LEN_MAX + 128);
-const _: () = assert!(PLAIN_HEAD_LEN_MAX as usize >= 3 * CONTROL_NAME_LEN_MAX + 64);
+const _: () = assert!(PLAIN_HEAD_LEN_MAX as usize >= 4 * (CONTROL_NAME_LEN_MAX + 3) + 64);
 const SNAPSHOTS: usize = CONTROL_SNAPSHOT_COUNT_MAX as usize;
 const _: () = assert!(TEXT_HEAD_LEN_MAX as usize >= SNAPSHOTS * (CONTROL_NAME_LEN_MAX + 2) + 2);
 

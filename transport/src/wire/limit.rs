@@ -88,6 +88,9 @@ pub const CONTROL_NAME_LEN_MAX: usize = 64;
 /// few.
 pub const CONTROL_SNAPSHOT_COUNT_MAX: u8 = 64;
 
+/// Most blocks that an answer names, of those that a tracker concealed.
+pub const CONTROL_BLOCK_COUNT_MAX: u8 = 8;
+
 /// Longest time that a peer can make an agent wait for a guest, in milliseconds: a day.
 pub const CONTROL_LIMIT_MS_MAX: u64 = 24 * 60 * 60 * 1000;
 

@@ -377,11 +377,30 @@ fn control_messages_meet_their_limits() {
             "bad name length",
         ),
         (ASK, ask(7, &text(0)), "bad name length"),
-        (ASK, ask(10, &[]), "unknown ControlTask"),
+        (ASK, ask(13, &[]), "unknown ControlTask"),
+        (
+            ASK,
+            ask(10, &[text(1), text(1), vec![1], text(65)].concat()),
+            "head ends within a field",
+        ),
+        (
+            ASK,
+            ask(
+                10,
+                &[text(1), text(1), vec![1], text(65), vec![16], vec![7; 16]].concat(),
+            ),
+            "bad name length",
+        ),
         (ASK, ask(0, &[0]), "head has bytes after its last field"),
-        (TOLD, vec![3, 65], "too many snapshots"),
+        (TOLD, vec![3, 65], "a list is too long"),
+        (
+            TOLD,
+            [&[7][..], &[0; 17], &[9], &[0; 72]].concat(),
+            "a list is too long",
+        ),
+        (TOLD, [&[6][..], &text(65)].concat(), "bad name length"),
         (TOLD, vec![1, 2], "unknown ControlPower"),
-        (TOLD, vec![5], "unknown ControlAnswer"),
+        (TOLD, vec![8], "unknown ControlAnswer"),
         (
             TOLD,
             [&[3, 2][..], &text(1)].concat(),

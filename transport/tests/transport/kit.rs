@@ -260,6 +260,17 @@ fn samples_of_control() -> Vec<Message> {
             epoch: 25,
             authority: Some("primary".to_owned()),
         },
+        ControlTask::Hint {
+            disk: disk(),
+            since: snapshot(),
+            now: Some("pass-2".to_owned()),
+            root: Digest::from([0xce; 32]),
+        },
+        ControlTask::HoldAgainst {
+            disk: disk(),
+            root: Digest::from([0xcf; 32]),
+        },
+        ControlTask::ForgetMaps { disk: disk() },
     ];
     let answers = [
         ControlAnswer::Done,
@@ -273,6 +284,19 @@ fn samples_of_control() -> Vec<Message> {
         ControlAnswer::Identity {
             text: "6f1c".to_owned(),
         },
+        ControlAnswer::Hinted {
+            root: Digest::from([0xd0; 32]),
+            read: 28,
+        },
+        ControlAnswer::Unhinted {
+            why: "no_tracker".to_owned(),
+        },
+        ControlAnswer::Held {
+            read: 29,
+            is_equal: false,
+            differing: 30,
+            first: vec![31, 32],
+        },
     ];
     let opening = [
         Message::Control(ControlRequest {
@@ -285,6 +309,7 @@ fn samples_of_control() -> Vec<Message> {
             side: "recovery".to_owned(),
             epoch: 27,
             authority: None,
+            is_tracked: true,
         }),
     ];
     let asks = asks.into_iter().map(ask);

@@ -301,13 +301,17 @@ fn control_link() -> BoxedStrategy<Message> {
                 token,
             })
         });
-    let controlled = (name(), any::<u64>(), side()).prop_map(|(side, epoch, authority)| {
-        Message::Controlled(ControlInfo {
-            side,
-            epoch,
-            authority,
-        })
-    });
+    let controlled = (name(), any::<u64>(), side(), any::<bool>()).prop_map(
+        |(side, epoch, authority, is_tracked)| {
+            Message::Controlled(ControlInfo {
+                side,
+                epoch,
+                authority,
+                is_tracked,
+            })
+        },
+    );
+    let root = || any::<[u8; 32]>().prop_map(Digest::from);
     let task = prop_oneof![
         select(vec![
             ControlTask::Power,
@@ -322,6 +326,14 @@ fn control_link() -> BoxedStrategy<Message> {
         name().prop_map(|disk| ControlTask::ProveQuiet { disk }),
         (any::<u64>(), side())
             .prop_map(|(epoch, authority)| ControlTask::Advance { epoch, authority }),
+        (name(), name(), side(), root()).prop_map(|(disk, since, now, root)| ControlTask::Hint {
+            disk,
+            since,
+            now,
+            root,
+        }),
+        (name(), root()).prop_map(|(disk, root)| ControlTask::HoldAgainst { disk, root }),
+        name().prop_map(|disk| ControlTask::ForgetMaps { disk }),
     ];
     let ask = (name(), task).prop_map(|(step, what)| Message::Ask(ControlAsk { step, what }));
     let told = prop_oneof![
@@ -331,6 +343,20 @@ fn control_link() -> BoxedStrategy<Message> {
         vec(name(), 0..=usize::from(CONTROL_SNAPSHOT_COUNT_MAX))
             .prop_map(|names| ControlAnswer::Snapshots { names }),
         text(0, TEXT_LEN_MAX).prop_map(|text| ControlAnswer::Identity { text }),
+        (root(), any::<u64>()).prop_map(|(root, read)| ControlAnswer::Hinted { root, read }),
+        name().prop_map(|why| ControlAnswer::Unhinted { why }),
+        (
+            any::<u64>(),
+            any::<bool>(),
+            any::<u64>(),
+            vec(any::<u64>(), 0..=usize::from(CONTROL_BLOCK_COUNT_MAX)),
+        )
+            .prop_map(|(read, is_equal, differing, first)| ControlAnswer::Held {
+                read,
+                is_equal,
+                differing,
+                first,
+            }),
     ];
     prop_oneof![control, controlled, ask, told.prop_map(Message::Told)].boxed()
 }
