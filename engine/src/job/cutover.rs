@@ -9,9 +9,11 @@ use super::run::{Job, Run, Went, left_ms};
 use super::spec::{JobSpec, Verify};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
-use crate::machine::Power;
+use crate::machine::{Machine, Power, await_power};
 use crate::operation::{self, Standing};
+use crate::schedule::now;
 use crate::state::Word;
+use crate::step::Step;
 use crate::sync::Until;
 
 impl Job {
@@ -20,36 +22,25 @@ impl Job {
         let step = run.step(&spec.name, "stop-source");
         let host = self.sides.source.clone();
         let machine = host.machine();
-        let was_on = match self.history().stopping() {
-            Some((_, was_on)) => was_on,
-            None => {
-                let was_on = machine.power(&step)? == Power::On;
-                self.journal.note(Fact::Stopping { was_on })?;
-                was_on
-            }
-        };
+        if self.history().stopping().is_none() {
+            let is_on = machine.power(&step)? == Power::On;
+            // One that went off by itself after it was given back is no machine that was off.
+            let was_on = is_on || self.history().was_on();
+            self.journal.note(Fact::Stopping { was_on })?;
+        }
         // From here on nobody starts it but this job.
         self.begin_epoch(None, &step)?;
         let mut forced = false;
         if machine.power(&step)? == Power::On {
-            let stopped = machine.shut_down(&step, spec.policy.stop_timeout);
-            forced = match (stopped, spec.policy.force_stop) {
-                (Ok(Power::Off), _) => false,
-                // Somebody wants something else: no reason to take the power away.
-                (Err(error), _) if error.kind() == ErrorKind::Cancelled => return Err(error),
-                (_, true) => {
-                    machine.power_off(&step)?;
-                    true
-                }
-                (stopped, false) => {
-                    // It runs on, and is in charge again.
-                    self.give_back(&spec, was_on, run)?;
-                    let limit = humantime::format_duration(spec.policy.stop_timeout);
-                    let message = format!("the guest did not shut down within {limit}");
-                    stopped?;
-                    return Err(Error::new(ErrorKind::Refused, message));
-                }
-            };
+            let (power, why) = shut_down(machine, spec.policy.stop_timeout, &step)?;
+            forced = power == Power::On && spec.policy.force_stop;
+            if forced {
+                machine.power_off(&step)?;
+            } else if power == Power::On {
+                // It runs on, and is in charge again.
+                self.give_back(&spec, run)?;
+                return Err(why.unwrap_or_else(|| not_shut_down(spec.policy.stop_timeout)));
+            }
         }
         if machine.power(&step)? == Power::On {
             let message = "the source's machine still has power";
@@ -114,9 +105,41 @@ impl Job {
         Ok(Went::On(Outcome::Done, None))
     }
 
-    /// The last look before COMMIT: the record that follows is COMMIT for all disks.
-    pub(super) fn seal(&mut self) -> Result<Went> {
+    /// What fails between the stop and COMMIT is no reason for a machine to be off: the source is
+    /// given back, and the job waits to be told that it may try again. Not where somebody wants
+    /// something else, nor where the source cannot be reached: then it is tried again from here.
+    pub(super) fn restart_source(&mut self, error: Error, run: &Run<'_>) -> Result<Went> {
+        if matches!(error.kind(), ErrorKind::Cancelled | ErrorKind::PeerGone) {
+            return Err(error);
+        }
         let spec = self.spec();
+        if let Err(second) = self.give_back(&spec, run) {
+            run.observer.event(&Event::Warning {
+                message: format!("the source is not started again: {}", second.chain()),
+            });
+            return Err(error);
+        }
+        let message = format!("{}; the source is in charge again", error.chain());
+        run.observer.event(&Event::Warning {
+            message: format!("job suspended: {message}"),
+        });
+        let fact = Fact::Failed {
+            kind: error.kind().name().to_owned(),
+            message,
+            // Each try stops the machine: somebody has to want that.
+            is_transient: false,
+        };
+        Ok(Went::On(Outcome::GivenBack, Some(fact)))
+    }
+
+    /// The last look before COMMIT: the record that follows is COMMIT for all disks.
+    pub(super) fn seal(&mut self, run: &Run<'_>) -> Result<Went> {
+        let spec = self.spec();
+        let step = run.step(&spec.name, "seal");
+        if self.sides.target.power(&step)? == Power::On {
+            let message = "somebody started the target's machine: it runs on what is replaced";
+            return Err(Error::new(ErrorKind::Refused, message));
+        }
         for disk in &spec.disks {
             let standing = operation::standing(&disk.target, None)?;
             let is_sealed = standing.as_ref().is_some_and(|it| it.word == Word::Staged);
@@ -207,8 +230,17 @@ impl Job {
             self.refuse_unproven(&spec, &disk.id, operation::standing(&disk.target, None)?)?;
         }
         let side = spec.side_of_target();
-        let epoch = self.begin_epoch(Some(side), &step)?;
         let machine = self.sides.target.clone();
+        let is_begun = matches!(self.history().epoch(), Some((_, of)) if of == Some(side));
+        if !is_begun && machine.power(&step)? == Power::On {
+            let message = "somebody else started the target's machine, on what was there before";
+            return Err(Error::new(ErrorKind::Refused, message));
+        }
+        if self.sides.source.machine().power(&step)? == Power::On {
+            let message = "somebody started the source's machine: stop it, and resume, or undo";
+            return Err(Error::new(ErrorKind::Refused, message));
+        }
+        let epoch = self.begin_epoch(Some(side), &step)?;
         let probe = spec.target.probe.as_ref();
         self.start_machine((side, epoch), machine.as_ref(), probe, &step)?;
         // Better forecasts of the next one, and no more: what cannot be kept is not missed now.
@@ -236,17 +268,18 @@ impl Job {
 
     pub(super) fn pend(&mut self, run: &Run<'_>) -> Result<Went> {
         let spec = self.spec();
-        while self.read_the_rest(&spec, run)? {}
-        let policy = spec.policy;
         if self.wants_deadline() {
+            let policy = &spec.policy;
             let (after, ask) = match (policy.commit_after, policy.undo_after) {
                 (Some(after), _) => (after, Ask::Commit),
                 (None, after) => (after.unwrap_or_default(), Ask::Undo),
             };
             let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
-            let at_ms = now_ms().saturating_add(after_ms);
+            let from = self.history().target_started().unwrap_or_else(now_ms);
+            let at_ms = from.saturating_add(after_ms);
             self.journal.note(Fact::Deadline { at_ms, ask })?;
         }
+        while self.read_the_rest(&spec, run)? {}
         match self.history().deadline() {
             Some((at_ms, ask)) if left_ms(at_ms) == 0 => {
                 Ok(Went::On(Outcome::Asked(ask), Some(Fact::Asked { ask })))
@@ -254,6 +287,36 @@ impl Job {
             _ => Ok(Went::Waits),
         }
     }
+}
+
+/// Asks a guest to shut down; the machine's power once it did, or the limit has passed, and what
+/// went wrong with asking. That it went wrong is no reason to take the power away sooner: the guest
+/// may have been asked all the same.
+fn shut_down(
+    machine: &dyn Machine,
+    limit: Duration,
+    step: &Step<'_>,
+) -> Result<(Power, Option<Error>)> {
+    let from = now();
+    match machine.shut_down(step, limit) {
+        Ok(power) => Ok((power, None)),
+        // Somebody wants something else, or it can be asked again.
+        Err(error) if error.kind() == ErrorKind::Cancelled || error.is_transient() => Err(error),
+        Err(error) => {
+            let rest = limit.saturating_sub(now().saturating_duration_since(from));
+            let power = await_power(step, rest, Power::Off, || machine.power(step))?;
+            Ok((power, Some(error)))
+        }
+    }
+}
+
+fn not_shut_down(limit: Duration) -> Error {
+    let limit = humantime::format_duration(limit);
+    let message = format!(
+        "the guest did not shut down within {limit}: it was asked to, and may still do so; resume \
+         stops it again, cancel sees to it that it runs"
+    );
+    Error::new(ErrorKind::Refused, message)
 }
 
 /// Whether a target in this state is the new disk, proven, unless nothing was to be proven.

@@ -1,66 +1,83 @@
 //! The ends of a job: accepted, undone, given up. What is done with is noted, not touched again.
 
+use std::time::Duration;
+
 use super::journal::Fact;
 use super::phase::Outcome;
-use super::run::{Job, Run, Went};
+use super::run::{Job, Run, Went, left_ms};
 use super::spec::{DiskSpec, JobSpec};
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
-use crate::machine::{Machine, Power};
+use crate::machine::{Machine, Power, await_power};
 use crate::operation;
 use crate::state::Word;
 
 impl Job {
     pub(super) fn release(&mut self, run: &Run<'_>) -> Result<Went> {
         let spec = self.spec();
+        let step = run.step(&spec.name, "delete-source");
+        let host = self.sides.source.clone();
+        // One that cannot be asked any more is on its way out.
+        if matches!(host.machine().power(&step), Ok(Power::On)) {
+            let message =
+                "somebody started the source's machine, and both run: stop it, and resume";
+            return Err(Error::new(ErrorKind::Refused, message));
+        }
         self.thaw_all(&spec, run)?;
         for disk in &spec.disks {
             self.once(format!("accept:{}", disk.id), |_| accept(disk))?;
         }
         if spec.policy.delete_source_machine {
-            let step = run.step(&spec.name, "delete-source");
-            let host = self.sides.source.clone();
             self.once("delete:source".to_owned(), |_| {
-                host.machine().delete(&step)?;
-                Ok("deleted".to_owned())
+                match host.machine().delete(&step) {
+                    Ok(()) => Ok("deleted".to_owned()),
+                    // It will not be another time either, and the target is accepted.
+                    Err(error) if error.kind() == ErrorKind::Unsupported => {
+                        Ok(format!("not deleted: {}", error.chain()))
+                    }
+                    Err(error) => Err(error),
+                }
             })?;
         }
         self.drop_maps(&spec, run);
         Ok(Went::On(Outcome::Done, None))
     }
 
+    // On the ways back the service comes first: what is left of targets and snapshots can wait, and
+    // must not keep the source off when it cannot be removed.
+
     pub(super) fn undo(&mut self, run: &Run<'_>) -> Result<Went> {
         let spec = self.spec();
-        self.thaw_all(&spec, run)?;
         let machine = self.sides.target.clone();
         let step = run.step(&spec.name, "stop-target");
-        self.once("stop:target".to_owned(), |_| {
-            stop(machine.as_ref(), &spec, &step)
-        })?;
+        // Each time: somebody may have started it since.
+        let said = stop(machine.as_ref(), &spec, &step)?;
+        self.once("stop:target".to_owned(), |_| Ok(said))?;
+        self.give_back(&spec, run)?;
         self.restore_all(&spec, run)?;
-        let was_on = self.history().stopping().is_some_and(|(_, was_on)| was_on);
-        self.give_back(&spec, was_on, run)?;
+        self.thaw_all(&spec, run)?;
         self.drop_maps(&spec, run);
         Ok(Went::On(Outcome::Done, None))
     }
 
     pub(super) fn cancel(&mut self, run: &Run<'_>) -> Result<Went> {
         let spec = self.spec();
-        self.thaw_all(&spec, run)?;
+        if self.history().has_stopped() {
+            self.give_back(&spec, run)?;
+        }
         // What was kept for a target before is somebody else's.
         if self.history().has_staged() {
             self.restore_all(&spec, run)?;
         }
-        if let Some((_, was_on)) = self.history().stopping() {
-            self.give_back(&spec, was_on, run)?;
-        }
+        self.thaw_all(&spec, run)?;
         self.drop_maps(&spec, run);
         Ok(Went::On(Outcome::Done, None))
     }
 
     fn restore_all(&mut self, spec: &JobSpec, run: &Run<'_>) -> Result<()> {
+        let has_run = self.history().target_started().is_some();
         for disk in &spec.disks {
-            let said = self.once(format!("restore:{}", disk.id), |_| restore(disk, run))?;
+            let said = self.once(restored_item(&disk.id), |_| restore(disk, has_run, run))?;
             if let Some(said) = said.filter(|said| said.starts_with(KEPT)) {
                 run.observer.event(&Event::Warning {
                     message: format!("disk `{}`: {said}", disk.id),
@@ -71,14 +88,27 @@ impl Job {
     }
 
     /// Puts the source in charge, and starts it if it ran before.
-    pub(super) fn give_back(&mut self, spec: &JobSpec, was_on: bool, run: &Run<'_>) -> Result<()> {
+    pub(super) fn give_back(&mut self, spec: &JobSpec, run: &Run<'_>) -> Result<()> {
         let side = spec.side_of_source();
         let step = run.step(&spec.name, "start-source");
+        let asked = self.history().asked_to_stop();
+        // Asked first: with the source in charge nobody stops the other one any more.
+        if matches!(self.sides.target.power(&step), Ok(Power::On)) {
+            let message = "the target's machine is on, and not by this job: stop it, and resume";
+            return Err(Error::new(ErrorKind::Refused, message));
+        }
         let epoch = self.begin_epoch(Some(side), &step)?;
-        if !was_on {
+        if !self.history().was_on() {
             return Ok(());
         }
         let host = self.sides.source.clone();
+        if let Some(at_ms) = asked {
+            // No guest can be asked not to shut down after all: it runs when it did, and was
+            // started again.
+            let limit = u64::try_from(spec.policy.stop_timeout.as_millis()).unwrap_or(u64::MAX);
+            let rest = Duration::from_millis(left_ms(at_ms.saturating_add(limit)));
+            await_power(&step, rest, Power::Off, || host.machine().power(&step))?;
+        }
         let probe = spec.source.probe.as_ref();
         self.start_machine((side, epoch), host.machine(), probe, &step)
     }
@@ -110,18 +140,21 @@ fn accept(disk: &DiskSpec) -> Result<String> {
     }
 }
 
-/// Brings the old disk back, from whatever the job made of it.
-fn restore(disk: &DiskSpec, run: &Run<'_>) -> Result<String> {
+/// Brings the old disk back, from whatever the job made of it. `has_run`: the target was started.
+fn restore(disk: &DiskSpec, has_run: bool, run: &Run<'_>) -> Result<String> {
     let standing = operation::standing(&disk.target, None)?;
-    match standing.map(|standing| standing.word) {
-        None | Some(Word::Aborted | Word::OldRestored | Word::Done) => {
-            Ok("as before the job".to_owned())
-        }
-        Some(_) => match operation::roll_back(&disk.target, None, run.cancel) {
-            Ok(_) => Ok("as before the job".to_owned()),
+    let word = standing.map(|standing| standing.word);
+    match word {
+        None | Some(Word::Aborted | Word::OldRestored | Word::Done) => Ok(RESTORED.to_owned()),
+        Some(word) => match operation::roll_back(&disk.target, None, run.cancel) {
+            Ok(_) => Ok(RESTORED.to_owned()),
             // A guest wrote to it: with the old blocks back it would be neither disk. It stays what
             // it is, and is nobody's to start.
-            Err(error) if error.kind() == ErrorKind::Refused => {
+            Err(error)
+                if has_run
+                    && error.kind() == ErrorKind::Refused
+                    && matches!(word, Word::NewVerified | Word::NewUnverified) =>
+            {
                 Ok(format!("{KEPT}: {}", error.chain()))
             }
             Err(error) => Err(error),
@@ -144,5 +177,12 @@ fn stop(machine: &dyn Machine, spec: &JobSpec, step: &crate::step::Step<'_>) -> 
     }
 }
 
+/// The item of bringing a target back.
+pub(super) fn restored_item(disk: &str) -> String {
+    format!("restore:{disk}")
+}
+
+/// What is said of a target that was brought back.
+pub(super) const RESTORED: &str = "as before the job";
 /// Begins what is said of a target that could not be brought back.
-const KEPT: &str = "kept as it is";
+pub(super) const KEPT: &str = "kept as it is";

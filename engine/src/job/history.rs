@@ -166,6 +166,27 @@ impl<'a> History<'a> {
         })?
     }
 
+    /// Whether the source was ever asked to stop.
+    pub(crate) fn has_stopped(self) -> bool {
+        self.facts()
+            .any(|(_, fact)| matches!(fact, Fact::Stopping { .. }))
+    }
+
+    /// Whether the source ran when this job first stopped it: that is what a way back leads to,
+    /// however often it was stopped since.
+    pub(crate) fn was_on(self) -> bool {
+        self.facts()
+            .any(|(_, fact)| matches!(fact, Fact::Stopping { was_on: true }))
+    }
+
+    /// When a guest was asked to shut down that was not seen to do so.
+    pub(crate) fn asked_to_stop(self) -> Option<u64> {
+        let (at, was_on) = self.stopping()?;
+        let is_since =
+            |(when, fact): (u64, &Fact)| when >= at && matches!(fact, Fact::Stopped { .. });
+        (was_on && !self.facts().any(is_since)).then_some(at)
+    }
+
     /// The stopped source's disk, as it was found.
     pub(crate) fn quiet(self, disk: &str) -> Option<&'a str> {
         self.facts().rev().find_map(|(_, fact)| match fact {
@@ -205,13 +226,18 @@ impl<'a> History<'a> {
         })
     }
 
-    /// Seconds from the request to stop the source until the target was started.
-    pub(crate) fn downtime(self) -> Option<f64> {
+    /// When the target was started.
+    pub(crate) fn target_started(self) -> Option<u64> {
         let side = self.spec().side_of_target();
-        let started = self.facts().rev().find_map(|(at, fact)| match fact {
+        self.facts().rev().find_map(|(at, fact)| match fact {
             Fact::Started { side: started, .. } if started == side => Some(at),
             _ => None,
-        })?;
+        })
+    }
+
+    /// Seconds from the request to stop the source until the target was started.
+    pub(crate) fn downtime(self) -> Option<f64> {
+        let started = self.target_started()?;
         let stopping = self.facts().rev().find_map(|(at, fact)| match fact {
             Fact::Stopping { .. } => Some(at),
             _ => None,

@@ -1,6 +1,7 @@
 //! The disks of a job on their way: side by side, each by a sync that stops short of COMMIT.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::journal::Moved;
@@ -8,7 +9,7 @@ use super::progress::Tally;
 use super::spec::{DiskSpec, JobSpec};
 use crate::abort::CancelToken;
 use crate::endpoint::Endpoint;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer};
 use crate::operation::{Carried, SyncRequest, stage_mark, try_sync};
 use crate::plan::Strategy;
@@ -50,7 +51,7 @@ impl Leg<'_> {
     }
 }
 
-/// Moves all of them at the same time. The first error ends the others, and is the one told.
+/// Moves all of them, some at the same time. The first error ends the others, and is the one told.
 ///
 /// # Errors
 /// Those of a sync.
@@ -65,37 +66,22 @@ pub(super) fn move_all(
     let first_error: Mutex<Option<Error>> = Mutex::default();
     let stop = CancelToken::new();
     let told = Told::new(&spec.name, legs, watch);
-    let moved: Vec<Option<Moved>> = std::thread::scope(|scope| {
-        let running: Vec<_> = legs
-            .iter()
-            .zip(&requests)
-            .map(|(leg, request)| {
-                let (stop, first_error, told) = (&stop, &first_error, &told);
-                scope.spawn(move || {
-                    let of_disk = OfDisk {
-                        disk: &leg.disk.id,
-                        to: told,
-                    };
-                    let moved = try_sync(request, &of_disk, stop).and_then(|report| {
-                        let (path, open) = (&leg.disk.target, &request.target_open);
-                        let mark = match leg.until {
-                            Until::Staged => stage_mark(path, open, None, stop)?,
-                            Until::Sealed | Until::End => None,
-                        };
-                        let moved = moved_of(leg, &report);
-                        Ok(Moved { mark, ..moved })
-                    });
-                    match moved {
-                        Ok(moved) => {
-                            told.finished(&leg.disk.id, moved.sent);
-                            Some(moved)
-                        }
-                        Err(error) => {
-                            let mut first = lock(first_error);
-                            let error = error.path(&leg.disk.target);
-                            first.get_or_insert(error);
-                            stop.cancel();
-                            None
+    let next = AtomicUsize::new(0);
+    let moved: Mutex<Vec<(usize, Moved)>> = Mutex::default();
+    std::thread::scope(|scope| {
+        let workers = AT_ONCE.min(legs.len());
+        let running: Vec<_> = (0..workers)
+            .map(|_| {
+                scope.spawn(|| {
+                    while !stop.is_cancelled() {
+                        let at = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(leg) = legs.get(at) else { return };
+                        match move_one(leg, &requests[at], &told, &stop) {
+                            Ok(one) => lock(&moved).push((at, one)),
+                            Err(error) => {
+                                lock(&first_error).get_or_insert(error);
+                                stop.cancel();
+                            }
                         }
                     }
                 })
@@ -110,15 +96,42 @@ pub(super) fn move_all(
             }
             std::thread::sleep(POLL);
         }
-        let joined = running.into_iter();
-        joined
-            .map(|leg| leg.join().expect("a sync turns its errors into values"))
-            .collect()
     });
-    match lock(&first_error).take() {
-        Some(error) => Err(error),
-        None => Ok(moved.into_iter().flatten().collect()),
+    if let Some(error) = lock(&first_error).take() {
+        return Err(error);
     }
+    let mut moved = std::mem::take(&mut *lock(&moved));
+    if moved.len() < legs.len() {
+        return Err(Error::new(ErrorKind::Cancelled, "cancelled"));
+    }
+    moved.sort_by_key(|(at, _)| *at);
+    Ok(moved.into_iter().map(|(_, moved)| moved).collect())
+}
+
+fn move_one(
+    leg: &Leg<'_>,
+    request: &SyncRequest,
+    told: &Told<'_>,
+    stop: &CancelToken,
+) -> Result<Moved> {
+    let of_disk = OfDisk {
+        disk: &leg.disk.id,
+        to: told,
+    };
+    let target = &leg.disk.target;
+    let moved = try_sync(request, &of_disk, stop).and_then(|report| {
+        let mark = match leg.until {
+            Until::Staged => stage_mark(target, &request.target_open, None, stop)?,
+            Until::Sealed | Until::End => None,
+        };
+        Ok(Moved {
+            mark,
+            ..moved_of(leg, &report)
+        })
+    });
+    let moved = moved.map_err(|error| error.path(target))?;
+    told.finished(&leg.disk.id, moved.sent);
+    Ok(moved)
 }
 
 fn moved_of(leg: &Leg<'_>, report: &Report) -> Moved {
@@ -215,6 +228,9 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
+/// Disks that move at the same time: each has threads and buffers of its own, and an agent has room
+/// for 16 peers.
+const AT_ONCE: usize = 8;
 /// How often it is told how far all disks are.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// How often a wait looks whether it is over.

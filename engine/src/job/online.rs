@@ -9,6 +9,7 @@ use super::phase::{Ask, Outcome, Way};
 use super::preflight::{Finding, examine};
 use super::run::{Job, Run, Went};
 use super::spec::{Complete, DiskSpec, JobSpec};
+use crate::abort::CancelToken;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
@@ -58,7 +59,15 @@ impl Job {
 
     pub(super) fn planning(&mut self, run: &Run<'_>) -> Result<Went> {
         let spec = self.spec();
-        let from = self.freeze(&spec, 1, run)?;
+        let planned = self.choose(&spec, run);
+        if !matches!(planned, Ok(Went::On(Outcome::Go(Way::Delta), _))) {
+            self.thaw(&spec, 1, run)?;
+        }
+        planned
+    }
+
+    fn choose(&mut self, spec: &JobSpec, run: &Run<'_>) -> Result<Went> {
+        let from = self.freeze(spec, 1, run)?;
         let mut way = Way::Full;
         let mut reasons: Vec<String> = Vec::new();
         let mut downtime: Option<f64> = None;
@@ -71,7 +80,7 @@ impl Job {
                 until: Until::Staged,
                 carried: None,
             };
-            let report = operation::plan(&leg.request(&spec)?, run.observer);
+            let report = operation::plan(&leg.request(spec)?, run.observer);
             refuse_failed(&report, disk)?;
             plans.push(plan_of(disk, &report));
             if report.strategy == Some("delta") {
@@ -86,9 +95,6 @@ impl Job {
                 (Some(a), Some(b)) => Some(f64::max(a, b)),
                 (a, b) => a.or(b),
             };
-        }
-        if way == Way::Full {
-            self.thaw(&spec, 1, run)?;
         }
         let chosen = Fact::Chosen {
             way,
@@ -112,8 +118,9 @@ impl Job {
         let spec = self.spec();
         let pass = self.next_pass();
         let started = Instant::now();
-        let from = self.freeze(&spec, pass, run)?;
-        let legs = self.legs(&spec, from, (Way::Delta, Until::Staged), run);
+        let frozen = self.freeze(&spec, pass, run);
+        let way = (Way::Delta, Until::Staged);
+        let legs = frozen.and_then(|from| self.legs(&spec, from, way, run));
         let carries = |leg: &Leg<'_>| leg.carried.is_some();
         let is_tracked = legs.as_ref().is_ok_and(|legs| legs.iter().any(carries));
         let (policy, times) = (&spec.policy, self.fence.times());
@@ -171,26 +178,29 @@ impl Job {
         if self.wants_pass() {
             return Ok(Went::On(Outcome::PassWanted, None));
         }
-        let is_early = spec
-            .not_before()?
-            .is_some_and(|moment| std::time::SystemTime::now() < moment);
-        if self.history().is_asked(Ask::Complete) && !is_early {
+        if self.completes_now() {
             return Ok(Went::On(Outcome::Asked(Ask::Complete), None));
         }
         // Nobody asked, and no further pass is worth it.
         let is_by_itself = spec.policy.complete == Complete::WhenReady;
-        if is_by_itself && !is_early {
+        if is_by_itself && !is_early(&spec) {
             let ask = Fact::Asked { ask: Ask::Complete };
             return Ok(Went::On(Outcome::Asked(Ask::Complete), Some(ask)));
         }
         Ok(Went::Waits)
     }
 
+    /// Whether somebody asked for the end of the passes, and it is time.
+    fn completes_now(&self) -> bool {
+        let history = self.history();
+        history.is_asked(Ask::Complete) && !is_early(history.spec())
+    }
+
     /// Whether a pass is to be made before anything else is waited for.
     pub(super) fn wants_pass(&self) -> bool {
         let history = self.history();
         let policy = &history.spec().policy;
-        if history.way() != Some(Way::Delta) || history.is_asked(Ask::Complete) {
+        if history.way() != Some(Way::Delta) || self.completes_now() {
             return false;
         }
         let passes = history.passes();
@@ -234,12 +244,17 @@ impl Job {
             .collect()
     }
 
-    /// Lets the snapshots of a pass go.
+    /// Lets the snapshots of a pass go, also when somebody wants an end of everything.
     pub(super) fn thaw(&mut self, spec: &JobSpec, pass: u32, run: &Run<'_>) -> Result<()> {
         if !self.history().frozen().contains(&pass) {
             return Ok(());
         }
         let name = snapshot_name(pass);
+        let cancel = CancelToken::new();
+        let run = Run {
+            cancel: &cancel,
+            ..*run
+        };
         let step = run.step(&spec.name, &name);
         for disk in &spec.disks {
             let source = &self.sides.source;
@@ -265,6 +280,13 @@ impl Job {
             .map(|standing| standing.logged)
             .sum()
     }
+}
+
+/// Whether the moment before which nothing is stopped is still to come. A definition was checked to
+/// name one that can be read.
+fn is_early(spec: &JobSpec) -> bool {
+    let moment = spec.not_before().ok().flatten();
+    moment.is_some_and(|moment| std::time::SystemTime::now() < moment)
 }
 
 /// How a disk is moved: one that is not there yet is made.

@@ -5,6 +5,7 @@
 //!                                   +-full-------------> waiting -complete--+
 //! stopping_source -> final_delta | full_download -> sealing -> applying -> verifying
 //!     -> starting_target -> commit_pending -commit-> releasing -> finished
+//! final_delta .. sealing -given back-> waiting, suspended: the source runs again
 //! created .. sealing -cancel-> cancelling -> cancelled
 //! applying .. commit_pending -undo-> undoing -> undone
 //! any but an end: failed -> the same, suspended -> resume, cancel, undo
@@ -189,6 +190,8 @@ pub enum Outcome {
     Go(Way),
     /// Waiting wants another pass.
     PassWanted,
+    /// It failed, and the source runs again: all begins anew with stopping it.
+    GivenBack,
     /// Somebody asked.
     Asked(Ask),
     /// It failed: nothing goes on by itself.
@@ -197,11 +200,12 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every one.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Done,
         Self::Go(Way::Delta),
         Self::Go(Way::Full),
         Self::PassWanted,
+        Self::GivenBack,
         Self::Failed,
         Self::Asked(Ask::Complete),
         Self::Asked(Ask::Cancel),
@@ -243,6 +247,14 @@ impl Position {
                 is_suspended: true,
                 ..self
             }),
+            (false, Outcome::GivenBack) => {
+                use Phase as P;
+                let is_stopped = matches!(self.phase, P::FinalDelta | P::FullDownload | P::Sealing);
+                is_stopped.then_some(Self {
+                    phase: P::Waiting,
+                    is_suspended: true,
+                })
+            }
             (false, outcome) => self.went_on(outcome).map(Self::at),
         }
     }
@@ -337,6 +349,7 @@ mod tests {
                     Outcome::Go(Way::Delta) => "delta",
                     Outcome::Go(Way::Full) => "full",
                     Outcome::PassWanted => "pass",
+                    Outcome::GivenBack => "given_back",
                     Outcome::Failed => "failed",
                     Outcome::Asked(ask) => ask.name(),
                 };

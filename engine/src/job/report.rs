@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::ending::{KEPT, restored_item};
 use super::history::History;
 use super::journal::{DiskPlan, DowntimePart, Fact, Moved, Record, begun_of};
 use super::phase::Way;
@@ -77,7 +78,8 @@ pub struct DiskReport {
     pub target: String,
     /// Root of the stopped source, hexadecimal; `null` before it was stopped and read.
     pub root: Option<String>,
-    /// State of the target in a word, once it was applied.
+    /// State of the target in a word: once it was applied as a sync has it, then `old` when it was
+    /// brought back, `kept` when it is the new disk still because a guest had written to it.
     pub state: Option<String>,
     /// Payload bytes of all passes and the final copy.
     pub sent: u64,
@@ -226,7 +228,12 @@ fn disk_of(history: History<'_>, disk: &super::DiskSpec) -> DiskReport {
         .filter(|moved| moved.disk == disk.id)
         .map(|moved| moved.sent)
         .sum();
+    let item = restored_item(&disk.id);
     let state = history.facts().rev().find_map(|(_, fact)| match fact {
+        Fact::Item { item: of, said } if *of == item => Some(match said.starts_with(KEPT) {
+            true => "kept".to_owned(),
+            false => "old".to_owned(),
+        }),
         Fact::Applied { disk: of, word } if *of == disk.id => Some(word.clone()),
         _ => None,
     });

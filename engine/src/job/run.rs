@@ -243,7 +243,8 @@ impl Job {
                     suspended: at.is_suspended,
                 });
             }
-            let goes_on = stay.retries && retry::next(self.history()).is_some();
+            let retries = stay.retries && retry::next(self.history()).is_some();
+            let goes_on = retries || self.undoes_later();
             if at.phase.is_end() || (at.is_suspended && !goes_on) || self.rests(stay) {
                 return Ok(());
             }
@@ -251,7 +252,13 @@ impl Job {
                 return Err(Error::new(ErrorKind::Cancelled, "cancelled"));
             }
             if at.is_suspended {
-                self.retry()?;
+                if self.undoes_later() && self.is_due() {
+                    self.ask(Ask::Undo)?;
+                } else if retries {
+                    self.retry()?;
+                } else {
+                    self.clock.pause(POLL);
+                }
                 continue;
             }
             let stop = CancelToken::new();
@@ -264,6 +271,13 @@ impl Job {
             });
             match went {
                 Ok(Went::On(outcome, fact)) => {
+                    // The last moment in which a job can be cancelled.
+                    if at.phase == Phase::Sealing {
+                        self.hear_asks(observer)?;
+                        if self.position() != at {
+                            continue;
+                        }
+                    }
                     let next = at.next(outcome).expect("a phase gives outcomes of its own");
                     self.journal.go_to(next, fact)?;
                 }
@@ -273,6 +287,19 @@ impl Job {
                 Err(error) => self.suspend(&error, observer)?,
             }
         }
+    }
+
+    /// Whether the job goes back by itself although it stands: a policy that says so has no better
+    /// reason than a target that is not right.
+    fn undoes_later(&self) -> bool {
+        let is_undo = matches!(self.history().deadline(), Some((_, Ask::Undo)));
+        is_undo && self.position().phase == Phase::CommitPending
+    }
+
+    /// Whether the deadline is over.
+    fn is_due(&self) -> bool {
+        let deadline = self.history().deadline();
+        deadline.is_some_and(|(at_ms, _)| left_ms(at_ms) == 0)
     }
 
     /// Resumes a job that stands when it is time to, and waits a moment until then.
@@ -379,8 +406,14 @@ impl Job {
             Phase::Presync => self.presync(run),
             Phase::Waiting => self.waiting(),
             Phase::StoppingSource => self.stop_source(run),
-            Phase::FinalDelta | Phase::FullDownload => self.copy_stopped(run),
-            Phase::Sealing => self.seal(),
+            Phase::FinalDelta | Phase::FullDownload => {
+                let copied = self.copy_stopped(run);
+                copied.or_else(|error| self.restart_source(error, run))
+            }
+            Phase::Sealing => {
+                let sealed = self.seal(run);
+                sealed.or_else(|error| self.restart_source(error, run))
+            }
             Phase::Applying => self.apply(run),
             Phase::Verifying => self.verify(),
             Phase::StartingTarget => self.start_target(run),

@@ -89,7 +89,7 @@ pub trait Machine: Send + Sync + Debug {
 
 /// Asks for the power, more and more seldom, until it is `wanted` or `limit` has passed; what it
 /// was in the end.
-fn await_power(
+pub(crate) fn await_power(
     step: &Step<'_>,
     limit: Duration,
     wanted: Power,

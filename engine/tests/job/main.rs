@@ -9,6 +9,7 @@ mod hinted;
 mod relay;
 mod remote_hints;
 mod scene;
+mod setbacks;
 mod telling;
 mod two_hosts;
 mod watched;
@@ -152,10 +153,11 @@ fn a_source_that_still_writes_is_found() {
     let report = job.report();
     assert_eq!(
         (report.phase, report.suspended),
-        ("final_delta", true),
+        ("waiting", true),
         "{report:?}"
     );
     assert_eq!(scene.target.count(Call::Start), 0);
+    assert_eq!(scene.source.real_power(), Power::On, "it is given back");
 }
 
 // Goal: hooks that fail or hang stop a job where nothing is lost, and the reason is told. Method:

@@ -158,6 +158,7 @@ fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
 
+#[cfg(unix)]
 #[cfg(test)]
 mod tests {
     use super::*;
