@@ -232,7 +232,10 @@ impl Job {
         let side = spec.side_of_target();
         let machine = self.sides.target.clone();
         let is_begun = matches!(self.history().epoch(), Some((_, of)) if of == Some(side));
-        if !is_begun && machine.power(&step)? == Power::On {
+        if is_begun {
+            // A crash may have been between the record and the fences, which are asked next.
+            self.begin_epoch(Some(side), &step)?;
+        } else if machine.power(&step)? == Power::On {
             let message = "somebody else started the target's machine, on what was there before";
             return Err(Error::new(ErrorKind::Refused, message));
         }

@@ -57,6 +57,9 @@ impl Drop for DirectoryLock {
     fn drop(&mut self) {
         // A text that stays is taken for that of a process that died, which does no harm.
         let _ = self.0.set_len(0);
+        // Not left to the closing: a process that another thread is about to start has the file as
+        // well until it runs its program, and whoever takes the state up meanwhile would be refused.
+        let _ = self.0.unlock();
     }
 }
 
@@ -137,6 +140,18 @@ mod tests {
         assert!(error.chain().contains(&name), "{}", error.chain());
         drop(lock);
         assert_eq!(fs::read(dir.path().join(LOCK_NAME)).unwrap(), b"");
+        DirectoryLock::take(dir.path()).unwrap();
+    }
+
+    // Goal: a lock ends with its owner, though a process that is about to be started has the file as
+    // well. Method: a second descriptor of the same opening, as a fork makes it.
+    #[cfg(unix)]
+    #[test]
+    fn a_fork_keeps_no_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = DirectoryLock::take(dir.path()).unwrap();
+        let _of_a_child = lock.0.try_clone().unwrap();
+        drop(lock);
         DirectoryLock::take(dir.path()).unwrap();
     }
 

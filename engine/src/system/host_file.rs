@@ -65,6 +65,14 @@ pub struct HostFile {
     writing: Mutex<()>,
 }
 
+impl Drop for HostFile {
+    fn drop(&mut self) {
+        // Not left to the closing: a process that another thread is about to start has the file as
+        // well until it runs its program, and its lock would be held for that long.
+        platform::unlock(&self.file);
+    }
+}
+
 /// Alignment of reads past the page cache: the largest sector there is.
 const DIRECT_ALIGN: usize = 4096;
 /// Bytes of one read past the page cache.
@@ -132,11 +140,9 @@ impl HostFile {
     /// # Errors
     /// As [`HostFile::open`].
     pub(crate) fn adopt(file: File, path: &Path, shown: &Path) -> Result<Self> {
-        let adopted = Self::checked(file, shown, Access::Write)?;
-        Ok(Self {
-            place: path.to_owned(),
-            ..adopted
-        })
+        let mut adopted = Self::checked(file, shown, Access::Write)?;
+        adopted.place = path.to_owned();
+        Ok(adopted)
     }
 
     fn checked(file: File, path: &Path, access: Access) -> Result<Self> {
@@ -424,5 +430,26 @@ fn open_error(source: io::Error, path: &Path, access: Access) -> Error {
             .path(path)
             .caused_by(error),
         _ => error,
+    }
+}
+
+#[cfg(unix)]
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Goal: a lock ends with its owner, though a process that is about to be started has the file as
+    // well. Method: a second descriptor of the same opening, as a fork makes it.
+    #[test]
+    fn a_fork_keeps_no_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        std::fs::write(&path, b"disk").unwrap();
+        for access in [Access::Read, Access::Stage, Access::Write] {
+            let held = HostFile::open(&path, access).unwrap();
+            let _of_a_child = held.file.try_clone().unwrap();
+            drop(held);
+            HostFile::open(&path, Access::Write).unwrap();
+        }
     }
 }

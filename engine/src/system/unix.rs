@@ -288,6 +288,12 @@ pub(super) fn hand_lock_over(staged: &File, writable: &File) -> io::Result<bool>
 const HAND_OVER_MAX: Duration = Duration::from_secs(10);
 const HAND_OVER_POLL: Duration = Duration::from_millis(1);
 
+/// Lets go of every lock, at once.
+pub(super) fn unlock(file: &File) {
+    // The closing that follows does the same in the end.
+    let _closing_will_do = set_lock(file, libc::F_UNLCK, 0, 0);
+}
+
 fn set_lock(file: &File, kind: i32, start: i64, len: i64) -> io::Result<bool> {
     match fcntl(file, FcntlArg::F_OFD_SETLK(&region(kind, start, len))) {
         Ok(_) => Ok(true),

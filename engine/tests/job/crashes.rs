@@ -7,23 +7,23 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use failback_engine::job::{Ask, Job, LocalHost, Phase, Sides};
+use failback_engine::job::{Ask, Job, JobSpec, LocalHost, Phase, Sides};
 use failback_engine::machine::{Call, FakeMachine, Power};
 use failback_engine::snapshot::{SnapshotId, SnapshotProvider};
 use failback_engine::{Result, Step};
 
-use super::scene::{Copies, Scene, run};
+use super::scene::{Copies, Scene, count_met, run};
 use super::watched::Watched;
 
 /// Counts what happens, and dies at one of them.
 #[derive(Clone, Debug)]
-struct Fuse {
+pub(crate) struct Fuse {
     left: Arc<AtomicUsize>,
     is_off: Arc<AtomicBool>,
 }
 
 impl Fuse {
-    fn at(point: usize) -> Self {
+    pub(crate) fn at(point: usize) -> Self {
         Self {
             left: Arc::new(AtomicUsize::new(point)),
             is_off: Arc::default(),
@@ -31,7 +31,7 @@ impl Fuse {
     }
 
     /// One more thing happened.
-    fn burn(&self) {
+    pub(crate) fn burn(&self) {
         match self.left.load(Ordering::SeqCst) {
             // It went off: whoever still runs is the same process, and dies as well.
             0 => {
@@ -90,7 +90,7 @@ fn mortal(scene: &Scene, fuse: &Fuse) -> Sides {
 
 /// What an operator wants in the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wish {
+pub(crate) enum Wish {
     Accept,
     /// Cancel once it waits, or undo once the target runs.
     GiveUp {
@@ -158,48 +158,59 @@ fn check_machines(scene: &Scene) {
 fn die_and_go_on(disks: &[&'static str], point: usize, wish: Wish) -> bool {
     let scene = Scene::in_memory(disks);
     let fuse = Fuse::at(point);
+    let sides = (mortal(&scene, &fuse), scene.sides());
+    die_and_be_taken_up(&scene, scene.spec(), sides, &fuse, wish)
+}
+
+/// The same with what the job has of both sides before it dies and afterwards.
+pub(crate) fn die_and_be_taken_up(
+    scene: &Scene,
+    spec: JobSpec,
+    (mortal, next): (Sides, Sides),
+    fuse: &Fuse,
+    wish: Wish,
+) -> bool {
     let died = catch_unwind(AssertUnwindSafe(|| {
-        let mut job = Job::start(&scene.jobs(), scene.spec(), None, mortal(&scene, &fuse)).unwrap();
+        let mut job = Job::start(&scene.jobs(), spec, None, mortal).unwrap();
         let burning = fuse.clone();
         job.on_record(Arc::new(move |_| burning.burn()));
-        drive(&mut job, &scene, wish);
+        drive(&mut job, scene, wish);
     }));
-    assert_eq!(died.is_err(), fuse.went_off(), "point {point}: {died:?}");
-    check_machines(&scene);
+    assert_eq!(died.is_err(), fuse.went_off(), "{died:?}");
+    check_machines(scene);
 
-    let mut job = Job::open(&scene.jobs(), "web", scene.sides()).unwrap();
-    drive(&mut job, &scene, wish);
+    let mut job = Job::open(&scene.jobs(), "web", next).unwrap();
+    drive(&mut job, scene, wish);
 
     let powers = (scene.source.real_power(), scene.target.real_power());
     match wish {
         Wish::Accept => {
             assert_eq!(job.position().phase, Phase::Finished);
-            assert_eq!(scene.target_bytes(), scene.source_bytes(), "point {point}");
-            assert_eq!(powers, (Power::Off, Power::On), "point {point}");
+            assert_eq!(scene.target_bytes(), scene.source_bytes(), "{fuse:?}");
+            assert_eq!(powers, (Power::Off, Power::On), "{fuse:?}");
         }
         Wish::GiveUp { .. } => {
             assert!(matches!(
                 job.position().phase,
                 Phase::Cancelled | Phase::Undone
             ));
-            assert_eq!(scene.target_bytes(), scene.old_target(), "point {point}");
-            assert_eq!(powers, (Power::On, Power::Off), "point {point}");
+            assert_eq!(scene.target_bytes(), scene.old_target(), "{fuse:?}");
+            assert_eq!(powers, (Power::On, Power::Off), "{fuse:?}");
         }
     }
-    assert_eq!(scene.leftovers(), Vec::<String>::new(), "point {point}");
+    assert_eq!(scene.leftovers(), Vec::<String>::new(), "{fuse:?}");
     died.is_err()
 }
 
-fn at_every_point(disks: &[&'static str], wish: Wish) {
+/// Lets a job die at every point that `dies_at` knows.
+pub(crate) fn at_every_point(dies_at: impl Fn(usize) -> bool + Sync) {
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         if info.payload().downcast_ref::<&str>() != Some(&"killed") {
             usual(info);
         }
     }));
-    let died = (0..)
-        .take_while(|point| die_and_go_on(disks, *point, wish))
-        .count();
+    let died = count_met(0..200, dies_at);
     drop(std::panic::take_hook());
     assert!((20..200).contains(&died), "{died} points");
 }
@@ -208,20 +219,19 @@ fn at_every_point(disks: &[&'static str], wish: Wish) {
 // have. Method: every point of a job that is accepted, cancelled, undone; one disk and two.
 #[test]
 fn a_job_that_dies_is_accepted_all_the_same() {
-    at_every_point(&["os", "data"], Wish::Accept);
+    at_every_point(|point| die_and_go_on(&["os", "data"], point, Wish::Accept));
 }
 
 #[test]
 fn a_job_that_dies_is_cancelled_all_the_same() {
-    at_every_point(
-        &["os", "data"],
-        Wish::GiveUp {
-            after_commit: false,
-        },
-    );
+    let wish = Wish::GiveUp {
+        after_commit: false,
+    };
+    at_every_point(|point| die_and_go_on(&["os", "data"], point, wish));
 }
 
 #[test]
 fn a_job_that_dies_is_undone_all_the_same() {
-    at_every_point(&["os", "data"], Wish::GiveUp { after_commit: true });
+    let wish = Wish::GiveUp { after_commit: true };
+    at_every_point(|point| die_and_go_on(&["os", "data"], point, wish));
 }

@@ -2,9 +2,11 @@
 //! the test, snapshots are copies.
 
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use failback_engine::job::{Ask, Job, JobSpec, Jobs, LocalHost, Policy, Sides, Stay, TrackerSpec};
@@ -207,6 +209,27 @@ pub(crate) fn run(job: &mut Job) {
 pub(crate) fn ask(job: &mut Job, ask: Ask) {
     job.ask(ask).unwrap();
     run(job);
+}
+
+/// Runs for every number of these until it says that there was nothing to be met any more, some at a
+/// time: most of the time they wait. How often it met something.
+pub(crate) fn count_met(numbers: Range<usize>, meets: impl Fn(usize) -> bool + Sync) -> usize {
+    const AT_ONCE: usize = 5;
+    let (next, met) = (AtomicUsize::new(numbers.start), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::SeqCst);
+                    if number >= numbers.end || !meets(number) {
+                        return;
+                    }
+                    met.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+    });
+    met.into_inner()
 }
 
 pub(crate) fn overwrite(path: &Path, at: usize, bytes: &[u8]) {

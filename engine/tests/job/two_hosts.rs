@@ -2,17 +2,20 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use failback_engine::agent::{Grants, Pair, serve};
 use failback_engine::disk::OpenOptions;
-use failback_engine::job::{Ask, Job, JobSpec, Phase, RemoteHost, Sides};
+use failback_engine::job::{Ask, Fact, Job, JobSpec, Phase, RemoteHost, Sides};
 use failback_engine::machine::{Call, FakeMachine, Power};
 use failback_engine::track::ChangeTracker;
 use failback_engine::transport::link::{Shape, tcp};
-use failback_engine::{CancelToken, Result, Silent};
+use failback_engine::{CancelToken, ErrorKind, Result, Silent};
 
+use super::crashes::{self, Fuse, at_every_point, die_and_be_taken_up};
+use super::hinted::{HONEST, facts};
 use super::relay::Relay;
-use super::scene::{Copies, Scene, ask, run};
+use super::scene::{Copies, Scene, ask, count_met, run};
 use super::watched::Watched;
 
 /// A machine that looks at the other one after everything it does: never both on.
@@ -197,6 +200,42 @@ fn a_machine_that_is_off_comes_home() {
     });
 }
 
+/// A job over two hosts whose process dies at `point`, of its records and what it does to the target,
+/// and one that takes it up.
+fn die_at(point: usize, wish: crashes::Wish) -> bool {
+    let scene = Scene::in_memory(&["os"]);
+    with_tracking_agent(&scene, (ANYWHERE, HONEST), |address| {
+        let fuse = Fuse::at(point);
+        let burning = fuse.clone();
+        let both = [&scene.source, &scene.target].map(FakeMachine::clone);
+        let target = Watched::new(&scene.target, move |call| {
+            let powers = both.each_ref().map(FakeMachine::real_power);
+            assert_ne!(powers, [Power::On, Power::On], "both sides run");
+            // To be asked for its power does nothing to it.
+            if call != Call::Power {
+                burning.burn();
+            }
+        });
+        let next = sides(&scene, address);
+        let mortal = Sides {
+            target: Arc::new(target),
+            ..sides(&scene, address)
+        };
+        let spec = spec(&scene, address);
+        die_and_be_taken_up(&scene, spec, (mortal, next), &fuse, wish)
+    })
+}
+
+// Goal: G1 to G7 over two hosts: a job whose process dies is taken up where it was. Method: every
+// record of a job that is accepted, cancelled, undone.
+#[test]
+fn a_job_over_two_hosts_that_dies_ends_as_it_would_have() {
+    at_every_point(|point| die_at(point, crashes::Wish::Accept));
+    for after_commit in [false, true] {
+        at_every_point(|point| die_at(point, crashes::Wish::GiveUp { after_commit }));
+    }
+}
+
 /// What an operator wants in the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wish {
@@ -207,12 +246,17 @@ enum Wish {
     GiveUp,
 }
 
-/// Asks what leads to the wish, and to go on whenever the job stands, until it is over. How often
-/// it stood. Before it accepts or gives up, that is told.
-fn drive(job: &mut Job, scene: &Scene, wish: Wish, mut gives_up: impl FnMut()) -> usize {
+/// Asks what leads to the wish, and to go on whenever the job stands, in a process of its own each
+/// time, until it is over. How often it stood. Before it accepts or gives up, that is told.
+fn drive(
+    mut job: Job,
+    (scene, sides): (&Scene, &Sides),
+    wish: Wish,
+    mut gives_up: impl FnMut(),
+) -> (Job, usize) {
     let mut stood = 0;
     for _ in 0..20 {
-        run(job);
+        run(&mut job);
         assert_ne!(powers(scene), (Power::On, Power::On), "both sides run");
         let at = job.position();
         let next = match (at.phase, wish) {
@@ -220,12 +264,14 @@ fn drive(job: &mut Job, scene: &Scene, wish: Wish, mut gives_up: impl FnMut()) -
                 let error = job.report().error.unwrap();
                 assert!(error.is_transient, "{error:?}");
                 stood += 1;
+                drop(job);
+                job = reopen(scene, sides);
                 let allowed = at.allowed();
                 let is_allowed = |ask: &Ask| wish == Wish::GiveUp && allowed.contains(ask);
                 let give_up = [Ask::Cancel, Ask::Undo].into_iter().find(is_allowed);
                 give_up.unwrap_or(Ask::Resume)
             }
-            (phase, _) if phase.is_end() => return stood,
+            (phase, _) if phase.is_end() => return (job, stood),
             (Phase::Waiting, _) => Ask::Complete,
             (Phase::CommitPending, Wish::Accept) => Ask::Commit,
             (Phase::CommitPending, _) => Ask::Undo,
@@ -239,6 +285,19 @@ fn drive(job: &mut Job, scene: &Scene, wish: Wish, mut gives_up: impl FnMut()) -
     panic!("does not end: {:?}", job.report());
 }
 
+/// Takes the job up. A process that another thread is about to start holds all locks for a moment.
+fn reopen(scene: &Scene, sides: &Sides) -> Job {
+    let until = Instant::now() + Duration::from_secs(10);
+    loop {
+        match Job::open(&scene.jobs(), "web", sides.clone()) {
+            Err(error) if error.kind() == ErrorKind::InUse && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            opened => return opened.unwrap(),
+        }
+    }
+}
+
 /// A job whose link is cut in place of control message `cut`. How many messages there were before
 /// it was accepted or given up, and whether it was cut.
 fn cut_and_go_on(cut: usize, wish: Wish) -> (usize, bool) {
@@ -248,9 +307,9 @@ fn cut_and_go_on(cut: usize, wish: Wish) -> (usize, bool) {
         let mut spec = spec(&scene, &relay.address());
         spec.policy.delete_source_machine = true;
         let sides = sides(&scene, &relay.address());
-        let mut job = Job::start(&scene.jobs(), spec, None, sides).unwrap();
+        let job = Job::start(&scene.jobs(), spec, None, sides.clone()).unwrap();
         let mut said = 0;
-        let stood = drive(&mut job, &scene, wish, || said = relay.said());
+        let (job, stood) = drive(job, (&scene, &sides), wish, || said = relay.said());
         let (ends, power) = match wish {
             Wish::Accept => (&[Phase::Finished][..], (Power::Off, Power::On)),
             Wish::Undo => (&[Phase::Undone][..], (Power::On, Power::Off)),
@@ -260,7 +319,7 @@ fn cut_and_go_on(cut: usize, wish: Wish) -> (usize, bool) {
             ),
         };
         assert!(ends.contains(&phase(&job)), "cut {cut}: {:?}", phase(&job));
-        assert_eq!(powers(&scene), power, "cut {cut}");
+        assert_eq!(powers(&scene), power, "cut {cut}: {:?}", job.report());
         let wanted = match wish {
             Wish::Accept => scene.source_bytes(),
             Wish::GiveUp | Wish::Undo => scene.old_target(),
@@ -269,7 +328,14 @@ fn cut_and_go_on(cut: usize, wish: Wish) -> (usize, bool) {
         assert_eq!(scene.leftovers(), Vec::<String>::new(), "cut {cut}");
         assert_eq!(scene.source.is_deleted(), wish == Wish::Accept, "cut {cut}");
         // What is lost behind an answer is nobody's loss.
-        assert!(stood <= usize::from(relay.was_cut()), "cut {cut}");
+        let failed = facts(&job)
+            .into_iter()
+            .filter(|fact| matches!(fact, Fact::Failed { .. }));
+        let failed: Vec<_> = failed.collect();
+        assert!(
+            stood <= usize::from(relay.was_cut()),
+            "cut {cut}: {failed:?}"
+        );
         (said, relay.was_cut())
     })
 }
@@ -284,7 +350,7 @@ fn at_every_cut(wish: Wish) {
         Wish::GiveUp => 0..until_parted,
     };
     let (first, last) = (cuts.start, cuts.end);
-    let count = cuts.take_while(|cut| cut_and_go_on(*cut, wish).1).count();
+    let count = count_met(cuts, |cut| cut_and_go_on(cut, wish).1);
     assert!(
         count > 5 && first + count < CUTS_MAX,
         "{count} from {first} to {last}"
