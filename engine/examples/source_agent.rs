@@ -1,7 +1,8 @@
-//! `source_agent STATE NAME=IMAGE...`: embeds the engine where the machines run now. Serves each
-//! machine's disk to the jobs of `target_agent`, which stop and start it by name.
+//! `source_agent ADDRESS STATE NAME=IMAGE...`: embeds the engine where the machines run now. Serves
+//! each machine's disk to the jobs of `target_agent`, which stop and start it by name.
 //!
-//! Prints the address that it listens at, on loopback; ends when its input does.
+//! Listens at ADDRESS on loopback (`127.0.0.1:0`: at any port), and prints it; ends when its input
+//! does.
 
 #![allow(clippy::print_stdout, reason = "what it is asked for")]
 
@@ -18,9 +19,12 @@ use failback_engine::{CancelToken, Error, ErrorKind, Event, Result};
 use hypervisor::ImageMachine;
 
 fn main() -> Result<()> {
-    let usage = || Error::new(ErrorKind::Usage, "source_agent STATE NAME=IMAGE...");
+    let usage = || Error::new(ErrorKind::Usage, "source_agent ADDRESS STATE NAME=IMAGE...");
     let mut args = std::env::args().skip(1);
-    let state = args.next().ok_or_else(usage)?;
+    let (address, state) = (
+        args.next().ok_or_else(usage)?,
+        args.next().ok_or_else(usage)?,
+    );
     let mut grants = Grants::new();
     for machine in args {
         let (name, image) = machine.split_once('=').ok_or_else(usage)?;
@@ -35,7 +39,7 @@ fn main() -> Result<()> {
         grants.add_pair(name, pair, Path::new(&state))?;
     }
 
-    let listener = tcp::listen("127.0.0.1:0").map_err(Error::from_transport)?;
+    let listener = tcp::listen(&address).map_err(Error::from_transport)?;
     println!("{}", listener.local_addr());
 
     let cancel = CancelToken::new();

@@ -7,7 +7,12 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
+use failback_engine::job::{Ask, Job, JobSpec, Jobs, Phase, RemoteHost, Sides, Stay};
+use failback_engine::machine::{FakeMachine, Power};
+use failback_engine::{CancelToken, Silent};
 use failback_tests::place::Mount;
 use failback_tests::skip_without;
 
@@ -59,13 +64,20 @@ impl Drop for Agent {
 }
 
 struct Scene {
-    mount: Mount,
+    dir: PathBuf,
+    // Unmounted when the last of its scenes is gone.
+    _mount: Arc<Mount>,
 }
 
 impl Scene {
     fn new() -> Self {
+        Self::within(&Arc::new(Mount::in_file("xfs", 512)), "scene")
+    }
+
+    fn within(mount: &Arc<Mount>, name: &str) -> Self {
         let scene = Self {
-            mount: Mount::in_file("xfs", 512),
+            dir: mount.path().join(name),
+            _mount: mount.clone(),
         };
         for (seed, machine) in MACHINES.iter().enumerate() {
             let old: Vec<u8> = (0..LEN)
@@ -86,7 +98,7 @@ impl Scene {
     }
 
     fn image(&self, side: &str, machine: &str) -> PathBuf {
-        self.mount.path().join(side).join(machine)
+        self.dir.join(side).join(machine)
     }
 
     fn power(&self, side: &str, machine: &str) -> String {
@@ -100,8 +112,12 @@ impl Scene {
     }
 
     fn source(&self) -> (Agent, String) {
+        self.source_at("127.0.0.1:0")
+    }
+
+    fn source_at(&self, address: &str) -> (Agent, String) {
         let mut command = example("source_agent");
-        command.arg(self.mount.path().join("cloud-state"));
+        command.arg(address).arg(self.dir.join("cloud-state"));
         let mut agent = Agent::start(command.args(self.images("cloud")));
         let address = agent.line().expect("an address");
         (agent, address)
@@ -109,7 +125,7 @@ impl Scene {
 
     fn target(&self, address: &str) -> Command {
         let mut command = example("target_agent");
-        command.arg(self.mount.path().join("home-state"));
+        command.arg(self.dir.join("home-state"));
         command.arg(address).args(self.images("home"));
         command
     }
@@ -127,7 +143,7 @@ impl Scene {
         }
         // The images and what says their power.
         for side in ["cloud", "home"] {
-            let kept = fs::read_dir(self.mount.path().join(side)).expect("folder");
+            let kept = fs::read_dir(self.dir.join(side)).expect("folder");
             let names = kept.map(|entry| entry.expect("entry").file_name().into_string());
             let mut names: Vec<_> = names.map(|name| name.expect("UTF-8")).collect();
             names.retain(|name| !name.ends_with(".failback"));
@@ -176,5 +192,111 @@ fn a_killed_agent_goes_on() {
         let said = String::from_utf8_lossy(&ended.stdout).into_owned();
         assert!(ended.status.success(), "{phase}: {said} {ended:?}");
         scene.assert_home();
+    }
+}
+
+/// A job of this process, whose agent is killed at record `at` and started again once the job
+/// stands. Whether it came to that.
+fn lose_the_agent(scene: &Scene, at: usize, wish: Ask) -> bool {
+    let (agent, address) = scene.source();
+    let agent = Arc::new(Mutex::new(Some(agent)));
+    let image = scene.image("home", "web");
+    let control = format!("{address}/web");
+    let mut spec = JobSpec::new("web").agent_disk("os", &image);
+    spec.source.control = Some(control.clone());
+    let home = FakeMachine::new(Power::Off);
+    let host = RemoteHost::new(control.parse().expect("endpoint"), "recovery");
+    let sides = Sides {
+        source: Arc::new(host.expect("host")),
+        target: Arc::new(home.clone()),
+    };
+    let jobs = Jobs::below(&scene.dir.join("job-state"));
+    let mut job = Job::start(&jobs, spec, None, sides).expect("job");
+    let (count, killed) = (AtomicUsize::new(0), agent.clone());
+    job.on_record(Arc::new(move |_| {
+        if count.fetch_add(1, Ordering::SeqCst) == at {
+            drop(killed.lock().expect("agent").take());
+        }
+    }));
+    let stay = Stay {
+        leaves_waiting: true,
+        ..Stay::default()
+    };
+    let mut was_killed = false;
+    for _ in 0..20 {
+        job.run(stay, &Silent, &CancelToken::new()).expect("run");
+        let both = (scene.power("cloud", "web"), home.real_power());
+        assert_ne!(both, ("on".to_owned(), Power::On), "both sides run");
+        let mut running = agent.lock().expect("agent");
+        if running.is_none() {
+            let at = address.trim_start_matches("tcp://");
+            *running = Some(scene.source_at(at).0);
+            was_killed = true;
+        }
+        drop(running);
+        let here = job.position();
+        let ask = match here.phase {
+            phase if phase.is_end() => break,
+            _ if here.is_suspended => Ask::Resume,
+            Phase::Waiting if wish == Ask::Cancel => Ask::Cancel,
+            Phase::Waiting => Ask::Complete,
+            Phase::CommitPending => wish,
+            phase => panic!("rests in {phase:?}"),
+        };
+        job.ask(ask).expect("ask");
+    }
+    let read = |side| fs::read(scene.image(side, "web")).expect("image");
+    let (is_equal, powers) = (
+        read("cloud") == read("home"),
+        (scene.power("cloud", "web"), home.real_power()),
+    );
+    let (phase, equal, power) = match wish {
+        Ask::Commit => (Phase::Finished, true, ("off", Power::On)),
+        Ask::Undo => (Phase::Undone, false, ("on", Power::Off)),
+        _ => (Phase::Cancelled, false, ("on", Power::Off)),
+    };
+    let report = job.report();
+    assert_eq!(job.position().phase, phase, "record {at}: {report:?}");
+    assert_eq!(
+        (is_equal, (&*powers.0, powers.1)),
+        (equal, power),
+        "record {at}: {report:?}"
+    );
+    let left = fs::read_dir(scene.dir.join("cloud")).expect("folder");
+    assert_eq!(left.count(), 4, "record {at}: a snapshot stays");
+    was_killed
+}
+
+// Goal: the agent is killed at any moment, and the job is accepted, cancelled, undone all the same.
+// Method: at each record of the journal, a real process each time; several jobs of this process at
+// once.
+#[test]
+fn a_job_outlives_its_agent_at_every_record() {
+    skip_without!("root", "mkfs.xfs");
+    let mount = Arc::new(Mount::in_file("xfs", 2048));
+    for wish in [Ask::Commit, Ask::Cancel, Ask::Undo] {
+        let (next, lost) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    loop {
+                        let at = next.fetch_add(1, Ordering::SeqCst);
+                        let scene = Scene::within(&mount, &format!("{}-{at}", wish.name()));
+                        let was_lost = lose_the_agent(&scene, at, wish);
+                        fs::remove_dir_all(&scene.dir).expect("folder");
+                        if !was_lost {
+                            return;
+                        }
+                        lost.fetch_add(1, Ordering::SeqCst);
+                    }
+                });
+            }
+        });
+        let lost = lost.into_inner();
+        assert!(
+            lost > 15,
+            "{lost} records of a job that ends with {}",
+            wish.name()
+        );
     }
 }

@@ -58,7 +58,8 @@ impl Drop for DirectoryLock {
         // A text that stays is taken for that of a process that died, which does no harm.
         let _ = self.0.set_len(0);
         // Not left to the closing: a process that another thread is about to start has the file as
-        // well until it runs its program, and whoever takes the state up meanwhile would be refused.
+        // well until it runs its program, and whoever takes the state up meanwhile would be
+        // refused.
         let _ = self.0.unlock();
     }
 }
@@ -143,8 +144,8 @@ mod tests {
         DirectoryLock::take(dir.path()).unwrap();
     }
 
-    // Goal: a lock ends with its owner, though a process that is about to be started has the file as
-    // well. Method: a second descriptor of the same opening, as a fork makes it.
+    // Goal: a lock ends with its owner, though a process that is about to be started has the file
+    // as well. Method: a second descriptor of the same opening, as a fork makes it.
     #[cfg(unix)]
     #[test]
     fn a_fork_keeps_no_lock() {

@@ -438,8 +438,8 @@ fn open_error(source: io::Error, path: &Path, access: Access) -> Error {
 mod tests {
     use super::*;
 
-    // Goal: a lock ends with its owner, though a process that is about to be started has the file as
-    // well. Method: a second descriptor of the same opening, as a fork makes it.
+    // Goal: a lock ends with its owner, though a process that is about to be started has the file
+    // as well. Method: a second descriptor of the same opening, as a fork makes it.
     #[test]
     fn a_fork_keeps_no_lock() {
         let dir = tempfile::tempdir().unwrap();

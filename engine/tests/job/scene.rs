@@ -211,8 +211,8 @@ pub(crate) fn ask(job: &mut Job, ask: Ask) {
     run(job);
 }
 
-/// Runs for every number of these until it says that there was nothing to be met any more, some at a
-/// time: most of the time they wait. How often it met something.
+/// Runs for every number of these until it says that there was nothing to be met any more, some at
+/// a time: most of the time they wait. How often it met something.
 pub(crate) fn count_met(numbers: Range<usize>, meets: impl Fn(usize) -> bool + Sync) -> usize {
     const AT_ONCE: usize = 5;
     let (next, met) = (AtomicUsize::new(numbers.start), AtomicUsize::new(0));

@@ -200,8 +200,8 @@ fn a_machine_that_is_off_comes_home() {
     });
 }
 
-/// A job over two hosts whose process dies at `point`, of its records and what it does to the target,
-/// and one that takes it up.
+/// A job over two hosts whose process dies at `point`, of its records and what it does to the
+/// target, and one that takes it up.
 fn die_at(point: usize, wish: crashes::Wish) -> bool {
     let scene = Scene::in_memory(&["os"]);
     with_tracking_agent(&scene, (ANYWHERE, HONEST), |address| {
