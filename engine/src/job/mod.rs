@@ -9,6 +9,7 @@
 //! moving    the disks, side by side               forecast the downtime to be expected: pure
 //! remote    that side behind an agent
 //! hints     what of a disk need not be read
+//! paths     that an operator wrote
 //! place     where jobs are kept, and asked        report   what is told of one
 //! retry     when one that stands goes on by itself
 //! profile   what a platform can take, as data
@@ -29,6 +30,7 @@ mod journal;
 mod moving;
 mod online;
 mod page;
+mod paths;
 mod phase;
 mod place;
 mod plan;
@@ -51,6 +53,7 @@ pub use host::{Hint, HintBase, LocalHost, SourceHost};
 pub(crate) use host::{Tracked, prove_quiet};
 pub use journal::{Basis, Begun, DiskPlan, DowntimePart, Expected, Fact, Moved, Record};
 pub use page::PAGE_LEN_MAX;
+pub(crate) use paths::{from_base, of_side, refuse_relative};
 pub use phase::{Ask, Outcome, Phase, Position, Way};
 pub use place::Jobs;
 pub use plan::{JobPlan, plan};

@@ -1,6 +1,6 @@
 //! What a job is to do, as data: written by hand as TOML, or built by a program.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -270,7 +270,7 @@ impl JobSpec {
         Self { policy, ..self }
     }
 
-    /// Reads a job that was written as TOML.
+    /// Reads a job that was written as TOML, with whole paths.
     ///
     /// # Errors
     /// `Usage` with the line that is wrong.
@@ -280,7 +280,19 @@ impl JobSpec {
         Ok(spec)
     }
 
-    /// Whether it makes sense by itself.
+    /// The same, with relative paths taken from `base`, which is absolute.
+    ///
+    /// # Errors
+    /// As [`JobSpec::from_toml`].
+    pub fn from_toml_at(text: &str, base: &Path) -> Result<Self> {
+        let spec: Self = from_toml(text, "job definition")?;
+        let spec = spec.with_paths_from(base)?;
+        spec.check()?;
+        Ok(spec)
+    }
+
+    /// Whether it makes sense by itself. Its paths are whole: nothing depends on where a process
+    /// stands.
     ///
     /// # Errors
     /// `Usage`.
@@ -315,6 +327,7 @@ impl JobSpec {
             disk.open(disk.target_format.as_deref())?;
         }
         self.check_control()?;
+        self.refuse_relative_paths()?;
         let policy = &self.policy;
         if policy.commit_after.is_some() && policy.undo_after.is_some() {
             return usage("commit_after and undo_after exclude each other".to_owned());
