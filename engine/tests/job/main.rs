@@ -9,6 +9,8 @@ mod hinted;
 mod relay;
 mod remote_hints;
 mod scene;
+mod slow_scan;
+mod starting;
 mod telling;
 mod two_hosts;
 mod watched;
