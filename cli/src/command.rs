@@ -273,7 +273,7 @@ fn serve(args: &ServeArgs) -> anyhow::Result<u8> {
     }
     if let Some(file) = &args.control {
         let state = match &args.state.state_dir {
-            Some(directory) => directory.clone(),
+            Some(directory) => job_command::current_directory()?.join(directory),
             None => job_command::default_root()?,
         };
         grants.add_control(&control(file)?, &state)?;
@@ -304,7 +304,8 @@ fn serve(args: &ServeArgs) -> anyhow::Result<u8> {
 fn control(path: &Path) -> anyhow::Result<ControlSpec> {
     let text =
         std::fs::read_to_string(path).map_err(|e| Error::io(e, "read control file").path(path))?;
-    Ok(ControlSpec::from_toml(&text).map_err(|error| error.path(path))?)
+    let base = job_command::current_directory()?;
+    Ok(ControlSpec::from_toml_at(&text, &base).map_err(|error| error.path(path))?)
 }
 
 fn listen(address: &str) -> anyhow::Result<Listener> {

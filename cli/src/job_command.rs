@@ -150,23 +150,31 @@ fn plan(args: &PlanArgs) -> anyhow::Result<u8> {
 fn definition(path: &Path) -> anyhow::Result<JobSpec> {
     let text = std::fs::read_to_string(path)
         .map_err(|e| Error::io(e, "read job definition").path(path))?;
-    Ok(JobSpec::from_toml(&text).map_err(|error| error.path(path))?)
+    let spec = JobSpec::from_toml_at(&text, &current_directory()?);
+    Ok(spec.map_err(|error| error.path(path))?)
 }
 
 pub(crate) fn jobs(place: &PlaceArgs) -> anyhow::Result<Jobs> {
     let root = match &place.state_dir {
-        Some(directory) => directory.clone(),
+        Some(directory) => current_directory()?.join(directory),
         None => default_root()?,
     };
     Ok(Jobs::below(&root))
+}
+
+/// What relative paths on the command line, and in files that it names, are taken from.
+pub(crate) fn current_directory() -> anyhow::Result<PathBuf> {
+    std::env::current_dir().context("look up the current directory")
 }
 
 /// Of root it is where a system keeps state, of others where the user does.
 pub(crate) fn default_root() -> anyhow::Result<PathBuf> {
     let of_system = PathBuf::from("/var/lib/failback");
     let is_set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-    if let Some(state) = is_set("XDG_STATE_HOME") {
-        return Ok(PathBuf::from(state).join("failback"));
+    // A relative one counts for nothing, by its specification.
+    let state = is_set("XDG_STATE_HOME").map(PathBuf::from);
+    if let Some(state) = state.filter(|state| state.is_absolute()) {
+        return Ok(state.join("failback"));
     }
     match is_set("HOME").map(PathBuf::from) {
         Some(home) if home != Path::new("/root") => Ok(home.join(".local/state/failback")),

@@ -102,7 +102,7 @@ pub enum Event {
     PassesSettled {
         /// The job.
         job: String,
-        /// `within_budget`, `not_shrinking`, `enough_passes`.
+        /// `within_budget`, `nothing_changed`, `not_shrinking`, `enough_passes`.
         reason: &'static str,
     },
     /// The target of a job was started.

@@ -1,14 +1,16 @@
 //! What an agent may be asked of machines, as data: written by hand as TOML, or built by a program.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::disk::{Format, OpenOptions};
 use crate::error::{Error, ErrorKind, Result, one_line};
 use crate::hook::Hook;
-use crate::job::{MachineSpec, SnapshotSpec, TrackerSpec, from_toml, is_name};
+use crate::job::{
+    MachineSpec, SnapshotSpec, TrackerSpec, from_base, from_toml, is_name, of_side, refuse_relative,
+};
 
 /// The machines that jobs of other hosts may control.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,7 +61,7 @@ pub struct PairDiskSpec {
 }
 
 impl ControlSpec {
-    /// Reads what was written as TOML.
+    /// Reads what was written as TOML, with whole paths.
     ///
     /// # Errors
     /// `Usage` with the line that is wrong.
@@ -69,7 +71,33 @@ impl ControlSpec {
         Ok(spec)
     }
 
-    /// Whether it makes sense by itself.
+    /// The same, with relative paths taken from `base`, which is absolute.
+    ///
+    /// # Errors
+    /// As [`ControlSpec::from_toml`].
+    pub fn from_toml_at(text: &str, base: &Path) -> Result<Self> {
+        let mut spec: Self = from_toml(text, "control file")?;
+        spec.each_path(&mut from_base(base)?)?;
+        spec.check()?;
+        Ok(spec)
+    }
+
+    fn each_path(&mut self, visit: &mut dyn FnMut(&str, &mut PathBuf) -> Result<()>) -> Result<()> {
+        for (name, pair) in &mut self.pairs {
+            for disk in &mut pair.disks {
+                visit(
+                    &format!("disk `{}` of pair `{name}`", disk.id),
+                    &mut disk.path,
+                )?;
+            }
+            let (snapshots, probe) = (pair.snapshots.as_mut(), pair.probe.as_mut());
+            let parts = (Some(&mut pair.machine), snapshots, probe);
+            of_side(&format!("pair `{name}`"), parts, visit)?;
+        }
+        Ok(())
+    }
+
+    /// Whether it makes sense by itself. Its paths are whole.
     ///
     /// # Errors
     /// `Usage`.
@@ -98,6 +126,7 @@ impl ControlSpec {
                 disk.open()?;
             }
         }
+        self.clone().each_path(&mut refuse_relative)?;
         // A path of two machines would be stopped by one and written by the other.
         let mut paths: Vec<_> = self.pairs.values().flat_map(|pair| &pair.disks).collect();
         paths.sort_by(|a, b| a.path.cmp(&b.path));
@@ -173,6 +202,8 @@ format = "raw"
             ("id = \"data\"", "id = \"../os\""),
             ("/vm/data.raw", "/vm/os.vhdx"),
             ("/vm/data.raw", ""),
+            ("/vm/data.raw", "vm/data.raw"),
+            ("[\"true\"]", "[\"bin/true\"]"),
             ("format = \"raw\"", "format = \"rar\""),
             ("kind = \"hooks\"", "kind = \"prayer\""),
             ("probe =", "prob ="),
@@ -183,6 +214,9 @@ format = "raw"
             let error = ControlSpec::from_toml(&text).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Usage, "{to}: {error}");
         }
+        let text = FILE.replacen("/vm/data.raw", "vm/data.raw", 1);
+        let spec = ControlSpec::from_toml_at(&text, Path::new("/")).unwrap();
+        assert_eq!(spec, ControlSpec::from_toml(FILE).unwrap());
         let text = FILE.replacen("probe =", "prob =", 1);
         let error = ControlSpec::from_toml(&text).unwrap_err();
         assert!(error.message().ends_with("(line 3)"), "{error}");

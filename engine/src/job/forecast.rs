@@ -17,6 +17,8 @@ const APPLY_RATE: f64 = 150e6;
 pub(crate) enum Settled {
     /// The predicted downtime is within the budget.
     WithinBudget,
+    /// The last one found nothing to copy: neither will the next, by all that is known.
+    NothingChanged,
     /// Passes do not get shorter.
     NotShrinking,
     /// Enough of them.
@@ -27,6 +29,7 @@ impl Settled {
     pub(crate) fn code(self) -> &'static str {
         match self {
             Self::WithinBudget => "within_budget",
+            Self::NothingChanged => "nothing_changed",
             Self::NotShrinking => "not_shrinking",
             Self::Enough => "enough_passes",
         }
@@ -100,6 +103,10 @@ pub(crate) fn settled(policy: &Policy, passes: &[Pass], predicted: Option<f64>) 
     {
         return Some(Settled::WithinBudget);
     }
+    let last = passes.last().map_or(&[][..], |pass| &pass.disks);
+    if !last.is_empty() && last.iter().all(|moved| moved.changed == 0) {
+        return Some(Settled::NothingChanged);
+    }
     let seconds: Vec<f64> = passes.iter().map(|pass| pass.seconds).collect();
     let stays = |pair: &[f64]| pair[1] > SHRINKS * pair[0];
     let last_two = seconds.len().saturating_sub(3);
@@ -119,6 +126,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::job::Moved;
 
     fn passes(seconds: &[f64]) -> Vec<Pass> {
         let pass = |(seconds, number): (&f64, u32)| Pass {
@@ -150,6 +158,25 @@ mod tests {
         let of = |predicted| settled(&policy, &passes(&[100.0]), Some(predicted));
         assert_eq!(of(30.0), Some(Settled::WithinBudget));
         assert_eq!(of(30.1), None);
+    }
+
+    // Goal: passes do not go on over nothing, also without a budget. Method: disks that changed,
+    // one that did, none that did.
+    #[test]
+    fn an_empty_pass_is_the_last() {
+        let of = |changed: [u64; 2]| {
+            let moved = |changed| Moved {
+                changed,
+                ..Moved::default()
+            };
+            let mut passes = passes(&[100.0, 20.0]);
+            passes[0].disks = [1, 1].map(moved).to_vec();
+            passes[1].disks = changed.map(moved).to_vec();
+            settled(&Policy::default(), &passes, Some(20.0))
+        };
+        assert_eq!(of([4096, 4096]), None);
+        assert_eq!(of([0, 4096]), None);
+        assert_eq!(of([0, 0]), Some(Settled::NothingChanged));
     }
 
     // Goal: the forecast has every part of the downtime. Method: add one after the other.

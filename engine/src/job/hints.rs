@@ -109,11 +109,7 @@ impl Job {
 
     /// Whether a target rests on a hint.
     pub(super) fn has_unread(&self) -> bool {
-        let history = self.history();
-        let disks = history.spec().disks.iter();
-        disks
-            .into_iter()
-            .any(|disk| history.unproven(&disk.id).is_some())
+        self.history().has_unread()
     }
 
     /// Reads all of a stopped disk that was not read before the target was started. Whether there

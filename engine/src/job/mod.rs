@@ -9,7 +9,9 @@
 //! moving    the disks, side by side               forecast the downtime to be expected: pure
 //! remote    that side behind an agent
 //! hints     what of a disk need not be read
+//! paths     that an operator wrote
 //! place     where jobs are kept, and asked        report   what is told of one
+//! asking    from outside the process      overlap  what jobs must not share
 //! retry     when one that stands goes on by itself
 //! profile   what a platform can take, as data
 //! page      the report as HTML
@@ -18,6 +20,7 @@
 //! Every phase can be done again: its record is written when it is over, and a process that takes a
 //! job up begins with the phase that has none.
 
+mod asking;
 mod cutover;
 mod ending;
 mod fence;
@@ -28,7 +31,9 @@ mod host;
 mod journal;
 mod moving;
 mod online;
+mod overlap;
 mod page;
+mod paths;
 mod phase;
 mod place;
 mod plan;
@@ -45,12 +50,14 @@ mod span;
 mod spec;
 mod wiring;
 
+pub use asking::{ask_another, look};
 pub(crate) use fence::holder;
 pub use fence::{Authority, Charge, Epoch, Fence, Times};
 pub use host::{Hint, HintBase, LocalHost, SourceHost};
 pub(crate) use host::{Tracked, prove_quiet};
 pub use journal::{Basis, Begun, DiskPlan, DowntimePart, Expected, Fact, Moved, Record};
 pub use page::PAGE_LEN_MAX;
+pub(crate) use paths::{from_base, of_side, refuse_relative};
 pub use phase::{Ask, Outcome, Phase, Position, Way};
 pub use place::Jobs;
 pub use plan::{JobPlan, plan};
@@ -64,7 +71,7 @@ pub use report::{
 };
 pub use retry::{Clock, HostClock};
 pub use reverse::reverse_of;
-pub use run::{Job, Sides, Stay, ask_another, look};
+pub use run::{Job, Sides, Stay};
 pub use spec::{
     Complete, DiskSpec, FinalCopy, JobSpec, MachineSpec, Policy, SideSpec, SnapshotSpec,
     TrackerSpec, Verify,

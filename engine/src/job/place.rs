@@ -3,11 +3,13 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::phase::Ask;
 use super::spec::is_name;
 use crate::error::{Error, ErrorKind, Result};
-use crate::system::create_marker;
+use crate::state::HostFolder;
+use crate::system::{create_marker, create_private_directories, is_kept_from_others, keep_private};
 
 /// The directory of all jobs of a host.
 #[derive(Clone, Debug)]
@@ -40,6 +42,74 @@ impl Jobs {
 
     pub(crate) fn pair(&self, name: &str) -> PathBuf {
         self.root.join("pairs").join(name)
+    }
+
+    /// Makes what is missing, and keeps all others from beginning a job until it is dropped.
+    ///
+    /// # Errors
+    /// `Usage` for a relative path; as [`Jobs::refuse_foreign`]; `InUse` when somebody has it for
+    /// long; `Io`.
+    pub(super) fn take_turn(&self) -> Result<fs::File> {
+        super::refuse_relative("directory of jobs", &mut self.root.clone())?;
+        for directory in [self.root.join("jobs"), self.root.join("pairs")] {
+            create_private_directories(&directory)
+                .map_err(|e| Error::io(e, "make directory of jobs").path(&directory))?;
+        }
+        self.refuse_foreign()?;
+        let at = self.root.join(TURN_NAME);
+        let failed = |e| Error::io(e, "lock directory of jobs").path(&at);
+        let mut options = fs::OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        keep_private(&mut options);
+        let file = options.open(&at).map_err(failed)?;
+        let until = Instant::now() + TURN_WITHIN;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                Err(fs::TryLockError::WouldBlock) if Instant::now() < until => {
+                    std::thread::sleep(POLL);
+                }
+                Err(fs::TryLockError::WouldBlock) => {
+                    let message = "another process begins a job there";
+                    return Err(Error::new(ErrorKind::InUse, message).path(&at));
+                }
+                Err(fs::TryLockError::Error(e)) => return Err(failed(e)),
+            }
+        }
+    }
+
+    /// Whoever can give directories here another name puts journals of his own in their place, with
+    /// hooks that run as this user.
+    ///
+    /// # Errors
+    /// `Refused` for a directory that others can write to, or that belongs to somebody else than
+    /// this user or root; `Io`.
+    pub(super) fn refuse_foreign(&self) -> Result<()> {
+        let below = ["jobs", "pairs"].map(|name| self.root.join(name));
+        // The operator's own link to it counts for what it leads to.
+        let root = self.root.canonicalize();
+        let root = root.map_err(|e| Error::io(e, "look up directory of jobs").path(&self.root))?;
+        for directory in [&root].into_iter().chain(&below) {
+            match is_kept_from_others(directory) {
+                Ok(true) => {}
+                Ok(false) => {
+                    let message = "is no directory that only this user, or root, can write to, as \
+                                   jobs and their hooks need";
+                    return Err(Error::new(ErrorKind::Refused, message).path(directory));
+                }
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(Error::io(e, "stat").path(directory)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a process works on the job of that name now; a hint, it may end at any time.
+    ///
+    /// # Errors
+    /// `Usage` for what cannot be a job's name.
+    pub fn is_worked_on(&self, name: &str) -> Result<bool> {
+        Ok(HostFolder::is_locked(&self.directory(name)?))
     }
 
     /// Names of all jobs, in order.
@@ -92,3 +162,9 @@ pub(crate) fn forget_ask(directory: &Path, ask: Ask) -> Result<()> {
 fn ask_file(directory: &Path, ask: Ask) -> PathBuf {
     directory.join(format!("ask.{}", ask.name()))
 }
+
+/// Locked while a job begins. No job can be called so.
+const TURN_NAME: &str = "jobs.lock";
+/// Beginning a job reads the journals of all.
+const TURN_WITHIN: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(20);

@@ -4,7 +4,7 @@
 use super::history::History;
 use super::journal::Record;
 use super::phase::Phase;
-use super::spec::{DiskSpec, JobSpec, NAME_LEN_MAX, SideSpec};
+use super::spec::{Complete, DiskSpec, JobSpec, NAME_LEN_MAX, Policy, SideSpec};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -13,7 +13,7 @@ const SUFFIX: &str = "-reverse";
 
 impl JobSpec {
     /// The job that goes the other way. Only what changed since the source was stopped differs; a
-    /// disk that is gone there is made anew.
+    /// disk that is gone there is made anew. It moves nothing by itself, and deletes nothing.
     ///
     /// # Errors
     /// `Refused` where a source is behind an agent: its disks cannot be written to from here.
@@ -40,8 +40,26 @@ impl JobSpec {
             source: side(&self.target, self.side_of_target()),
             target: side(&self.source, self.side_of_source()),
             disks: disks?,
-            policy: self.policy.clone(),
+            policy: reversed_policy(&self.policy),
         })
+    }
+}
+
+/// How to copy, and how long to be patient, stays. When the machine moves, and what becomes of it
+/// then, was said of the way home alone, and so were the limits of that place and how long its
+/// machines take.
+fn reversed_policy(policy: &Policy) -> Policy {
+    let default = Policy::default();
+    Policy {
+        complete: Complete::Manual,
+        complete_at: None,
+        commit_after: None,
+        undo_after: None,
+        delete_source_machine: false,
+        profile: None,
+        expected_stop: default.expected_stop,
+        expected_start: default.expected_start,
+        ..policy.clone()
     }
 }
 
@@ -83,6 +101,48 @@ pub fn reverse_of(records: &[Record]) -> Result<JobSpec> {
                 phase.name()
             );
             Err(Error::new(ErrorKind::Refused, message))
+        }
+    }
+}
+
+#[cfg(unix)]
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    // Goal: the way back begins nothing by itself: the machine stays where it came to, and no
+    // machine is deleted, until somebody asks for that. Method: a job that does all of it by
+    // itself, reversed.
+    #[test]
+    fn the_way_back_does_nothing_by_itself() {
+        let mut spec = JobSpec::new("web").disk("os", "/cloud/os.raw", "/vm/os.raw");
+        spec.policy = Policy {
+            complete: Complete::WhenReady,
+            complete_at: Some("2026-11-29T22:00:00Z".to_owned()),
+            commit_after: Some(Duration::from_secs(1)),
+            delete_source_machine: true,
+            profile: Some("azure-hyperv/2020-01".to_owned()),
+            expected_stop: Duration::from_secs(90),
+            stop_timeout: Duration::from_secs(7),
+            force_stop: true,
+            ..Policy::default()
+        };
+        let mut undone = spec.clone();
+        undone.policy.commit_after = None;
+        undone.policy.undo_after = Some(Duration::from_secs(1));
+
+        for spec in [spec, undone] {
+            let back = spec.reversed().unwrap();
+
+            back.check().unwrap();
+            let wanted = Policy {
+                stop_timeout: Duration::from_secs(7),
+                force_stop: true,
+                ..Policy::default()
+            };
+            assert_eq!(back.policy, wanted);
         }
     }
 }

@@ -8,8 +8,9 @@ use super::fence::{Charge, Fence};
 use super::history::History;
 use super::host::SourceHost;
 use super::journal::{Begun, Fact, JobJournal, Record, now_ms};
+use super::overlap::refuse_overlap;
 use super::phase::{Ask, Outcome, Phase, Position};
-use super::place::{Jobs, asks_left, forget_ask, leave_ask};
+use super::place::{Jobs, asks_left, forget_ask};
 use super::recording::{self, Recording};
 use super::report::JobReport;
 use super::retry::{self, Clock, HostClock};
@@ -80,55 +81,66 @@ pub(super) enum Went {
 }
 
 impl Job {
-    /// Begins a job, or takes up the one of that name that was begun with the same `key`.
+    /// Begins a job, or takes up the one of that name that was begun with the same `key`. One that
+    /// is refused leaves nothing behind.
     ///
     /// # Errors
     /// `Usage` for a definition that makes no sense; `InUse` while a process has the job or its
-    /// pair; `Refused` where another job of that name, or of that pair, is not over; `Io`.
+    /// pair, or begins another; `Refused` where a job of that name, of that pair, or of one of its
+    /// disks is not over, and where others can write to what is kept; `Io`.
     pub fn start(jobs: &Jobs, spec: JobSpec, key: Option<&str>, sides: Sides) -> Result<Self> {
         spec.check()?;
+        // No other begins between what is looked at here and what it allows.
+        let _turn = jobs.take_turn()?;
         let directory = jobs.directory(&spec.name)?;
-        let folder = HostFolder::lock(&directory)?;
-        let mut fence = Fence::open(&jobs.pair(spec.pair_name()))?;
         let barriers = Barriers::new();
-        if let Some(journal) = JobJournal::open(&folder, barriers)? {
-            let begun = journal.begun();
-            let is_same = key.is_some() && begun.key.as_deref() == key && begun.spec == spec;
-            if is_same {
-                return Ok(Self::of(directory, folder, journal, fence, sides));
+        let mut folder = None;
+        if directory.exists() {
+            let there = lock_job(&directory, &spec.name)?;
+            if let Some(journal) = JobJournal::open(&there, barriers)? {
+                let begun = journal.begun();
+                let is_same = key.is_some() && begun.key.as_deref() == key && begun.spec == spec;
+                if is_same {
+                    let fence = Fence::open(&jobs.pair(spec.pair_name()))?;
+                    return Ok(Self::of(directory, there, journal, fence, sides));
+                }
+                refuse_unfinished(&journal)?;
             }
-            if !journal.position().phase.is_end() {
-                let phase = journal.position().phase.name();
-                let message = format!("job `{}` is there already, and {phase}", spec.name);
-                return Err(Error::new(ErrorKind::Refused, message));
-            }
+            folder = Some(there);
         }
         refuse_overlap(jobs, &spec)?;
-        let side = spec.side_of_source();
-        match fence.now() {
-            // The first job of a pair says where the machine is.
-            None => fence.advance(1, Some(side), &spec.name)?,
-            Some(now) if now.authority.as_deref() == Some(side) => {}
-            Some(now) => {
-                let who = now.authority.as_deref().unwrap_or("nobody");
-                let message = format!(
-                    "side `{side}` is not in charge of pair `{}`: {who} is",
-                    spec.pair_name()
-                );
-                return Err(Error::new(ErrorKind::Refused, message));
-            }
+        let mut fence = Fence::open(&jobs.pair(spec.pair_name()))?;
+        take_charge(&mut fence, &spec)?;
+        let is_new = folder.is_none();
+        let began = Self::begin((&directory, folder), &fence, key, spec);
+        if began.is_err() && is_new {
+            forget_begun(&directory);
         }
+        let (folder, journal) = began?;
+        Ok(Self::of(directory, folder, journal, fence, sides))
+    }
+
+    fn begin(
+        (directory, folder): (&std::path::Path, Option<HostFolder>),
+        fence: &Fence,
+        key: Option<&str>,
+        spec: JobSpec,
+    ) -> Result<(HostFolder, JobJournal)> {
+        let folder = match folder {
+            Some(folder) => folder,
+            None => lock_job(directory, &spec.name)?,
+        };
         // What was asked of the job before is not asked of this one.
-        asks_left(&directory).try_for_each(|ask| forget_ask(&directory, ask))?;
+        asks_left(directory).try_for_each(|ask| forget_ask(directory, ask))?;
         let begun = Begun {
             key: key.map(str::to_owned),
             epoch: fence.number(),
             token: uuid::Uuid::new_v4().into_bytes(),
             spec,
         };
-        let journal = JobJournal::begin(&folder, barriers, begun)?;
-        recording::forget(&directory);
-        Ok(Self::of(directory, folder, journal, fence, sides))
+        let journal = JobJournal::begin(&folder, Barriers::new(), begun)?;
+        recording::forget(directory);
+        Ok((folder, journal))
     }
 
     /// Takes up a job that is there.
@@ -144,7 +156,8 @@ impl Job {
         if !directory.exists() {
             return Err(missing());
         }
-        let folder = HostFolder::lock(&directory)?;
+        jobs.refuse_foreign()?;
+        let folder = lock_job(&directory, name)?;
         let journal = JobJournal::open(&folder, Barriers::new())?.ok_or_else(missing)?;
         let fence = Fence::open(&jobs.pair(journal.begun().spec.pair_name()))?;
         Ok(Self::of(directory, folder, journal, fence, sides))
@@ -205,14 +218,7 @@ impl Job {
     /// `Refused` where that cannot be asked for now; `Io`.
     pub fn ask(&mut self, ask: Ask) -> Result<()> {
         let at = self.position();
-        let Some(next) = at.next(Outcome::Asked(ask)) else {
-            return Err(not_allowed(at, ask));
-        };
-        if ask == Ask::Commit && self.has_unread() {
-            let message = "the source is still being read: nothing is accepted before all of it \
-                           is found equal";
-            return Err(Error::new(ErrorKind::Refused, message));
-        }
+        let next = self.history().asked(ask)?;
         if ask == Ask::Complete && self.history().is_asked(Ask::Complete) {
             return Ok(());
         }
@@ -358,14 +364,15 @@ impl Job {
         step: impl FnOnce(&mut Self, &CancelToken) -> T,
     ) -> T {
         let directory = self.directory.clone();
-        let at = self.position();
+        // Completing waits for the end of a pass. What would be refused ends nothing: the step
+        // would begin again for it.
+        let mut heard = Ask::ALL.to_vec();
+        heard.retain(|ask| *ask != Ask::Complete && self.history().asked(*ask).is_ok());
         let is_done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let watcher = scope.spawn(|| {
                 while !is_done.load(Ordering::SeqCst) {
-                    // Completing waits for the end of a pass.
-                    let mut asked = asks_left(&directory).filter(|ask| *ask != Ask::Complete);
-                    let is_wanted = asked.any(|ask| at.next(Outcome::Asked(ask)).is_some());
+                    let is_wanted = asks_left(&directory).any(|ask| heard.contains(&ask));
                     if cancel.is_cancelled() || is_wanted {
                         stop.cancel();
                     }
@@ -547,90 +554,53 @@ impl Drop for Over<'_> {
     }
 }
 
-/// Two jobs on one target would undo each other's work.
-fn refuse_overlap(jobs: &Jobs, spec: &JobSpec) -> Result<()> {
-    for name in jobs.names()?.iter().filter(|name| **name != spec.name) {
-        let Some(records) = super::journal::peek(&jobs.directory(name)?)? else {
-            continue;
-        };
-        let other = History(&records);
-        let shares = |target| other.spec().disks.iter().any(|disk| disk.target == target);
-        let shared = spec.disks.iter().find(|disk| shares(disk.target.clone()));
-        if let (false, Some(disk)) = (other.position().phase.is_end(), shared) {
-            let message = format!(
-                "disk `{}` is that of job `{name}`, which is not over",
-                disk.id
-            );
-            return Err(Error::new(ErrorKind::Refused, message).path(&disk.target));
+/// The directory of a job, for this process alone.
+fn lock_job(directory: &std::path::Path, name: &str) -> Result<HostFolder> {
+    HostFolder::lock_for(directory, &format!("works on job `{name}`"))
+}
+
+fn refuse_unfinished(journal: &JobJournal) -> Result<()> {
+    let phase = journal.position().phase;
+    match phase.is_end() {
+        true => Ok(()),
+        false => {
+            let name = &journal.begun().spec.name;
+            let phase = phase.name();
+            let message =
+                format!("job `{name}` is there already, and {phase}; `resume` takes it up");
+            Err(Error::new(ErrorKind::Refused, message))
         }
     }
-    Ok(())
+}
+
+/// The first job of a pair says where the machine is.
+fn take_charge(fence: &mut Fence, spec: &JobSpec) -> Result<()> {
+    let side = spec.side_of_source();
+    match fence.now() {
+        None => fence.advance(1, Some(side), &spec.name),
+        Some(now) if now.authority.as_deref() == Some(side) => Ok(()),
+        Some(now) => {
+            let who = now.authority.as_deref().unwrap_or("nobody");
+            let message = format!(
+                "side `{side}` is not in charge of pair `{}`: {who} is",
+                spec.pair_name()
+            );
+            Err(Error::new(ErrorKind::Refused, message))
+        }
+    }
+}
+
+/// Removes what a job left that never began; what else is there stays.
+fn forget_begun(directory: &std::path::Path) {
+    for name in ["job.new", "lock"] {
+        drop(std::fs::remove_file(directory.join(name)));
+    }
+    drop(std::fs::remove_dir(directory));
 }
 
 /// Milliseconds from now until `at_ms`, 0 when that is over.
 pub(super) fn left_ms(at_ms: u64) -> u64 {
     at_ms.saturating_sub(now_ms())
-}
-
-/// The records of a job that another process may have.
-///
-/// # Errors
-/// `Refused` where there is none; `Damaged`, `Io`.
-pub fn look(jobs: &Jobs, name: &str) -> Result<Vec<Record>> {
-    let records = super::journal::peek(&jobs.directory(name)?)?;
-    records.ok_or_else(|| {
-        let message = format!("no job is called `{name}`");
-        Error::new(ErrorKind::Refused, message)
-    })
-}
-
-/// Leaves an ask to the process that runs the job, and waits until that has heard it, unless it
-/// waits for the end of a pass; how the job is then.
-///
-/// # Errors
-/// `Refused` where that cannot be asked for now; `InUse` when nobody hears it; `Cancelled`.
-pub fn ask_another(jobs: &Jobs, name: &str, ask: Ask, cancel: &CancelToken) -> Result<JobReport> {
-    let records = look(jobs, name)?;
-    let at = History(&records).position();
-    let Some(next) = at.next(Outcome::Asked(ask)) else {
-        return Err(not_allowed(at, ask));
-    };
-    let directory = jobs.directory(name)?;
-    leave_ask(&directory, ask)?;
-    if next == at {
-        return Ok(JobReport::of(&records));
-    }
-    let until = std::time::Instant::now() + HEARD_WITHIN;
-    while asks_left(&directory).any(|left| left == ask) {
-        if cancel.is_cancelled() || std::time::Instant::now() > until {
-            forget_ask(&directory, ask)?;
-            let (kind, message) = match cancel.is_cancelled() {
-                true => (ErrorKind::Cancelled, "cancelled"),
-                false => (
-                    ErrorKind::InUse,
-                    "the process that has the job does not answer",
-                ),
-            };
-            return Err(Error::new(kind, message));
-        }
-        std::thread::sleep(POLL);
-    }
-    Ok(JobReport::of(&look(jobs, name)?))
-}
-
-fn not_allowed(at: Position, ask: Ask) -> Error {
-    let allowed: Vec<_> = at.allowed().into_iter().map(Ask::name).collect();
-    let message = format!(
-        "`{}` cannot be asked of a job that is {}{}; {}",
-        ask.name(),
-        at.phase.name(),
-        if at.is_suspended { ", suspended" } else { "" },
-        match allowed.is_empty() {
-            true => "it is over".to_owned(),
-            false => format!("now: {}", allowed.join(", ")),
-        }
-    );
-    Error::new(ErrorKind::Refused, message)
 }
 
 /// Characters that are kept of what a probe says.
@@ -639,6 +609,3 @@ const SAID_CHARS_MAX: usize = 256;
 const POLL: Duration = Duration::from_millis(50);
 /// The same of a job that waits, maybe for weeks.
 const IDLE_POLL: Duration = Duration::from_millis(250);
-/// How long a process that runs a job may take to hear an ask: it is heard between steps, and most
-/// steps end at once for one.
-const HEARD_WITHIN: Duration = Duration::from_mins(2);

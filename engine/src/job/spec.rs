@@ -1,6 +1,6 @@
 //! What a job is to do, as data: written by hand as TOML, or built by a program.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -160,7 +160,7 @@ pub struct Policy {
     /// Not before this moment, RFC 3339 in UTC.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub complete_at: Option<String>,
-    /// Time between passes while the job waits.
+    /// Time between passes while the job waits, at least 10 seconds.
     #[serde(with = "span")]
     pub keep_warm: Duration,
     /// Accept the target so long after it was started.
@@ -270,7 +270,7 @@ impl JobSpec {
         Self { policy, ..self }
     }
 
-    /// Reads a job that was written as TOML.
+    /// Reads a job that was written as TOML, with whole paths.
     ///
     /// # Errors
     /// `Usage` with the line that is wrong.
@@ -280,7 +280,19 @@ impl JobSpec {
         Ok(spec)
     }
 
-    /// Whether it makes sense by itself.
+    /// The same, with relative paths taken from `base`, which is absolute.
+    ///
+    /// # Errors
+    /// As [`JobSpec::from_toml`].
+    pub fn from_toml_at(text: &str, base: &Path) -> Result<Self> {
+        let spec: Self = from_toml(text, "job definition")?;
+        let spec = spec.with_paths_from(base)?;
+        spec.check()?;
+        Ok(spec)
+    }
+
+    /// Whether it makes sense by itself. Its paths are whole: nothing depends on where a process
+    /// stands.
     ///
     /// # Errors
     /// `Usage`.
@@ -315,9 +327,13 @@ impl JobSpec {
             disk.open(disk.target_format.as_deref())?;
         }
         self.check_control()?;
+        self.refuse_relative_paths()?;
         let policy = &self.policy;
         if policy.commit_after.is_some() && policy.undo_after.is_some() {
             return usage("commit_after and undo_after exclude each other".to_owned());
+        }
+        if policy.keep_warm < KEEP_WARM_MIN {
+            return usage("keep_warm: no less than 10s, each pass reads the disks".to_owned());
         }
         self.not_before().map(drop)?;
         if let Some(profile) = &policy.profile {
@@ -489,6 +505,8 @@ pub(crate) fn is_name(text: &str) -> bool {
     (1..=NAME_LEN_MAX).contains(&text.len()) && text.chars().all(is_plain)
 }
 
+/// Passes that follow each other sooner are one that never ends.
+const KEEP_WARM_MIN: Duration = Duration::from_secs(10);
 /// Bytes of a name.
 pub(super) const NAME_LEN_MAX: usize = 64;
 
@@ -498,4 +516,27 @@ pub(super) const NAME_LEN_MAX: usize = 64;
 )]
 fn is_false(value: &bool) -> bool {
     !value
+}
+
+#[cfg(unix)]
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Goal: a job that waits does not read its disks without pause. Method: the shortest pause, and
+    // one below it.
+    #[test]
+    fn a_job_pauses_between_passes() {
+        let kind = |keep_warm| {
+            let spec = JobSpec::new("web").disk("os", "/cloud/os.raw", "/vm/os.raw");
+            let policy = Policy {
+                keep_warm,
+                ..Policy::default()
+            };
+            spec.policy(policy).check().map_err(|error| error.kind())
+        };
+        assert_eq!(kind(Duration::from_secs(10)), Ok(()));
+        assert_eq!(kind(Duration::from_millis(9_999)), Err(ErrorKind::Usage));
+        assert_eq!(kind(Duration::ZERO), Err(ErrorKind::Usage));
+    }
 }

@@ -82,14 +82,27 @@ impl HostFolder {
     /// # Errors
     /// `InUse` while another job has it; `Refused` when others could have written there; `Io`.
     pub fn lock(path: &Path) -> Result<Self> {
+        Self::lock_for(path, "works on this target (this is its state directory)")
+    }
+
+    /// The same, where `doing` is what the process does that has it already.
+    ///
+    /// # Errors
+    /// As [`HostFolder::lock`].
+    pub(crate) fn lock_for(path: &Path, doing: &str) -> Result<Self> {
         system::create_private_directories(path)
             .map_err(|e| Error::io(e, "make state directory").path(path))?;
         refuse_foreign(path)?;
         Ok(Self {
             path: path.to_owned(),
             elsewhere: None,
-            _lock: DirectoryLock::take(path)?,
+            _lock: DirectoryLock::take(path, doing)?,
         })
+    }
+
+    /// Whether a process has the directory at `path` locked now. Changes nothing; a hint.
+    pub(crate) fn is_locked(path: &Path) -> bool {
+        DirectoryLock::is_taken(path)
     }
 }
 

@@ -21,11 +21,11 @@ const TEXT_LEN_MAX: u64 = 256;
 pub(super) struct DirectoryLock(File);
 
 impl DirectoryLock {
-    /// The lock of the directory at `path`, which is there.
+    /// The lock of the directory at `path`, which is there; `doing` is what whoever has it does.
     ///
     /// # Errors
     /// `InUse` while another job has it, `Io`.
-    pub(super) fn take(path: &Path) -> Result<Self> {
+    pub(super) fn take(path: &Path, doing: &str) -> Result<Self> {
         let failed = |what: &'static str| move |e| Error::io(e, what).path(path);
         let file =
             open(&path.join(LOCK_NAME)).map_err(failed("open the lock of state directory"))?;
@@ -37,7 +37,7 @@ impl DirectoryLock {
                     // It has the lock and did not say yet who it is.
                     None => "another job".to_owned(),
                 };
-                let message = format!("{who} works on this target (this is its state directory)");
+                let message = format!("{who} {doing}");
                 return Err(Error::new(ErrorKind::InUse, message).path(path));
             }
             Err(TryLockError::Error(e)) => return Err(failed("lock state directory")(e)),
@@ -50,6 +50,24 @@ impl DirectoryLock {
             tracing::warn!(%error, "lock of state directory does not say whose it is");
         }
         Ok(Self(file))
+    }
+}
+
+impl DirectoryLock {
+    /// Whether somebody has the lock of the directory at `path`. What cannot be found out is no.
+    pub(super) fn is_taken(path: &Path) -> bool {
+        let Ok(file) = File::open(path.join(LOCK_NAME)) else {
+            return false;
+        };
+        let mut text = String::new();
+        match (&file).take(TEXT_LEN_MAX).read_to_string(&mut text) {
+            // To try the lock is to have it for a moment, in which somebody could be turned away:
+            // that is done only where a process says that it has it.
+            Ok(_) if Holder::parse(&text).is_none_or(|holder| holder.is_gone()) => false,
+            Ok(_) => matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)),
+            // Some systems do not let others read what is locked.
+            Err(_) => true,
+        }
     }
 }
 
@@ -126,22 +144,26 @@ mod tests {
     use super::*;
     use std::fs;
 
+    const DOING: &str = "works here";
+
     fn error_of(path: &Path) -> Error {
-        DirectoryLock::take(path).expect_err("it is taken")
+        DirectoryLock::take(path, DOING).expect_err("it is taken")
     }
 
     // Goal: who is turned away learns by whom. Method: two locks of one directory.
     #[test]
     fn the_holder_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let lock = DirectoryLock::take(dir.path()).unwrap();
+        let lock = DirectoryLock::take(dir.path(), DOING).unwrap();
+        assert!(DirectoryLock::is_taken(dir.path()));
         let error = error_of(dir.path());
         assert_eq!(error.kind(), ErrorKind::InUse);
         let name = format!("process {},", std::process::id());
         assert!(error.chain().contains(&name), "{}", error.chain());
         drop(lock);
         assert_eq!(fs::read(dir.path().join(LOCK_NAME)).unwrap(), b"");
-        DirectoryLock::take(dir.path()).unwrap();
+        assert!(!DirectoryLock::is_taken(dir.path()));
+        DirectoryLock::take(dir.path(), DOING).unwrap();
     }
 
     // Goal: a lock ends with its owner, though a process that is about to be started has the file
@@ -150,10 +172,10 @@ mod tests {
     #[test]
     fn a_fork_keeps_no_lock() {
         let dir = tempfile::tempdir().unwrap();
-        let lock = DirectoryLock::take(dir.path()).unwrap();
+        let lock = DirectoryLock::take(dir.path(), DOING).unwrap();
         let _of_a_child = lock.0.try_clone().unwrap();
         drop(lock);
-        DirectoryLock::take(dir.path()).unwrap();
+        DirectoryLock::take(dir.path(), DOING).unwrap();
     }
 
     // Goal: what a dead process, or one of an earlier boot, left behind is no lock, and is not
@@ -171,7 +193,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join(LOCK_NAME);
             fs::write(&path, &text).unwrap();
-            let lock = DirectoryLock::take(dir.path()).unwrap();
+            let lock = DirectoryLock::take(dir.path(), DOING).unwrap();
             assert_eq!(Holder::read(&lock.0), Some(Holder::this()));
             // As if it had not said yet who it is.
             fs::write(&path, &text).unwrap();

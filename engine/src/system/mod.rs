@@ -74,6 +74,16 @@ pub(crate) fn is_private_directory(path: &std::path::Path) -> std::io::Result<bo
     Ok(metadata.is_dir() && platform::is_private(&metadata))
 }
 
+/// Whether `path` is a directory that belongs to this user or to root, and that nobody else can
+/// write to.
+///
+/// # Errors
+/// The system's error.
+pub(crate) fn is_kept_from_others(path: &std::path::Path) -> std::io::Result<bool> {
+    let metadata = path.symlink_metadata()?;
+    Ok(metadata.is_dir() && platform::is_kept_from_others(&metadata))
+}
+
 /// Whether an open file belongs to this user, and is nobody else's business.
 ///
 /// # Errors

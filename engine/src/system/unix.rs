@@ -67,6 +67,13 @@ pub(super) fn is_private(metadata: &Metadata) -> bool {
     metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & 0o077 == 0
 }
 
+/// This user's or root's, and nobody else may change it.
+pub(super) fn is_kept_from_others(metadata: &Metadata) -> bool {
+    let owner = metadata.uid();
+    let is_ours = owner == 0 || owner == rustix::process::geteuid().as_raw();
+    is_ours && metadata.mode() & 0o022 == 0
+}
+
 pub(super) fn keep_directory_private(builder: &mut DirBuilder) {
     builder.mode(0o700);
 }

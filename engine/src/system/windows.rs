@@ -76,6 +76,10 @@ pub(super) fn is_private(_metadata: &Metadata) -> bool {
     true
 }
 
+pub(super) fn is_kept_from_others(_metadata: &Metadata) -> bool {
+    true
+}
+
 /// The attribute is looked at elsewhere; rights show when it is opened.
 pub(super) fn check_writable(_file: &File) -> io::Result<()> {
     Ok(())

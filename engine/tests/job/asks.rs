@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 
 use failback_engine::job::{Ask, Job, LocalHost, Phase, Sides, ask_another};
 use failback_engine::snapshot::{SnapshotId, SnapshotProvider};
-use failback_engine::{CancelToken, Result, Step};
+use failback_engine::{CancelToken, ErrorKind, Result, Step};
 
+use super::hinted::HONEST;
 use super::scene::{Copies, Scene, run};
+use super::slow_scan::SlowScan;
 
 /// Freezes for a pass only when it is let.
 #[derive(Clone, Debug, Default)]
@@ -97,4 +99,60 @@ fn a_new_job_hears_nothing_of_the_one_before() {
     let mut job = scene.start();
     run(&mut job);
     assert_eq!(job.position().phase, Phase::Waiting, "{:?}", job.report());
+}
+
+// Goal: who asks for what is refused is told so, and the scan that it was refused for goes on: it
+// does not begin again. Method: to commit, asked while the rest of the source is read; word of it
+// that was left all the same is heard at the end.
+#[test]
+fn a_refused_ask_ends_no_scan() {
+    let scene = Scene::in_memory(&["os"]);
+    let (spec, sides) = scene.tracked(HONEST);
+    let slow = SlowScan::new(sides.source);
+    let sides = Sides {
+        source: Arc::new(slow.clone()),
+        target: sides.target,
+    };
+    let mut job = Job::start(&scene.jobs(), spec, None, sides).unwrap();
+    run(&mut job);
+    scene.guest_writes("os", 3, 0x33);
+    job.ask(Ask::Complete).unwrap();
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| run(&mut job));
+        while slow.begun.load(Ordering::SeqCst) == 0 {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let asked = ask_another(&scene.jobs(), "web", Ask::Commit, &CancelToken::new());
+        let directory = scene.jobs().directory("web").unwrap();
+        std::fs::write(directory.join("ask.commit"), b"").unwrap();
+        // The process looks every 50 ms.
+        std::thread::sleep(Duration::from_millis(400));
+        slow.may.store(true, Ordering::SeqCst);
+        running.join().unwrap();
+        let refused = asked.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Refused, "{refused}");
+        assert!(refused.chain().contains("being read"), "{refused}");
+    });
+    assert_eq!(slow.begun.load(Ordering::SeqCst), 1);
+    assert_eq!(job.position().phase, Phase::Finished, "{:?}", job.report());
+}
+
+// Goal: an ask that was taken away and is not in the journal was not done. Method: a process that
+// drops what it is asked for.
+#[test]
+fn an_ask_that_was_dropped_is_refused() {
+    let scene = Scene::new(&["os"]);
+    let mut job = scene.start();
+    run(&mut job);
+    let word = scene.jobs().directory("web").unwrap().join("ask.cancel");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while std::fs::remove_file(&word).is_err() {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        });
+        let asked = ask_another(&scene.jobs(), "web", Ask::Cancel, &CancelToken::new());
+        assert_eq!(asked.unwrap_err().kind(), ErrorKind::Refused);
+    });
+    assert_eq!(job.position().phase, Phase::Waiting);
 }

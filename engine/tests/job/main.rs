@@ -10,6 +10,8 @@ mod relay;
 mod remote_hints;
 mod scene;
 mod setbacks;
+mod slow_scan;
+mod starting;
 mod telling;
 mod two_hosts;
 mod watched;
