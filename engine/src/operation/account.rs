@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use failback_transport as wire;
 
-use super::job::SessionOutcome;
 use super::maps::MapStanding;
+use super::sides::SessionOutcome;
 use crate::endpoint::Endpoint;
 use crate::hash::HashKind;
 use crate::report::{

@@ -9,12 +9,12 @@ use failback_transport::{Compress, Task, VerifyLevel};
 use super::account::{new_report, tell, tell_vouched};
 use super::connection::{Connection, LinkOptions};
 use super::fit::check_fit;
-use super::job::{LocalTarget, SessionOutcome, SourceSide, TargetSide, run};
 use super::making::{wanted_disk, wished_disk};
 use super::maps::{MapStanding, MapUse, carried_map};
 use super::planning::{decide, predict, side_of_source, side_of_target};
 use super::recovery::refuse_mixed_source;
 use super::replacement::HostedTarget;
+use super::sides::{LocalTarget, SessionOutcome, SourceSide, TargetSide, run};
 use crate::abort::CancelToken;
 use crate::disk::{DiskInfo, OpenOptions, open_source, refuse_same_file};
 use crate::endpoint::Endpoint;
@@ -222,16 +222,20 @@ pub struct VerifyRequest {
 /// in the report.
 #[must_use]
 pub fn sync(request: &SyncRequest, observer: &dyn Observer, cancel: &CancelToken) -> Report {
-    let mut report = new_report(
+    let mut report = report_of(request);
+    observed(&mut report, observer, |report, started| {
+        run_sync(request, report, observer, cancel, started)
+    })
+}
+
+fn report_of(request: &SyncRequest) -> Report {
+    new_report(
         "sync",
         &request.source,
         &request.target,
         request.hash,
         request.block_size,
-    );
-    observed(&mut report, observer, |report, started| {
-        run_sync(request, report, observer, cancel, started)
-    })
+    )
 }
 
 /// The same for callers that go by the error.
@@ -243,13 +247,7 @@ pub(crate) fn try_sync(
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<Report> {
-    let mut report = new_report(
-        "sync",
-        &request.source,
-        &request.target,
-        request.hash,
-        request.block_size,
-    );
+    let mut report = report_of(request);
     let started = Instant::now();
     run_sync(request, &mut report, observer, cancel, started)?;
     report.seconds.total = started.elapsed().as_secs_f64();

@@ -8,7 +8,6 @@ mod existing;
 mod fit;
 mod holding;
 mod inspection;
-mod job;
 mod making;
 mod mapping;
 mod maps;
@@ -21,6 +20,7 @@ mod recovery;
 mod relay;
 mod replacement;
 mod scanning;
+mod sides;
 
 pub use crate::plan::{Plan, Strategy, choose};
 pub use check::{CheckFinding, ImageCheck, ImageSummary, check};

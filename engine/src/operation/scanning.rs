@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::job::with_progress;
+use super::sides::with_progress;
 use crate::abort::{Abort, CancelToken};
 use crate::disk::Source;
 use crate::error::Result;
