@@ -21,6 +21,8 @@ use crate::sync::SideMap;
 #[derive(Debug)]
 pub(super) struct DiskMaps {
     slots: [CarriedMap; 2],
+    /// Whether one is of use: without a tracker none is.
+    keeps: bool,
     /// Root of the map of what is opened, of which not all was read.
     hinted: Option<String>,
     /// Cloned by whoever may write one.
@@ -39,7 +41,7 @@ impl DiskMaps {
     /// What a session goes by, and where it leaves a map.
     pub(super) fn side(&self, wanted: Option<&MapUse>, len: u64) -> (SideMap, MapStanding) {
         let none = || (SideMap::default(), MapStanding::default());
-        let Some(wanted) = wanted else {
+        let Some(wanted) = wanted.filter(|_| self.keeps) else {
             return none();
         };
         let hinted = self.hinted.as_deref().filter(|_| wanted.trust);
@@ -78,6 +80,7 @@ impl ServedPair {
         let hinted = lock(&self.hinted);
         DiskMaps {
             slots: DiskMaps::slots(&self.directory, disk),
+            keeps: self.pair.tracker.is_some(),
             hinted: hinted
                 .get(&(disk.to_owned(), snapshot.cloned()))
                 .map(Digest::to_string),

@@ -207,6 +207,10 @@ impl Job {
         if forecast::settled(policy, &passes, history.predicted()).is_none() {
             return true;
         }
+        // What is left of the journal is for the way to an end.
+        if self.journal.records().len() > KEEP_WARM_RECORDS_MAX {
+            return false;
+        }
         let last = history.facts().rev().find_map(|(at, fact)| {
             let is_pass = matches!(fact, Fact::PassEnded { .. });
             is_pass.then_some(at)
@@ -288,6 +292,10 @@ fn is_early(spec: &JobSpec) -> bool {
     let moment = spec.not_before().ok().flatten();
     moment.is_some_and(|moment| std::time::SystemTime::now() < moment)
 }
+
+/// Records after which a job keeps warm no more: four months of passes every 15 minutes. A third of
+/// what a journal can hold.
+const KEEP_WARM_RECORDS_MAX: usize = 50_000;
 
 /// How a disk is moved: one that is not there yet is made.
 pub(super) fn strategy_of(disk: &DiskSpec, way: Way) -> Strategy {

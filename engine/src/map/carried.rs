@@ -45,13 +45,14 @@ impl CarriedMap {
         })
     }
 
-    /// Completes one.
+    /// Completes one. It is made while a machine is off, and not waited for: one that is lost costs
+    /// reads, and one that is damaged is found out.
     ///
     /// # Errors
     /// `NoSpace`, `Io`.
     pub(crate) fn keep(&self, writer: MapWriter, root: Digest) -> Result<()> {
         let key = self.key()?;
-        writer.finish(&Noted {
+        writer.finish_unflushed(&Noted {
             root,
             facts: None,
             key: &key,

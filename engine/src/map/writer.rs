@@ -135,7 +135,23 @@ impl MapWriter {
     ///
     /// # Errors
     /// `Refused` when a file that is no map has that name, `NoSpace`, `Io`.
-    pub fn finish(mut self, noted: &Noted<'_>) -> Result<()> {
+    pub fn finish(self, noted: &Noted<'_>) -> Result<()> {
+        let ended = self.end(noted)?;
+        FileAt::sync(ended.as_file()).map_err(|e| Error::io(e, "write map file"))?;
+        let path = ended.publish()?;
+        sync_directory_of(&path).map_err(|e| Error::io(e, "name map file").path(&path))
+    }
+
+    /// The same, and not durably: what a power cut leaves of it is found to be damaged when it is
+    /// read, each node on its path from the root.
+    ///
+    /// # Errors
+    /// As [`MapWriter::finish`].
+    pub(crate) fn finish_unflushed(self, noted: &Noted<'_>) -> Result<()> {
+        self.end(noted)?.publish().map(drop)
+    }
+
+    fn end(mut self, noted: &Noted<'_>) -> Result<Temporary> {
         for level in 0..self.levels.len() {
             self.write(u32::try_from(level).expect("at most 31"));
         }
@@ -162,8 +178,7 @@ impl MapWriter {
             at += piece.len() as u64;
         }
         file.write_at(0, &head).map_err(failed)?;
-        FileAt::sync(file).map_err(failed)?;
-        self.file.publish()
+        Ok(self.file)
     }
 }
 
@@ -191,7 +206,8 @@ impl Temporary {
         }
     }
 
-    fn publish(self) -> Result<()> {
+    /// Gives it its name; which that is.
+    fn publish(self) -> Result<PathBuf> {
         match self {
             Self::Own(own) => own.publish(),
             Self::Of(file, path) => {
@@ -201,7 +217,7 @@ impl Temporary {
                     return Err(Error::new(ErrorKind::Refused, message).path(&path));
                 }
                 file.persist(&path).map_err(|e| failed(e.error))?;
-                sync_directory_of(&path).map_err(failed)
+                Ok(path)
             }
         }
     }
@@ -248,12 +264,11 @@ impl Own {
         }))
     }
 
-    fn publish(mut self) -> Result<()> {
+    fn publish(mut self) -> Result<PathBuf> {
         let renamed = std::fs::rename(&self.temporary, &self.path);
         self.is_published = renamed.is_ok();
-        renamed
-            .and_then(|()| sync_directory_of(&self.path))
-            .map_err(|e| Error::io(e, "name map file").path(&self.path))
+        renamed.map_err(|e| Error::io(e, "name map file").path(&self.path))?;
+        Ok(self.path.clone())
     }
 }
 

@@ -10,8 +10,9 @@ use crate::disk::{OpenOptions, open_source};
 use crate::error::{ErrorKind, Result};
 use crate::event::Observer;
 use crate::hash::{HashKind, Hasher};
-use crate::map::{CarriedMap, MapBuilder};
+use crate::map::{CarriedMap, MapBuilder, MapFile};
 use crate::sync::SessionProgress;
+use crate::tree::Leaf;
 use crate::units::{BlockIndex, BlockSize, Geometry};
 
 /// What came of it.
@@ -66,7 +67,11 @@ pub(crate) fn hold_against(
     let hasher = Hasher::new(hash);
     let progress = SessionProgress::default();
     let mut tree = MapBuilder::new(&hasher, geometry, None);
-    let (mut differing, mut first) = (0, Vec::new());
+    let mut against = Against {
+        map,
+        differing: 0,
+        first: Vec::new(),
+    };
     let mut at = 0;
     scan_leaves(
         disk.as_ref(),
@@ -74,16 +79,7 @@ pub(crate) fn hold_against(
         &progress,
         &told,
         |leaf, count| {
-            for block in at..at + count {
-                let is_other = match &map {
-                    Some(map) => map.leaf(BlockIndex(block))? != Some(leaf),
-                    None => false,
-                };
-                differing += u64::from(is_other);
-                if is_other && first.len() < Held::NAMED_MAX {
-                    first.push(block);
-                }
-            }
+            (at..at + count).for_each(|block| against.hold(block, leaf));
             tree.push(leaf, count);
             at += count;
             Ok(())
@@ -92,7 +88,37 @@ pub(crate) fn hold_against(
     Ok(Held {
         read: progress.scan.read_len.load(Ordering::Relaxed),
         is_equal: tree.finish().0.to_string() == root,
-        differing,
-        first,
+        differing: against.differing,
+        first: against.first,
     })
+}
+
+/// What differs from a map, as far as that can be read.
+struct Against {
+    map: Option<MapFile>,
+    differing: u64,
+    first: Vec<u64>,
+}
+
+impl Against {
+    fn hold(&mut self, block: u64, leaf: Leaf) {
+        let Some(map) = &self.map else { return };
+        match map.leaf(BlockIndex(block)) {
+            Ok(found) if found == Some(leaf) => {}
+            Ok(_) => {
+                self.differing += 1;
+                if self.first.len() < Held::NAMED_MAX {
+                    self.first.push(block);
+                }
+            }
+            // From here on the root alone tells; names that miss some would mislead.
+            Err(error) => {
+                tracing::info!(
+                    error = error.chain(),
+                    "the map that was carried on is damaged"
+                );
+                (self.map, self.differing, self.first) = (None, 0, Vec::new());
+            }
+        }
+    }
 }

@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt;
+
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
+use std::path::Path;
 use std::sync::Arc;
 
 use failback_engine::job::{Ask, Fact, Job, JobReport, Phase};
@@ -107,10 +109,24 @@ fn an_agent_whose_tracker_lies_is_caught() {
 }
 
 // Goal: an agent that is started again goes on from its maps, and where they are lost their root
-// tells. Method: another agent before the stop, and one before the scan, whose maps are gone; the
+// tells. Method: another agent before the stop, and one before the scan, whose maps are gone or damaged; the
 // job's process dies with each.
 #[test]
 fn maps_outlive_the_agent_and_are_not_missed() {
+    outlive_the_agent(|map| fs::remove_file(map).unwrap());
+    outlive_the_agent(|map| {
+        let len = fs::metadata(map).unwrap().len();
+        let file = fs::File::options().write(true).open(map).unwrap();
+        for at in (MAP_HEAD_LEN..len).step_by(4096) {
+            file.write_all_at(&[0x5a; 32], at).unwrap();
+        }
+    });
+}
+
+/// Bytes of a map before its nodes.
+const MAP_HEAD_LEN: u64 = 64 << 10;
+
+fn outlive_the_agent(lose: impl Fn(&Path)) {
     let scene = Scene::in_memory(&["os"]);
     let at = with_passes(&scene, HONEST, |address, _| address.to_owned());
     guest_writes(&scene, 2);
@@ -128,7 +144,7 @@ fn maps_outlive_the_agent_and_are_not_missed() {
         job.report()
     });
     for map in maps(&scene) {
-        fs::remove_file(agent_state(&scene).join("control/web").join(map)).unwrap();
+        lose(&agent_state(&scene).join("control/web").join(map));
     }
     let after = with_tracking_agent(&scene, (&at, HONEST), |address| {
         let mut job = open(address);
