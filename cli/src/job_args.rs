@@ -16,11 +16,14 @@ pub(crate) enum JobCommand {
     Show(JobArgs),
     /// Say what a job would do, disk by disk, and what that would cost; change nothing
     Plan(PlanArgs),
-    /// Stop the source, copy the rest, start the target
+    /// Stop the source, copy the rest, start the target. Runs the job until the target waits to be
+    /// accepted, and on to the deadline if there is one; where another process runs it, that one
+    /// does it, and this returns at once
     Complete(AskArgs),
     /// Give a job up before its targets are written: all is as before the job
     Cancel(AskArgs),
-    /// Accept the target: what an undo needs goes, and the job ends
+    /// Accept the target: what an undo needs goes, and the job ends. Refused until all of the
+    /// source was read
     Commit(AskArgs),
     /// Stop the target, bring the old disks back, start the source
     Undo(AskArgs),
@@ -30,10 +33,28 @@ pub(crate) enum JobCommand {
     Report(ReportArgs),
 }
 
+impl JobCommand {
+    /// Whether documents are wanted, and none of it in words.
+    pub(crate) fn is_json(&self) -> bool {
+        match self {
+            Self::Start(args) => args.watch.json,
+            Self::List(args) => args.json,
+            Self::Show(args) => args.json,
+            Self::Plan(args) => args.json,
+            Self::Complete(args) | Self::Cancel(args) | Self::Commit(args) | Self::Undo(args) => {
+                args.watch.json
+            }
+            Self::Resume(args) => args.ask.watch.json,
+            Self::Report(args) => args.json || args.html.is_none(),
+        }
+    }
+}
+
 /// Where jobs are kept.
 #[derive(Debug, Args)]
 pub(crate) struct PlaceArgs {
-    /// Where jobs and pairs are kept; default: $XDG_STATE_HOME/failback, of root /var/lib/failback
+    /// Where jobs and pairs are kept; default: $XDG_STATE_HOME/failback,
+    /// where that is not set of root /var/lib/failback, of others ~/.local/state/failback
     #[arg(long, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
 }
@@ -126,6 +147,9 @@ pub(crate) struct AskArgs {
 pub(crate) struct ResumeArgs {
     #[command(flatten)]
     pub(crate) ask: AskArgs,
+    /// Return once the job waits to be completed
+    #[arg(long)]
+    pub(crate) no_wait: bool,
     /// Go on by itself after a failure that may pass, as with `start`
     #[arg(long)]
     pub(crate) retry: bool,

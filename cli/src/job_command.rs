@@ -16,7 +16,42 @@ use crate::job_output;
 use crate::output;
 use crate::watch::{Watchers, cancel_on_signals};
 
+/// What is printed with `--json` when there is no job to tell of.
+#[derive(Serialize)]
+struct Failure<'a> {
+    schema: &'static str,
+    error: Why<'a>,
+}
+
+#[derive(Serialize)]
+struct Why<'a> {
+    kind: &'a str,
+    message: String,
+    is_transient: bool,
+}
+
 pub(crate) fn run(command: &JobCommand) -> anyhow::Result<u8> {
+    documented(command.is_json(), dispatch(command))
+}
+
+/// The same result, of which a document was printed when it is an error.
+pub(crate) fn documented(json: bool, result: anyhow::Result<u8>) -> anyhow::Result<u8> {
+    if let (true, Err(error)) = (json, &result) {
+        let known = error.downcast_ref::<Error>();
+        let printed = output::document(&Failure {
+            schema: "failback.job_error/1",
+            error: Why {
+                kind: known.map_or(ErrorKind::Io, Error::kind).name(),
+                message: known.map_or_else(|| format!("{error:#}"), Error::chain),
+                is_transient: known.is_some_and(Error::is_transient),
+            },
+        });
+        output::unless_closed(printed)?;
+    }
+    result
+}
+
+fn dispatch(command: &JobCommand) -> anyhow::Result<u8> {
     match command {
         JobCommand::Start(args) => start(args),
         JobCommand::List(args) => list(args),
@@ -30,7 +65,7 @@ pub(crate) fn run(command: &JobCommand) -> anyhow::Result<u8> {
         JobCommand::Resume(args) => {
             let stay = Stay {
                 retries: args.retry,
-                ..Stay::default()
+                leaves_waiting: args.no_wait,
             };
             ask(&args.ask, Ask::Resume, stay)
         }
@@ -82,7 +117,12 @@ pub(crate) fn run_job(
     let ended = job.run(stay, &watchers, cancel);
     drop(watchers);
     ended?;
-    job_output::job(&job.report(), json)
+    let report = JobReport {
+        // This one is about to end.
+        worked_on: Some(false),
+        ..job.report()
+    };
+    job_output::job(&report, json)
 }
 
 #[derive(Serialize)]
@@ -95,30 +135,33 @@ fn list(args: &ListArgs) -> anyhow::Result<u8> {
     let jobs = jobs(&args.place)?;
     let mut reports = Vec::new();
     for name in jobs.names()? {
-        match look(&jobs, &name) {
-            Ok(records) => reports.push(JobReport::of(&records)),
+        match jobs.report(&name) {
+            Ok(report) => reports.push(report),
+            // A start that a crash ended before there was a job.
+            Err(error) if error.kind() == ErrorKind::Refused => {}
             // One that cannot be read must not hide the others.
             Err(error) => output::note(&format!("warning: job `{name}`: {}", error.chain())),
         }
     }
     match args.json {
-        true => output::document(&Listed {
+        true => output::unless_closed(output::document(&Listed {
             schema: "failback.jobs/1",
             jobs: reports,
-        })?,
-        false => job_output::list(&reports)?,
+        }))?,
+        false => output::unless_closed(job_output::list(&reports))?,
     }
     Ok(0)
 }
 
 fn show(args: &JobArgs) -> anyhow::Result<u8> {
     let jobs = jobs(&args.place)?;
-    let report = JobReport::of(&look(&jobs, &args.name)?);
+    let report = jobs.report(&args.name)?;
     match args.json {
-        true => output::document(&report)?,
+        true => output::unless_closed(output::document(&report))?,
         false => {
-            job_output::show(&report)?;
-            job_output::progress(&report, &events(&jobs, &args.name)?)?;
+            let events = events(&jobs, &args.name)?;
+            let printed = job_output::show(&report);
+            output::unless_closed(printed.and_then(|()| job_output::progress(&report, &events)))?;
         }
     }
     Ok(0)
@@ -126,13 +169,13 @@ fn show(args: &JobArgs) -> anyhow::Result<u8> {
 
 fn report(args: &ReportArgs) -> anyhow::Result<u8> {
     let jobs = jobs(&args.place)?;
-    let report = JobReport::of(&look(&jobs, &args.name)?);
+    let report = jobs.report(&args.name)?;
     if let Some(path) = &args.html {
         let page = report.to_html(&events(&jobs, &args.name)?);
         std::fs::write(path, page).map_err(|e| Error::io(e, "write the page").path(path))?;
     }
     if args.json || args.html.is_none() {
-        output::document(&report)?;
+        output::unless_closed(output::document(&report))?;
     }
     Ok(0)
 }

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use failback_engine::job::{JobPlan, JobReport, Recorded};
+use failback_engine::job::{JobPlan, JobReport, Recorded, moment};
 use failback_engine::report::Outcome;
 
 use crate::output;
@@ -10,10 +10,10 @@ use crate::size::show as show_size;
 
 /// Prints a job and says how to exit: a job that stands is a failure of its kind.
 pub(crate) fn job(report: &JobReport, json: bool) -> anyhow::Result<u8> {
-    match json {
-        true => output::document(report)?,
-        false => show(report)?,
-    }
+    output::unless_closed(match json {
+        true => output::document(report),
+        false => show(report),
+    })?;
     let Some(error) = &report.error else {
         return Ok(0);
     };
@@ -60,20 +60,28 @@ pub(crate) fn show(report: &JobReport) -> anyhow::Result<()> {
         }
     }
     if let Some(retry) = &report.retry {
-        let (at, attempt) = (retry.at_ms, retry.attempt);
-        writeln!(out, "  retry      {attempt}, at {at} ms")?;
+        let (at, attempt) = (moment(retry.at_ms), retry.attempt);
+        writeln!(out, "  retry      {attempt}, at {at}")?;
     }
     if let Some(deadline) = &report.deadline {
-        writeln!(
-            out,
-            "  deadline   {} at {} ms",
-            deadline.ask, deadline.at_ms
-        )?;
+        let at = moment(deadline.at_ms);
+        writeln!(out, "  deadline   {} at {at}", deadline.ask)?;
     }
     if !report.allowed.is_empty() {
         writeln!(out, "  now        {}", report.allowed.join(", "))?;
     }
+    if let Some(alone) = alone(report) {
+        writeln!(out, "  process    {alone}")?;
+    }
     Ok(out.flush()?)
+}
+
+/// What to do about a job that is not over, and that nobody works on.
+fn alone(report: &JobReport) -> Option<String> {
+    let is_over = matches!(report.phase, "finished" | "undone" | "cancelled");
+    let name = &report.name;
+    (report.worked_on == Some(false) && !is_over)
+        .then(|| format!("no process works on it: `failback job resume {name}`"))
 }
 
 /// How far the disks are, as the process that moves them told it last; nothing where none move.
@@ -124,40 +132,48 @@ pub(crate) fn list(reports: &[JobReport]) -> anyhow::Result<()> {
         let stands = if report.suspended { ", suspended" } else { "" };
         let disks = report.disks.len();
         let (name, phase) = (&report.name, report.phase);
-        writeln!(out, "{name:<24} {phase}{stands}, {disks} disks")?;
+        let alone = alone(report).map_or_else(String::new, |alone| format!("; {alone}"));
+        writeln!(out, "{name:<24} {phase}{stands}, {disks} disks{alone}")?;
     }
     Ok(out.flush()?)
 }
 
 pub(crate) fn plan(plan: &JobPlan, json: bool) -> anyhow::Result<u8> {
-    if json {
-        output::document(plan)?;
-    } else {
-        let mut out = std::io::stdout().lock();
-        writeln!(
-            out,
-            "{}: {}",
-            plan.name,
-            plan.strategy.unwrap_or("no strategy")
-        )?;
-        for finding in &plan.findings {
-            let holds = if finding.holds { "ok " } else { "NOT" };
-            let (rule, disk, said) = (&finding.rule, &finding.disk, &finding.said);
-            writeln!(out, "  {holds} {rule} {disk}: {said}")?;
-            if let Some(source) = &finding.source {
-                writeln!(out, "      by {source}")?;
-            }
-        }
-        out.flush()?;
-        drop(out);
-        for report in &plan.disks {
-            output::report(report, false)?;
-        }
-    }
+    output::unless_closed(match json {
+        true => output::document(plan),
+        false => print_plan(plan),
+    })?;
     let is_planned = plan
         .disks
         .iter()
         .all(|report| report.outcome == Outcome::Done);
     let holds = plan.findings.iter().all(|finding| finding.holds);
     Ok(if is_planned && holds { 0 } else { 3 })
+}
+
+fn print_plan(plan: &JobPlan) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(
+        out,
+        "{}: {}",
+        plan.name,
+        plan.strategy.unwrap_or("no strategy")
+    )?;
+    for finding in &plan.findings {
+        let holds = if finding.holds { "ok " } else { "NOT" };
+        let (rule, disk, said) = (&finding.rule, &finding.disk, &finding.said);
+        writeln!(out, "  {holds} {rule} {disk}: {said}")?;
+        if let Some(source) = &finding.source {
+            writeln!(out, "      by {source}")?;
+        }
+    }
+    for warning in &plan.warnings {
+        writeln!(out, "  warning: {warning}")?;
+    }
+    out.flush()?;
+    drop(out);
+    for report in &plan.disks {
+        output::report(report, false)?;
+    }
+    Ok(())
 }

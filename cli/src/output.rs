@@ -111,6 +111,26 @@ pub(crate) fn document(value: &impl Serialize) -> anyhow::Result<()> {
     Ok(out.flush()?)
 }
 
+/// Somebody who has read enough closes the pipe (`| head -1`): what was to be told is no failure
+/// then.
+///
+/// # Errors
+/// Any other.
+pub(crate) fn unless_closed(printed: anyhow::Result<()>) -> anyhow::Result<()> {
+    let Err(error) = printed else {
+        return Ok(());
+    };
+    let written = error.downcast_ref::<std::io::Error>();
+    let as_json = error.downcast_ref::<serde_json::Error>();
+    let kind = written
+        .map(std::io::Error::kind)
+        .or_else(|| as_json.and_then(serde_json::Error::io_error_kind));
+    match kind {
+        Some(std::io::ErrorKind::BrokenPipe) => Ok(()),
+        _ => Err(error),
+    }
+}
+
 /// One JSON object on a line of stdout.
 pub(crate) fn line(value: &impl Serialize) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();

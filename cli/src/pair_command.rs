@@ -4,14 +4,15 @@ use clap::{Args, Subcommand};
 use failback_engine::job::{Job, Sides, Stay, look, reverse_of};
 
 use crate::job_args::{PlaceArgs, WatchArgs};
-use crate::job_command::{jobs, run_job};
+use crate::job_command::{documented, jobs, run_job};
 use crate::watch::{Watchers, cancel_on_signals};
 
 /// The two places of a machine.
 #[derive(Debug, Subcommand)]
 pub(crate) enum PairCommand {
     /// After a job was accepted: replicate the other way, into the disks that the machine left;
-    /// only what changed since then travels
+    /// only what changed since then travels. The machine moves when that job is completed, and not
+    /// by itself. Not to be had where the machine came from behind an agent
     Reverse(ReverseArgs),
 }
 
@@ -30,7 +31,7 @@ pub(crate) struct ReverseArgs {
 
 pub(crate) fn run(command: &PairCommand) -> anyhow::Result<u8> {
     match command {
-        PairCommand::Reverse(args) => reverse(args),
+        PairCommand::Reverse(args) => documented(args.watch.json, reverse(args)),
     }
 }
 

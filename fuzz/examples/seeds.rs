@@ -333,6 +333,7 @@ fn controlling() -> [Message; 10] {
             epoch: 1,
             authority: Some("recovery".into()),
             is_tracked: true,
+            disks: vec!["os".into(), "data".into()],
         }),
         ask(ControlTask::ShutDown { limit_ms: 1 }),
         ask(ControlTask::Snapshot {

@@ -73,6 +73,18 @@ pub fn failback<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Run {
     start(args).wait()
 }
 
+/// The same, started in a folder.
+///
+/// # Panics
+///
+/// As [`failback`].
+pub fn failback_in<S: AsRef<OsStr>>(folder: &Path, args: impl IntoIterator<Item = S>) -> Run {
+    let mut command = Command::new(binary());
+    command.current_dir(folder);
+    command.args(args.into_iter().map(|arg| OsString::from(arg.as_ref())));
+    start_command(command).wait()
+}
+
 /// Runs `failback sync SOURCE TARGET --json`.
 ///
 /// # Panics

@@ -13,6 +13,7 @@
 //!   agent     `failback serve` as a child     peer       what is no failback at all
 //!   middleman cuts a connection, flips its bits
 //!   scene     a target between old and new       state      its word, journal and root
+//!   scripted  a machine of scripts, and a job of it
 //!   kill      syncs that are killed, and when      trace      faults at system calls
 //!   liar      a medium that keeps other bytes than it was given
 //!   place     file systems that are full or read-only; locks held by others
@@ -42,6 +43,7 @@ pub mod qemu;
 pub mod report;
 pub mod scene;
 pub mod schema;
+pub mod scripted;
 pub mod sevenzip;
 pub mod sha256;
 pub mod shim;

@@ -11,7 +11,7 @@ use failback_engine::job::{Amounts, DiskProgress, Eta, JobProgress};
 use failback_engine::{Event, Stamped};
 use failback_tests::agent::{Agent, Via};
 use failback_tests::schema::{assert_valid, faults};
-use failback_tests::{cli, disk, source};
+use failback_tests::{cli, disk, scripted, source};
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -89,40 +89,10 @@ fn a_sync_and_an_agent_tell_what_is_published() {
     assert_valid("report", &missing.json());
 }
 
-/// A job of one disk whose machines and snapshots are files and scripts.
-fn define(dir: &Path) -> std::path::PathBuf {
-    let at = dir.display();
-    let machine = |side: &str| {
-        format!(
-            "[{side}.machine]\nkind = \"hooks\"\n\
-             power = [\"cat\", \"{at}/{side}-power\"]\n\
-             start = [\"sh\", \"-c\", \"echo starting '<b>'; echo on > {at}/{side}-power\"]\n\
-             shut_down = [\"sh\", \"-c\", \"echo off > {at}/{side}-power\"]\n"
-        )
-    };
-    let snapshots = "[source.snapshots]\nkind = \"hooks\"\n\
-        create = [\"sh\", \"-c\", \"cp -n $FAILBACK_IMAGE $FAILBACK_IMAGE.$FAILBACK_SNAPSHOT; \
-        echo $FAILBACK_IMAGE.$FAILBACK_SNAPSHOT\"]\n\
-        release = [\"sh\", \"-c\", \"rm -f $FAILBACK_IMAGE.$FAILBACK_SNAPSHOT\"]\n";
-    let definition = format!(
-        "name = \"web\"\n{}{snapshots}{}[[disk]]\nid = \"os\"\nsource = \"{at}/from.raw\"\n\
-         target = \"{at}/to.raw\"\n",
-        machine("source"),
-        machine("target")
-    );
-    fs::write(dir.join("source-power"), "on\n").expect("power");
-    fs::write(dir.join("target-power"), "off\n").expect("power");
-    disk::write_raw(&dir.join("from.raw"), 32 * MIB, 60, 1);
-    disk::write_raw(&dir.join("to.raw"), 32 * MIB, 60, 2);
-    let path = dir.join("job.toml");
-    fs::write(&path, definition).expect("definition");
-    path
-}
-
 #[test]
 fn a_job_tells_what_is_published() {
     let dir = tempfile::tempdir().expect("folder");
-    let definition = define(dir.path());
+    let definition = scripted::define(dir.path());
     let state = dir.path().join("state");
     let job = |args: &[&str]| {
         let args = ["job"].iter().chain(args).copied();

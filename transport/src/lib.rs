@@ -35,7 +35,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use hello::{FEATURES, Negotiated, VERSION_MAX, VERSION_MIN, handshake, handshake_ahead};
 pub use wire::{
     Access, Apply, BLOCK_COUNT_MAX, BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, Base, BlockData,
-    CONTROL_BLOCK_COUNT_MAX, CONTROL_LIMIT_MS_MAX, CONTROL_NAME_LEN_MAX,
+    CONTROL_BLOCK_COUNT_MAX, CONTROL_DISK_COUNT_MAX, CONTROL_LIMIT_MS_MAX, CONTROL_NAME_LEN_MAX,
     CONTROL_SNAPSHOT_COUNT_MAX, Compress, Container, ControlAnswer, ControlAsk, ControlInfo,
     ControlPower, ControlRequest, ControlTask, DESCENT_DEPTH_MAX, DISK_SIZE_MAX, Decoder, Digest,
     DiskInfo, Encoder, Encoding, FRAME_MAGIC, Failure, HASH_COUNT_MAX, HEAD_LEN_MAX, HashKind,

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use failback_transport::{
-    CONTROL_SNAPSHOT_COUNT_MAX, ControlAnswer, ControlInfo, ControlPower, ControlTask, NAME_LEN_MAX,
+    CONTROL_DISK_COUNT_MAX, CONTROL_SNAPSHOT_COUNT_MAX, ControlAnswer, ControlInfo, ControlPower,
+    ControlTask, NAME_LEN_MAX,
 };
 
 use super::control_spec::PairSpec;
@@ -150,6 +151,10 @@ impl ServedPair {
                 ));
             }
         }
+        if pair.disks.len() > usize::from(CONTROL_DISK_COUNT_MAX) {
+            let message = format!("pair `{name}` has more than {CONTROL_DISK_COUNT_MAX} disks");
+            return Err(Error::new(ErrorKind::Usage, message));
+        }
         let directory = state.join("control").join(name);
         Ok(Self {
             name: name.to_owned(),
@@ -172,6 +177,7 @@ impl ServedPair {
             epoch: fence.number(),
             authority: fence.now().and_then(|now| now.authority.clone()),
             is_tracked: self.pair.tracker.is_some(),
+            disks: self.pair.disks.keys().cloned().collect(),
         }
     }
 

@@ -22,9 +22,11 @@ use serde::ser::SerializeStruct;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use self::process::{Ended, Ending};
+use crate::abort::CancelToken;
 use crate::error::{Error, ErrorKind, Result, one_line};
 use crate::event::Event;
 use crate::step::Step;
+use crate::system::is_executable;
 
 /// A command of the operator.
 ///
@@ -57,6 +59,32 @@ impl Hook {
     #[must_use]
     pub fn with_timeout(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
+    }
+
+    /// Why the hook that is called `name` cannot be run on this host, if that can be told without
+    /// running it. May take some seconds.
+    #[must_use]
+    pub fn fault(&self, name: &str) -> Option<String> {
+        let Some(program) = self.command.first().filter(|program| !program.is_empty()) else {
+            return Some(format!("hook {name} names no program"));
+        };
+        let at = Path::new(program);
+        let is_found = match at.iter().count() {
+            1 => self.is_in_search_path(program),
+            _ => is_executable(at),
+        };
+        let shown = one_line(program);
+        (!is_found).then(|| format!("hook {name}: no program `{shown}` is there to be run"))
+    }
+
+    /// Asks a shell that has the hook's environment: this library reads none. Where there is no
+    /// shell nothing is known against it.
+    fn is_in_search_path(&self, program: &str) -> bool {
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", "command -v \"$1\"", "sh", program]);
+        shell.envs(self.env.iter().map(|(key, value)| (key, value)));
+        let answer = process::run(&mut shell, LOOKUP_MAX, &CancelToken::new());
+        answer.map_or(true, |ended| ended.is_success())
     }
 
     /// Runs it under the name of its program, as [`Hook::run_as`].
@@ -131,6 +159,9 @@ impl Hook {
         verdict(name, program, limit, ran)
     }
 }
+
+/// How long a shell may look for a program: some are on disks that have to wake up.
+const LOOKUP_MAX: Duration = Duration::from_secs(10);
 
 /// What of a hook is told to the observer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

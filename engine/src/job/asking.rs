@@ -60,7 +60,7 @@ pub fn ask_another(jobs: &Jobs, name: &str, ask: Ask, cancel: &CancelToken) -> R
     let directory = jobs.directory(name)?;
     leave_ask(&directory, ask)?;
     if next == at {
-        return Ok(JobReport::of(&records));
+        return jobs.report(name);
     }
     let until = Instant::now() + HEARD_WITHIN;
     while asks_left(&directory).any(|left| left == ask) {
@@ -79,7 +79,10 @@ pub fn ask_another(jobs: &Jobs, name: &str, ask: Ask, cancel: &CancelToken) -> R
     }
     let now = look(jobs, name)?;
     match was_heard(&records, &now, ask) {
-        true => Ok(JobReport::of(&now)),
+        true => Ok(JobReport {
+            worked_on: Some(jobs.is_worked_on(name)?),
+            ..JobReport::of(&now)
+        }),
         false => Err(not_heard(&now, ask)),
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::journal::{Fact, now_ms};
 use super::moving::{Watch, move_all};
 use super::phase::{Ask, Outcome, Way};
+use super::preflight::{examine_again, refuse_broken};
 use super::run::{Job, Run, Went, left_ms};
 use super::spec::{JobSpec, Verify};
 use crate::error::{Error, ErrorKind, Result};
@@ -23,6 +24,8 @@ impl Job {
         let host = self.sides.source.clone();
         let machine = host.machine();
         if self.history().stopping().is_none() {
+            // Weeks may lie between the preflight and now, and from now on each minute counts.
+            refuse_broken(&examine_again(&spec, &self.sides, &step)?)?;
             let is_on = machine.power(&step)? == Power::On;
             // One that went off by itself after it was given back is no machine that was off.
             let was_on = is_on || self.history().was_on();

@@ -40,6 +40,12 @@ pub trait SourceHost: Send + Sync + std::fmt::Debug {
     /// `Io`.
     fn snapshots(&self, disk: &DiskSpec, step: &Step<'_>) -> Result<Vec<SnapshotId>>;
 
+    /// What the machine's disks are called, all of them; `None`: not known here.
+    ///
+    /// # Errors
+    /// `PeerGone`, `Protocol`, `NotGranted`.
+    fn disks(&self, step: &Step<'_>) -> Result<Option<Vec<String>>>;
+
     /// Whether something knows what changed on a disk since a snapshot.
     ///
     /// # Errors
@@ -185,6 +191,10 @@ impl SourceHost for LocalHost {
             Some(provider) => provider.list(&path_of(disk)?, step.job, step),
             None => Ok(Vec::new()),
         }
+    }
+
+    fn disks(&self, _step: &Step<'_>) -> Result<Option<Vec<String>>> {
+        Ok(None)
     }
 
     fn is_tracked(&self, _step: &Step<'_>) -> Result<bool> {

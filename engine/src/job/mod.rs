@@ -67,7 +67,7 @@ pub use recording::{EVENTS_LEN_MAX, EVENTS_NAME, Recorded, events};
 pub use remote::RemoteHost;
 pub use report::{
     DeadlineReport, DiskReport, Downtime, JOB_REPORT_SCHEMA, JobFailure, JobReport, Moment,
-    PassReport, RetryReport,
+    PassReport, RetryReport, moment,
 };
 pub use retry::{Clock, HostClock};
 pub use reverse::reverse_of;

@@ -6,7 +6,7 @@ use super::forecast::{self, Copying, Forecast};
 use super::journal::{Basis, DiskPlan, Expected, Fact, now_ms};
 use super::moving::{Leg, Watch, move_all};
 use super::phase::{Ask, Outcome, Way};
-use super::preflight::{Finding, examine};
+use super::preflight::{Finding, examine, refuse_broken};
 use super::run::{Job, Run, Went};
 use super::spec::{Complete, DiskSpec, JobSpec};
 use crate::abort::CancelToken;
@@ -31,18 +31,16 @@ impl Job {
                 self.sides.source.release(disk, &id, &step)?;
             }
         }
-        let mut failed = Vec::new();
-        for finding in examine(&spec, &self.sides, &step)? {
-            let Finding {
-                rule,
-                disk,
-                holds,
-                said,
-                source,
-            } = finding;
-            if !holds {
-                failed.push(format!("{rule}: {said}"));
-            }
+        let findings = examine(&spec, &self.sides, &step)?;
+        let refused = refuse_broken(&findings);
+        for Finding {
+            rule,
+            disk,
+            holds,
+            said,
+            source,
+        } in findings
+        {
             self.journal.note(Fact::Checked {
                 rule,
                 disk,
@@ -51,10 +49,7 @@ impl Job {
                 source,
             })?;
         }
-        match failed.is_empty() {
-            true => Ok(Went::On(Outcome::Done, None)),
-            false => Err(Error::new(ErrorKind::Refused, failed.join("; "))),
-        }
+        refused.map(|()| Went::On(Outcome::Done, None))
     }
 
     pub(super) fn planning(&mut self, run: &Run<'_>) -> Result<Went> {

@@ -192,11 +192,11 @@ target = "/vm/os.vhdx"
         });
         let at = |base: &str| JobSpec::from_toml_at(&text, Path::new(base));
         assert_eq!(at("/").unwrap(), JobSpec::from_toml(FILE).unwrap());
-        let spec = at("/home/op").unwrap();
-        assert_eq!(spec.disks[0].target, Path::new("/home/op/vm/os.vhdx"));
+        let spec = at("/srv/op").unwrap();
+        assert_eq!(spec.disks[0].target, Path::new("/srv/op/vm/os.vhdx"));
         assert_eq!(
             spec.disks[0].source.as_deref(),
-            Some("/home/op/cloud/os.vhdx")
+            Some("/srv/op/cloud/os.vhdx")
         );
         let Some(MachineSpec::Hooks(machine)) = &spec.target.machine else {
             panic!("it has hooks: {spec:?}");

@@ -27,6 +27,8 @@ pub struct JobPlan {
     pub strategy: Option<&'static str>,
     /// What the preflight found.
     pub findings: Vec<Finding>,
+    /// What the job can do without, and its operator may miss later.
+    pub warnings: Vec<String>,
     /// Plans of the disks, in their order; empty when a rule does not hold.
     pub disks: Vec<Report>,
 }
@@ -63,8 +65,21 @@ pub fn plan(
         name: spec.name.clone(),
         strategy: ["delta", "full"].into_iter().find(|it| has(it)),
         findings,
+        warnings: warnings(spec),
         disks,
     })
+}
+
+fn warnings(spec: &JobSpec) -> Vec<String> {
+    let can_go_back = spec.reversed().is_ok();
+    let is_described = spec.target.machine.is_some();
+    let is_frozen = spec.target.snapshots.is_some();
+    let warning = (can_go_back && is_described && !is_frozen).then(|| {
+        "no [target.snapshots]: the way back (`pair reverse`) could not freeze the disks of a \
+         machine that runs"
+            .to_owned()
+    });
+    warning.into_iter().collect()
 }
 
 fn plan_disk(

@@ -2,13 +2,16 @@
 
 use serde::Serialize;
 
+use super::host::prove_quiet;
+use super::overlap::Place;
 use super::profile::{Profile, Seen};
 use super::run::Sides;
-use super::spec::{DiskSpec, JobSpec};
+use super::spec::{DiskSpec, JobSpec, SnapshotSpec};
 use crate::endpoint::Endpoint;
-use crate::error::Result;
-use crate::machine::Power;
+use crate::error::{Error, ErrorKind, Result};
+use crate::machine::{Machine, Power};
 use crate::operation::{self, ImageInfo};
+use crate::plan::Strategy;
 use crate::step::Step;
 use crate::system;
 
@@ -33,21 +36,21 @@ pub struct Finding {
 /// # Errors
 /// Where a side cannot be asked at all.
 pub(super) fn examine(spec: &JobSpec, sides: &Sides, step: &Step<'_>) -> Result<Vec<Finding>> {
-    let mut found = Vec::new();
-    let mut find = |rule: &str, disk: &str, holds, said: String| {
-        found.push(Finding {
-            rule: rule.to_owned(),
-            disk: disk.to_owned(),
-            holds,
-            said,
-            source: None,
-        });
-    };
+    let mut found = machines(spec, sides);
+    // Who cannot be asked is not asked: what is missing says why.
+    let are_there = found.iter().all(|it| it.holds || !it.rule.ends_with(HOOKS));
+    if !are_there {
+        return Ok(found);
+    }
     let source = sides.source.machine().power(step)?;
-    find("source_reached", "", true, format!("it is {source}"));
-    let target = sides.target.power(step)?;
-    let said = format!("the target's machine is {target}");
-    find("target_off", "", target == Power::Off, said);
+    found.push(finding(
+        "source_reached",
+        "",
+        true,
+        format!("it is {source}"),
+    ));
+    found.extend(all_disks(spec, sides.source.disks(step)?));
+    found.extend(examine_again(spec, sides, step)?);
     let mut seen = Vec::new();
     for disk in &spec.disks {
         let source = match spec.source_of(disk)? {
@@ -58,17 +61,15 @@ pub(super) fn examine(spec: &JobSpec, sides: &Sides, step: &Step<'_>) -> Result<
             // The agent tells when it is planned.
             _ => None,
         };
-        let target = match disk.target.exists() {
-            true => {
-                let open = disk.open(disk.target_format.as_deref())?;
-                Some(operation::info(&disk.target, &open, None)?)
-            }
-            false => None,
-        };
+        let target = target_of(disk)?;
         let (is_free, said) = standing_of(disk)?;
-        find("target_free", &disk.id, is_free, said);
-        for (rule, holds, said) in of_disk(disk, source.as_ref(), target.as_ref()) {
-            find(rule, &disk.id, holds, said);
+        found.push(finding("target_free", &disk.id, is_free, said));
+        let of_disk = [
+            size(source.as_ref(), target.as_ref()),
+            space(spec, disk, (source.as_ref(), target.as_ref())),
+        ];
+        for (rule, holds, said) in of_disk.into_iter().flatten() {
+            found.push(finding(rule, &disk.id, holds, said));
         }
         if spec.policy.profile.is_some() {
             seen.extend(see(spec, disk, (source.as_ref(), target.as_ref()))?);
@@ -78,6 +79,167 @@ pub(super) fn examine(spec: &JobSpec, sides: &Sides, step: &Step<'_>) -> Result<
         found.extend(Profile::named(profile)?.examine(&seen));
     }
     Ok(found)
+}
+
+/// The rules that are quick to ask and may have changed since the preflight: the target's machine
+/// is off; its images are those that are wanted, nobody writes to them, and they are not the
+/// source's. Looked at again right before the source is stopped: from then on the machine stands
+/// still until the job is over.
+///
+/// # Errors
+/// Where the target's machine, or one of its images, cannot be asked at all.
+pub(super) fn examine_again(
+    spec: &JobSpec,
+    sides: &Sides,
+    step: &Step<'_>,
+) -> Result<Vec<Finding>> {
+    let target = sides.target.power(step)?;
+    let said = format!("the target's machine is {target}");
+    let mut found = vec![finding("target_off", "", target == Power::Off, said)];
+    for disk in &spec.disks {
+        let (is_distinct, said) = distinct(spec, disk)?;
+        found.push(finding("distinct", &disk.id, is_distinct, said));
+        let target = target_of(disk)?;
+        if let Some(wanted) = &disk.identity {
+            let (is_wanted, said) = identity(wanted, target.as_ref());
+            found.push(finding("identity", &disk.id, is_wanted, said));
+        }
+        if target.is_some() {
+            let (is_unused, said) = unused(disk)?;
+            found.push(finding("target_unused", &disk.id, is_unused, said));
+        }
+    }
+    Ok(found)
+}
+
+/// # Errors
+/// `Refused`, with all that does not hold.
+pub(super) fn refuse_broken(findings: &[Finding]) -> Result<()> {
+    let broken = findings.iter().filter(|finding| !finding.holds);
+    let said: Vec<_> = broken
+        .map(|finding| format!("{}: {}", finding.rule, finding.said))
+        .collect();
+    match said.is_empty() {
+        true => Ok(()),
+        false => Err(Error::new(ErrorKind::Refused, said.join("; "))),
+    }
+}
+
+fn finding(rule: &str, disk: &str, holds: bool, said: String) -> Finding {
+    Finding {
+        rule: rule.to_owned(),
+        disk: disk.to_owned(),
+        holds,
+        said,
+        source: None,
+    }
+}
+
+/// Whether the machines can do what the job will come to, as far as that can be told without asking
+/// them. An agent says nothing of its machine.
+fn machines(spec: &JobSpec, sides: &Sides) -> Vec<Finding> {
+    let (source, target) = (sides.source.machine(), sides.target.as_ref());
+    let mut found = Vec::new();
+    for (rule, machine, side) in [
+        ("source_hooks", source, &spec.source),
+        ("target_hooks", target, &spec.target),
+    ] {
+        let mut faults = machine.faults();
+        faults.extend(side.probe.as_ref().and_then(|probe| probe.fault("probe")));
+        if let Some(SnapshotSpec::Hooks(hooks)) = &side.snapshots {
+            faults.extend(hooks.faults());
+        }
+        let said = match faults.is_empty() {
+            true => "what the machine needs is there".to_owned(),
+            false => faults.join("; "),
+        };
+        found.push(finding(rule, "", faults.is_empty(), said));
+    }
+    let can = |machine: &dyn Machine, what: &str| !machine.lacks().contains(&what);
+    let (asks, forces) = (can(source, "shut_down"), can(source, "power_off"));
+    let (holds, said) = match (asks, spec.policy.force_stop && forces) {
+        (true, _) => (true, "the source can be shut down"),
+        (false, true) => (true, "the source can only have its power taken away"),
+        (false, false) => (
+            false,
+            "nothing says how the source is shut down, or, with force_stop, has its power taken \
+             away",
+        ),
+    };
+    found.push(finding("source_stops", "", holds, said.to_owned()));
+    let (holds, said) = match can(target, "shut_down") || can(target, "power_off") {
+        true => (true, "the target can be stopped for an undo"),
+        false => (
+            false,
+            "nothing says how the target is stopped, as an undo has to",
+        ),
+    };
+    found.push(finding("target_stops", "", holds, said.to_owned()));
+    if spec.policy.delete_source_machine {
+        let (holds, said) = match can(source, "delete") {
+            true => (true, "the source's machine can be deleted"),
+            false => (false, "nothing says how the source's machine is deleted"),
+        };
+        found.push(finding("source_deletes", "", holds, said.to_owned()));
+    }
+    found
+}
+
+/// Half a machine does not come home.
+fn all_disks(spec: &JobSpec, known: Option<Vec<String>>) -> Option<Finding> {
+    let known = known?;
+    let is_named = |id: &&String| spec.disks.iter().any(|disk| disk.id == **id);
+    let left: Vec<_> = known.iter().filter(|id| !is_named(id)).cloned().collect();
+    let ids = spec.disks.iter().map(|disk| &disk.id);
+    let unknown: Vec<_> = ids.filter(|id| !known.contains(id)).cloned().collect();
+    let mut said = Vec::new();
+    if !left.is_empty() {
+        said.push(format!("the job leaves out: {}", left.join(", ")));
+    }
+    if !unknown.is_empty() {
+        said.push(format!("the machine does not have: {}", unknown.join(", ")));
+    }
+    let holds = said.is_empty();
+    if holds {
+        said.push(format!("all {} disks of the machine", known.len()));
+    }
+    Some(finding("all_disks", "", holds, said.join("; ")))
+}
+
+/// `None` where there is none.
+fn target_of(disk: &DiskSpec) -> Result<Option<ImageInfo>> {
+    match disk.target.exists() {
+        true => {
+            let open = disk.open(disk.target_format.as_deref())?;
+            operation::info(&disk.target, &open, None).map(Some)
+        }
+        false => Ok(None),
+    }
+}
+
+/// Whether the target is no disk that the job reads, by whatever name.
+fn distinct(spec: &JobSpec, disk: &DiskSpec) -> Result<(bool, String)> {
+    let place = Place::of(&Endpoint::Path(disk.target.clone()));
+    for other in &spec.disks {
+        let source = spec.source_of(other)?;
+        let is_same = match &source {
+            Endpoint::Path(path) => system::is_same_file(path, &disk.target),
+            _ => false,
+        };
+        if is_same || Place::of(&source) == place {
+            return Ok((false, format!("the target is the source of `{}`", other.id)));
+        }
+    }
+    Ok((true, "the target is no source".to_owned()))
+}
+
+fn unused(disk: &DiskSpec) -> Result<(bool, String)> {
+    let open = disk.open(disk.target_format.as_deref())?;
+    match prove_quiet(&disk.target, &open) {
+        Ok(_) => Ok((true, "nobody writes to the target".to_owned())),
+        Err(error) if error.kind() == ErrorKind::InUse => Ok((false, error.chain())),
+        Err(error) => Err(error),
+    }
 }
 
 /// What a profile is held against: the target's image, which nobody uses now, else the source's.
@@ -117,33 +279,56 @@ fn standing_of(disk: &DiskSpec) -> Result<(bool, String)> {
 
 type Rule = (&'static str, bool, String);
 
-fn of_disk(disk: &DiskSpec, source: Option<&ImageInfo>, target: Option<&ImageInfo>) -> Vec<Rule> {
-    let mut found = Vec::new();
-    if let Some(wanted) = &disk.identity {
-        let is = target.and_then(disk_id);
-        let said = match is {
-            Some(is) => format!("the target is {is}, {wanted} is wanted"),
-            None => "there is no target".to_owned(),
-        };
-        found.push(("identity", is == Some(wanted.as_str()), said));
-    }
-    if let (Some(source), Some(target)) = (source, target) {
-        let (a, b) = (source.virtual_size, target.virtual_size);
-        found.push(("size", a == b, format!("source {a} bytes, target {b}")));
-    }
-    if let Some(source) = source {
-        // A delta needs no more than a full copy, and what it will come to is not known yet.
-        let needed = if target.is_some() {
-            0
-        } else {
-            source.file_allocated
-        };
-        if let Some(free) = system::free_beside(&disk.target) {
-            let said = format!("{needed} bytes are needed, {free} are free");
-            found.push(("space", free >= needed, said));
+fn identity(wanted: &str, target: Option<&ImageInfo>) -> (bool, String) {
+    match target.map(disk_id) {
+        Some(Some(is)) => {
+            let holds = plain(is).eq_ignore_ascii_case(plain(wanted));
+            (holds, format!("the target is {is}, {wanted} is wanted"))
         }
+        Some(None) => {
+            let said = format!("the target is raw and has no id, {wanted} is wanted");
+            (false, said)
+        }
+        None => (false, format!("there is no target, {wanted} is wanted")),
     }
-    found
+}
+
+/// A GUID without the braces that Windows prints around it.
+fn plain(id: &str) -> &str {
+    let id = id.trim();
+    let inner = id.strip_prefix('{').and_then(|id| id.strip_suffix('}'));
+    inner.unwrap_or(id)
+}
+
+fn size(source: Option<&ImageInfo>, target: Option<&ImageInfo>) -> Option<Rule> {
+    let (a, b) = (source?.virtual_size, target?.virtual_size);
+    Some(("size", a == b, format!("source {a} bytes, target {b}")))
+}
+
+/// A full copy needs room for all of it. What a delta needs is not known before the disks were
+/// compared.
+fn space(
+    spec: &JobSpec,
+    disk: &DiskSpec,
+    (source, target): (Option<&ImageInfo>, Option<&ImageInfo>),
+) -> Option<Rule> {
+    let free = system::free_beside(&disk.target)?;
+    let is_full = target.is_none() || spec.policy.strategy == Strategy::Full;
+    let (needed, said) = match source.filter(|_| is_full) {
+        Some(source) => {
+            let needed = source.file_allocated.max(FREE_MIN);
+            (
+                needed,
+                format!("{needed} bytes are needed, {free} are free"),
+            )
+        }
+        None => {
+            let said =
+                format!("{free} bytes are free; what differs, which is not known yet, needs room");
+            (FREE_MIN, said)
+        }
+    };
+    Some(("space", free >= needed, said))
 }
 
 /// What lasts of a disk, whatever is written to it; only images have it.
@@ -151,3 +336,9 @@ fn disk_id(info: &ImageInfo) -> Option<&str> {
     let vhdx = info.vhdx.as_ref().map(|vhdx| vhdx.disk_id.as_str());
     vhdx.or(info.vhd.as_ref().map(|vhd| vhd.disk_id.as_str()))
 }
+
+/// Ends the names of rules about what machines need of this host.
+const HOOKS: &str = "_hooks";
+/// With less room than this nothing can be staged: a stage, maps and journals take some MiB before
+/// the first block.
+const FREE_MIN: u64 = 64 << 20;

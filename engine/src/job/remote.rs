@@ -163,6 +163,13 @@ impl SourceHost for RemoteHost {
         ids.map(|name| SnapshotId::new(step.job, name)).collect()
     }
 
+    fn disks(&self, step: &Step<'_>) -> Result<Option<Vec<String>>> {
+        self.visit(step, |_, info| {
+            let names = info.disks.iter();
+            Ok(Some(names.map(|name| one_line(name)).collect()))
+        })
+    }
+
     fn is_tracked(&self, step: &Step<'_>) -> Result<bool> {
         self.visit(step, |_, info| Ok(info.is_tracked))
     }

@@ -26,6 +26,8 @@ pub struct JobReport {
     pub phase: &'static str,
     /// It failed there, and waits.
     pub suspended: bool,
+    /// Whether a process works on it; `null`: nobody looked.
+    pub worked_on: Option<bool>,
     /// Why it stands.
     pub error: Option<JobFailure>,
     /// What can be asked of it now.
@@ -170,6 +172,7 @@ impl JobReport {
             key: begun.key.clone(),
             phase: at.phase.name(),
             suspended: at.is_suspended,
+            worked_on: None,
             error: history.failure().and_then(failure),
             allowed: at.allowed().into_iter().map(super::Ask::name).collect(),
             epoch,
@@ -219,6 +222,31 @@ impl JobReport {
     }
 }
 
+impl super::Jobs {
+    /// What is known of the job of that name, and whether a process works on it.
+    ///
+    /// # Errors
+    /// As [`look`](super::look).
+    pub fn report(&self, name: &str) -> crate::error::Result<JobReport> {
+        // Asked first: a process that ends meanwhile leaves records that are newer.
+        let worked_on = Some(self.is_worked_on(name)?);
+        Ok(JobReport {
+            worked_on,
+            ..JobReport::of(&super::look(self, name)?)
+        })
+    }
+}
+
+/// A moment of a report as people read it: RFC 3339, in UTC, whole seconds.
+#[must_use]
+pub fn moment(at_ms: u64) -> String {
+    let since = std::time::Duration::from_secs((at_ms / 1000).min(LAST_SECOND));
+    humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + since).to_string()
+}
+
+/// The end of the year 9999, which is the last that can be written so.
+const LAST_SECOND: u64 = 253_402_300_799;
+
 fn disk_of(history: History<'_>, disk: &super::DiskSpec) -> DiskReport {
     let last = history.sealed(&disk.id).cloned();
     let sent_before: u64 = history
@@ -261,5 +289,19 @@ fn failure(fact: &Fact) -> Option<JobFailure> {
             is_transient: *is_transient,
         }),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Goal: moments are told in words that any program can read, also absurd ones. Method: a known
+    // one, the first, and the last that a number can name.
+    #[test]
+    fn moments_are_told_in_words() {
+        assert_eq!(moment(0), "1970-01-01T00:00:00Z");
+        assert_eq!(moment(1_795_989_600_999), "2026-11-29T22:00:00Z");
+        assert_eq!(moment(u64::MAX), "9999-12-31T23:59:59Z");
     }
 }

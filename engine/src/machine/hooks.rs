@@ -46,6 +46,15 @@ impl HookMachine {
         }
     }
 
+    /// Hooks that may be left out.
+    fn optional(&self) -> [(&'static str, &Option<Hook>); 3] {
+        [
+            ("shut_down", &self.shut_down),
+            ("power_off", &self.power_off),
+            ("delete", &self.delete),
+        ]
+    }
+
     /// The same question as [`Machine::power`], without an event while it is answered.
     fn look(&self, step: &Step<'_>) -> Result<Power> {
         read_power(self.power.ask("power", step)?.line("power")?)
@@ -108,6 +117,26 @@ impl Machine for HookMachine {
             Power::On => Err(refuse_to_delete()),
             Power::Off => hook.run_as("delete", step, &[]).map(drop),
         }
+    }
+
+    fn lacks(&self) -> Vec<&'static str> {
+        let missing = self
+            .optional()
+            .into_iter()
+            .filter(|(_, hook)| hook.is_none());
+        missing.map(|(name, _)| name).collect()
+    }
+
+    fn faults(&self) -> Vec<String> {
+        let there = self
+            .optional()
+            .into_iter()
+            .filter_map(|(name, hook)| Some((name, hook.as_ref()?)));
+        [("power", &self.power), ("start", &self.start)]
+            .into_iter()
+            .chain(there)
+            .filter_map(|(name, hook)| hook.fault(name))
+            .collect()
     }
 }
 

@@ -85,6 +85,17 @@ pub trait Machine: Send + Sync + Debug {
     /// # Errors
     /// `Refused`; `Unsupported` where nothing says how; `Io`.
     fn delete(&self, step: &Step<'_>) -> Result<()>;
+
+    /// Which of `shut_down`, `power_off` and `delete` cannot be done at all, as nothing says how.
+    /// Asks nobody; one that is not named may fail all the same.
+    fn lacks(&self) -> Vec<&'static str> {
+        Vec::new()
+    }
+
+    /// What it needs of this host and is not there, a line each. Asks no machine.
+    fn faults(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// Asks for the power, more and more seldom, until it is `wanted` or `limit` has passed; what it

@@ -188,6 +188,20 @@ impl Machine for QmpMachine {
             Power::Off => hook.run_as("delete", step, &[]).map(drop),
         }
     }
+
+    fn lacks(&self) -> Vec<&'static str> {
+        let missing = self.delete.is_none().then_some("delete");
+        missing.into_iter().collect()
+    }
+
+    fn faults(&self) -> Vec<String> {
+        let delete = self.delete.as_ref().and_then(|hook| hook.fault("delete"));
+        self.start
+            .fault("start")
+            .into_iter()
+            .chain(delete)
+            .collect()
+    }
 }
 
 const POLL: Duration = Duration::from_millis(100);

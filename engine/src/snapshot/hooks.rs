@@ -27,6 +27,16 @@ pub struct HookSnapshots {
     pub list: Option<Hook>,
 }
 
+impl HookSnapshots {
+    /// What it needs of this host and is not there, a line each.
+    pub(crate) fn faults(&self) -> Vec<String> {
+        let needed = [("create", &self.create), ("release", &self.release)];
+        let list = self.list.as_ref().map(|hook| ("list", hook));
+        let hooks = needed.into_iter().chain(list);
+        hooks.filter_map(|(name, hook)| hook.fault(name)).collect()
+    }
+}
+
 impl SnapshotProvider for HookSnapshots {
     fn create(&self, image: &Path, id: &SnapshotId, step: &Step<'_>) -> Result<PathBuf> {
         let said = run(&self.create, "create", image, id.name(), id.job(), step)?;

@@ -108,6 +108,22 @@ pub(crate) fn keep_private(options: &mut std::fs::OpenOptions) {
     platform::keep_private(options);
 }
 
+/// Whether `path` is a file that this user may run.
+pub(crate) fn is_executable(path: &std::path::Path) -> bool {
+    path.is_file() && platform::may_execute(path)
+}
+
+/// Whether two paths lead to one file, also by two names of it. What is not there is no file.
+pub(crate) fn is_same_file(a: &std::path::Path, b: &std::path::Path) -> bool {
+    match (a.metadata(), b.metadata()) {
+        (Ok(a), Ok(b)) => {
+            let id = platform::file_id(&a);
+            id.is_some() && id == platform::file_id(&b)
+        }
+        _ => false,
+    }
+}
+
 /// Whether `path` is a block device.
 pub(crate) fn is_device(path: &std::path::Path) -> bool {
     path.metadata()

@@ -74,6 +74,11 @@ pub(super) fn is_kept_from_others(metadata: &Metadata) -> bool {
     is_ours && metadata.mode() & 0o022 == 0
 }
 
+pub(super) fn may_execute(path: &Path) -> bool {
+    use rustix::fs::{Access, AtFlags, CWD, accessat};
+    accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS).is_ok()
+}
+
 pub(super) fn keep_directory_private(builder: &mut DirBuilder) {
     builder.mode(0o700);
 }

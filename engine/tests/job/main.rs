@@ -6,6 +6,7 @@ mod asks;
 mod crashes;
 mod fencing;
 mod hinted;
+mod preflighted;
 mod relay;
 mod remote_hints;
 mod scene;

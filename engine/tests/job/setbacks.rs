@@ -11,6 +11,7 @@ use std::time::Duration;
 use failback_engine::job::{Ask, Fact, Job, JobReport, LocalHost, Phase, Sides, Stay, ask_another};
 use failback_engine::machine::{Behaviour, Call, FakeMachine, Power};
 use failback_engine::snapshot::{SnapshotId, SnapshotProvider};
+use failback_engine::system::{Access, HostFile};
 use failback_engine::{CancelToken, Error, ErrorKind, Result, Silent, Step};
 
 use super::hinted::{Concealing, HONEST, facts, large_scene};
@@ -243,6 +244,51 @@ fn machines_that_somebody_else_starts() {
     scene.source.set_power(Power::Off);
     ask(&mut job, Ask::Resume);
     assert_eq!(job.position().phase, Phase::Finished);
+}
+
+// Goal: what held weeks ago is looked at again before anything is stopped. Method: somebody starts
+// the target, or has its disk, while the job waits; then it is as before, and the job goes on.
+#[test]
+fn what_has_changed_while_a_job_waited() {
+    for case in ["on", "used"] {
+        let scene = Scene::in_memory(&["os"]);
+        let mut job = scene.start();
+        run(&mut job);
+        let held = match case {
+            "on" => {
+                scene.target.set_power(Power::On);
+                None
+            }
+            _ => Some(Image::open(&scene.target_of("os"))),
+        };
+        ask(&mut job, Ask::Complete);
+        let report = job.report();
+        assert_eq!(stands(&report), ("stopping_source", true), "{case}");
+        assert_eq!(scene.source.real_power(), Power::On);
+        assert_eq!(scene.source.count(Call::ShutDown), 0, "{case}");
+        drop(held);
+        scene.target.set_power(Power::Off);
+        ask(&mut job, Ask::Resume);
+        assert_eq!(
+            job.position().phase,
+            Phase::CommitPending,
+            "{:?}",
+            job.report()
+        );
+    }
+}
+
+/// A disk image that another program has open for writing.
+struct Image {
+    _locked: HostFile,
+}
+
+impl Image {
+    fn open(path: &Path) -> Self {
+        Self {
+            _locked: HostFile::open(path, Access::Write).unwrap(),
+        }
+    }
 }
 
 /// Copies that cannot be let go of for a while.

@@ -61,6 +61,10 @@ impl SourceHost for SlowScan {
         self.of.snapshots(disk, step)
     }
 
+    fn disks(&self, step: &Step<'_>) -> Result<Option<Vec<String>>> {
+        self.of.disks(step)
+    }
+
     fn is_tracked(&self, step: &Step<'_>) -> Result<bool> {
         self.of.is_tracked(step)
     }

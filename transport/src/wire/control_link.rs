@@ -6,7 +6,8 @@ use super::control::{check_name, check_text, check_token};
 use super::digest::Digest;
 use super::field::{Fault, Field, HeadReader, codes, fields};
 use super::limit::{
-    CONTROL_BLOCK_COUNT_MAX, CONTROL_LIMIT_MS_MAX, CONTROL_NAME_LEN_MAX, CONTROL_SNAPSHOT_COUNT_MAX,
+    CONTROL_BLOCK_COUNT_MAX, CONTROL_DISK_COUNT_MAX, CONTROL_LIMIT_MS_MAX, CONTROL_NAME_LEN_MAX,
+    CONTROL_SNAPSHOT_COUNT_MAX,
 };
 
 /// Asks the agent for control of a machine, instead of a disk.
@@ -34,6 +35,8 @@ pub struct ControlInfo {
     pub authority: Option<String>,
     /// Whether something on the agent's host knows what changed on a disk since a snapshot.
     pub is_tracked: bool,
+    /// What the machine's disks are called, all of them; at most [`CONTROL_DISK_COUNT_MAX`].
+    pub disks: Vec<String>,
 }
 
 /// One question on a control link.
@@ -190,7 +193,11 @@ impl ControlRequest {
 impl ControlInfo {
     pub(super) fn check(&self) -> Result<(), Fault> {
         check_short(&self.side)?;
-        self.authority.as_deref().map_or(Ok(()), check_short)
+        self.authority.as_deref().map_or(Ok(()), check_short)?;
+        if self.disks.len() > usize::from(CONTROL_DISK_COUNT_MAX) {
+            return Err("too many disks");
+        }
+        self.disks.iter().try_for_each(|name| check_short(name))
     }
 }
 
@@ -264,14 +271,28 @@ fields!(ControlRequest {
     epoch,
     token
 });
-fields!(ControlInfo {
-    side,
-    epoch,
-    authority,
-    is_tracked
-});
 fields!(ControlAsk { step, what });
 codes!(ControlPower { On = 0, Off = 1 });
+
+impl Field for ControlInfo {
+    fn put(&self, out: &mut BytesMut) {
+        self.side.put(out);
+        self.epoch.put(out);
+        self.authority.put(out);
+        self.is_tracked.put(out);
+        put_list(&self.disks, out);
+    }
+
+    fn take(input: &mut HeadReader<'_>) -> Result<Self, Fault> {
+        Ok(Self {
+            side: Field::take(input)?,
+            epoch: Field::take(input)?,
+            authority: Field::take(input)?,
+            is_tracked: Field::take(input)?,
+            disks: take_list(input, CONTROL_DISK_COUNT_MAX)?,
+        })
+    }
+}
 
 /// One byte for the kind, then its fields.
 impl Field for ControlTask {

@@ -8,10 +8,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::field::Fault;
 use super::limit::{
-    CONTROL_NAME_LEN_MAX, CONTROL_SNAPSHOT_COUNT_MAX, HASH_COUNT_MAX, HEAD_LEN_MAX, NAME_LEN_MAX,
-    NODE_COUNT_MAX, NODE_INDEX_LEN, PAYLOAD_LEN_MAX, PIECE_COUNT_MAX, PIECE_ID_LEN, PIECE_SUMS_LEN,
-    POSITION_LEN, PROBE_LEN_MAX, RUN_COUNT_MAX, SAMPLE_PIECE_COUNT_MAX, SAMPLE_SPAN_COUNT_MAX,
-    SPAN_SUM_LEN, SUB_HASH_LEN, TEXT_LEN_MAX,
+    CONTROL_DISK_COUNT_MAX, CONTROL_NAME_LEN_MAX, CONTROL_SNAPSHOT_COUNT_MAX, HASH_COUNT_MAX,
+    HEAD_LEN_MAX, NAME_LEN_MAX, NODE_COUNT_MAX, NODE_INDEX_LEN, PAYLOAD_LEN_MAX, PIECE_COUNT_MAX,
+    PIECE_ID_LEN, PIECE_SUMS_LEN, POSITION_LEN, PROBE_LEN_MAX, RUN_COUNT_MAX,
+    SAMPLE_PIECE_COUNT_MAX, SAMPLE_SPAN_COUNT_MAX, SPAN_SUM_LEN, SUB_HASH_LEN, TEXT_LEN_MAX,
 };
 
 /// First bytes of every frame: `FBK` and the version of the frame itself.
@@ -133,6 +133,8 @@ const _: () = assert!(PLAIN_HEAD_LEN_MAX as usize >= NAME_LEN_MAX + 128);
 const _: () = assert!(PLAIN_HEAD_LEN_MAX as usize >= 4 * (CONTROL_NAME_LEN_MAX + 3) + 64);
 const SNAPSHOTS: usize = CONTROL_SNAPSHOT_COUNT_MAX as usize;
 const _: () = assert!(TEXT_HEAD_LEN_MAX as usize >= SNAPSHOTS * (CONTROL_NAME_LEN_MAX + 2) + 2);
+const DISKS: usize = CONTROL_DISK_COUNT_MAX as usize;
+const _: () = assert!(TEXT_HEAD_LEN_MAX as usize >= (DISKS + 2) * (CONTROL_NAME_LEN_MAX + 3) + 64);
 
 /// Payload bytes of the positions of a whole sample.
 const POSITIONS_LEN_MAX: u32 = 6 << 10;
@@ -147,7 +149,7 @@ impl MessageType {
     pub(super) fn head_len_max(self) -> u32 {
         match self {
             Self::Data => HEAD_LEN_MAX,
-            Self::Failure | Self::Opened | Self::Told => TEXT_HEAD_LEN_MAX,
+            Self::Failure | Self::Opened | Self::Controlled | Self::Told => TEXT_HEAD_LEN_MAX,
             _ => PLAIN_HEAD_LEN_MAX,
         }
     }

@@ -88,6 +88,9 @@ pub const CONTROL_NAME_LEN_MAX: usize = 64;
 /// few.
 pub const CONTROL_SNAPSHOT_COUNT_MAX: u8 = 64;
 
+/// Most disks of a machine that an agent names: controllers of virtual machines take 64.
+pub const CONTROL_DISK_COUNT_MAX: u8 = 64;
+
 /// Most blocks that an answer names, of those that a tracker concealed.
 pub const CONTROL_BLOCK_COUNT_MAX: u8 = 8;
 

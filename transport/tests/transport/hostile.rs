@@ -343,6 +343,7 @@ proptest! {
 #[test]
 fn control_messages_meet_their_limits() {
     const CONTROL: u16 = 48;
+    const CONTROLLED: u16 = 49;
     const ASK: u16 = 50;
     const TOLD: u16 = 51;
     let text = |len: usize| [&(len as u16).to_le_bytes()[..], &vec![b'a'; len]].concat();
@@ -353,6 +354,8 @@ fn control_messages_meet_their_limits() {
     let control = |name: usize, job: usize, token: &[u8]| {
         [&text(name)[..], &text(job), &epoch, token].concat()
     };
+    // Side, epoch, nobody in charge, not tracked, and then the disks.
+    let controlled = |disks: &[u8]| [&text(3)[..], &epoch, &[0, 0], disks].concat();
     let table = [
         (CONTROL, control(0, 3, &token), "bad name length"),
         (CONTROL, control(3, 65, &token), "bad name length"),
@@ -360,6 +363,19 @@ fn control_messages_meet_their_limits() {
             CONTROL,
             control(3, 3, &[&[32][..], &[7; 32]].concat()),
             "a token has 16 bytes",
+        ),
+        (CONTROLLED, controlled(&[65]), "a list is too long"),
+        (CONTROLLED, controlled(&[255]), "a list is too long"),
+        (
+            CONTROLLED,
+            controlled(&[2, 1, 0, b'a']),
+            "head ends within a field",
+        ),
+        (CONTROLLED, controlled(&[1, 0, 0]), "bad name length"),
+        (
+            CONTROLLED,
+            controlled(&[&[1][..], &text(65)].concat()),
+            "bad name length",
         ),
         (
             ASK,
@@ -412,4 +428,6 @@ fn control_messages_meet_their_limits() {
         assert!(found.ends_with(fault), "{found}, not {fault}");
     }
     assert!(decode(&forge(ASK, 0, 0, &ask(1, &day.to_le_bytes()), &[])).is_ok());
+    let full = [&[64][..], &text(64).repeat(64)].concat();
+    assert!(decode(&forge(CONTROLLED, 0, 0, &controlled(&full), &[])).is_ok());
 }

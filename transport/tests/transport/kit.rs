@@ -310,6 +310,7 @@ fn samples_of_control() -> Vec<Message> {
             epoch: 27,
             authority: None,
             is_tracked: true,
+            disks: vec!["os".to_owned(), "data".to_owned()],
         }),
     ];
     let asks = asks.into_iter().map(ask);

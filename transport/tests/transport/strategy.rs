@@ -301,13 +301,15 @@ fn control_link() -> BoxedStrategy<Message> {
                 token,
             })
         });
-    let controlled = (name(), any::<u64>(), side(), any::<bool>()).prop_map(
-        |(side, epoch, authority, is_tracked)| {
+    let disks = || vec(name(), 0..=usize::from(CONTROL_DISK_COUNT_MAX));
+    let controlled = (name(), any::<u64>(), side(), any::<bool>(), disks()).prop_map(
+        |(side, epoch, authority, is_tracked, disks)| {
             Message::Controlled(ControlInfo {
                 side,
                 epoch,
                 authority,
                 is_tracked,
+                disks,
             })
         },
     );
