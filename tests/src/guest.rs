@@ -120,6 +120,20 @@ impl Guest {
         tools::run("sh", [self.script()]);
     }
 
+    /// Takes its power away.
+    pub fn kill(&self) {
+        let Some(id) = self.process().filter(|_| self.is_running()) else {
+            return;
+        };
+        tools::output("kill", ["-9", &id.to_string()]);
+        let until = Instant::now() + Duration::from_secs(10);
+        while self.is_running() && Instant::now() < until {
+            thread::sleep(Duration::from_millis(10));
+        }
+        // What it said before must not be taken for what it says next.
+        drop(fs::remove_file(self.console_path()));
+    }
+
     /// Waits until it has said so.
     ///
     /// # Panics
@@ -178,8 +192,6 @@ impl Guest {
 /// The machine ends with the test. Its folder has to be there still.
 impl Drop for Guest {
     fn drop(&mut self) {
-        if let Some(id) = self.process().filter(|_| self.is_running()) {
-            tools::output("kill", ["-9", &id.to_string()]);
-        }
+        self.kill();
     }
 }

@@ -109,8 +109,8 @@ fn an_agent_whose_tracker_lies_is_caught() {
 }
 
 // Goal: an agent that is started again goes on from its maps, and where they are lost their root
-// tells. Method: another agent before the stop, and one before the scan, whose maps are gone or damaged; the
-// job's process dies with each.
+// tells. Method: another agent before the stop, and one before the scan, whose maps are gone or
+// damaged; the job's process dies with each.
 #[test]
 fn maps_outlive_the_agent_and_are_not_missed() {
     outlive_the_agent(|map| fs::remove_file(map).unwrap());
