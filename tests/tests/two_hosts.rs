@@ -57,6 +57,7 @@ start = ["sh", "-c", "if grep -q on {other}.power; then touch {both}; fi; echo o
         format!(
             r#"[pair.web]
 probe = ["grep", "-q", "on", "{}"]
+delete_disk = ["sh", "-c", "echo $FAILBACK_DISK >> $FAILBACK_IMAGE.deleted; rm -f $FAILBACK_IMAGE"]
 [pair.web.machine]
 {}
 [pair.web.snapshots]
@@ -83,6 +84,8 @@ path = "{}"
     fn job(&self, agent: &Agent) -> String {
         let text = format!(
             r#"name = "web"
+[policy]
+delete_source_disks = true
 [source]
 control = "{}"
 [target.machine]
@@ -138,6 +141,9 @@ fn comes_home(via: Via) {
     let ends = hosts.failback_job(&["commit", "web"], 0);
 
     assert_eq!(ends["phase"], "finished", "{ends}");
+    let deleted = fs::read_to_string(hosts.at("cloud.raw.deleted")).expect("note");
+    assert_eq!(deleted, "os\n");
+    assert!(!hosts.at("cloud.raw").exists());
     assert_eq!(ends["disks"][0]["source"], agent.endpoint("web/os"));
     let stops = fs::read_to_string(hosts.at("cloud.stops")).expect("stops");
     assert_eq!(stops, "stop-source\n");

@@ -39,6 +39,9 @@ pub struct PairSpec {
     /// Runs after the machine was started, and says by its exit whether it is up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe: Option<Hook>,
+    /// Deletes one of its disks, `FAILBACK_IMAGE`; ends well when it is gone already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delete_disk: Option<Hook>,
     /// Its disks.
     #[serde(rename = "disk")]
     pub disks: Vec<PairDiskSpec>,
@@ -90,9 +93,12 @@ impl ControlSpec {
                     &mut disk.path,
                 )?;
             }
-            let (snapshots, probe) = (pair.snapshots.as_mut(), pair.probe.as_mut());
-            let parts = (Some(&mut pair.machine), snapshots, probe);
-            of_side(&format!("pair `{name}`"), parts, visit)?;
+            let own = [
+                ("probe", pair.probe.as_mut()),
+                ("delete_disk", pair.delete_disk.as_mut()),
+            ];
+            let parts = (Some(&mut pair.machine), pair.snapshots.as_mut());
+            of_side(&format!("pair `{name}`"), parts, own, visit)?;
         }
         Ok(())
     }

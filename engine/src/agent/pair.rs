@@ -19,7 +19,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Digest;
 use crate::hook::Hook;
 use crate::job::{
-    Epoch, Fence, is_name, machine_of_spec, prove_quiet, snapshots_of_spec, tracker_of_spec,
+    Epoch, Fence, delete_disk, is_name, machine_of_spec, prove_quiet, snapshots_of_spec,
+    tracker_of_spec,
 };
 use crate::machine::{Machine, Power};
 use crate::snapshot::{SnapshotId, SnapshotProvider};
@@ -36,6 +37,8 @@ pub struct Pair {
     /// `None`: everything on them may have changed at any time.
     pub(super) tracker: Option<Arc<dyn ChangeTracker>>,
     probe: Option<Hook>,
+    /// `None`: nothing says how one is deleted.
+    delete_disk: Option<Hook>,
     disks: BTreeMap<String, Disk>,
 }
 
@@ -59,6 +62,7 @@ impl Pair {
             snapshots,
             tracker: None,
             probe: None,
+            delete_disk: None,
             disks: BTreeMap::new(),
         }
     }
@@ -73,6 +77,7 @@ impl Pair {
         let mut pair = Self::new(&spec.side, machine, snapshots);
         pair.tracker = spec.tracker.map(tracker_of_spec);
         pair.probe.clone_from(&spec.probe);
+        pair.delete_disk.clone_from(&spec.delete_disk);
         for disk in &spec.disks {
             pair = pair.disk(&disk.id, &disk.path, disk.open()?);
         }
@@ -233,6 +238,7 @@ impl ServedPair {
                 root,
             } => self.hint(visitor, disk, (since, now.as_deref()), root, step),
             ControlTask::ForgetMaps { disk } => self.forget_maps(disk),
+            ControlTask::DeleteDisk { disk } => self.delete(disk, step).map(done),
             ControlTask::Advance { .. } | ControlTask::HoldAgainst { .. } => {
                 unreachable!("answered before")
             }
@@ -378,6 +384,20 @@ impl ServedPair {
                 .map(drop),
             None => Ok(()),
         }
+    }
+
+    /// Deletes a disk of a machine that was handed over.
+    fn delete(&self, disk: &str, step: &Step<'_>) -> Result<()> {
+        let image = &self.disk(disk)?.path;
+        let _off = self.lease(step)?;
+        let is_ours = lock(&self.fence)
+            .now()
+            .is_none_or(|now| now.authority.as_deref() == Some(self.pair.side.as_str()));
+        if is_ours {
+            let message = "this side is in charge: its disks are not deleted";
+            return Err(Error::new(ErrorKind::Refused, message));
+        }
+        delete_disk(self.pair.delete_disk.as_ref(), disk, image, step)
     }
 
     fn freeze(&self, disk: &str, id: &SnapshotId, step: &Step<'_>) -> Result<String> {

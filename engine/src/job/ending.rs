@@ -29,15 +29,15 @@ impl Job {
         }
         if spec.policy.delete_source_machine {
             self.once("delete:source".to_owned(), |_| {
-                match host.machine().delete(&step) {
-                    Ok(()) => Ok("deleted".to_owned()),
-                    // It will not be another time either, and the target is accepted.
-                    Err(error) if error.kind() == ErrorKind::Unsupported => {
-                        Ok(format!("not deleted: {}", error.chain()))
-                    }
-                    Err(error) => Err(error),
-                }
+                deleted(host.machine().delete(&step))
             })?;
+        }
+        if spec.policy.delete_source_disks {
+            for disk in &spec.disks {
+                self.once(format!("delete-disk:{}", disk.id), |_| {
+                    deleted(host.delete_disk(disk, &step))
+                })?;
+            }
         }
         self.drop_maps(&spec, run);
         Ok(Went::On(Outcome::Done, None))
@@ -128,6 +128,18 @@ impl Job {
             said: said.clone(),
         })?;
         Ok(Some(said))
+    }
+}
+
+/// What is said of something that was to be deleted.
+fn deleted(done: Result<()>) -> Result<String> {
+    match done {
+        Ok(()) => Ok("deleted".to_owned()),
+        // It will not be another time either, and the target is accepted.
+        Err(error) if error.kind() == ErrorKind::Unsupported => {
+            Ok(format!("not deleted: {}", error.chain()))
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -10,6 +10,7 @@ use crate::disk::{OpenOptions, open_source};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Digest;
+use crate::hook::Hook;
 use crate::machine::Machine;
 use crate::map::CarriedMap;
 use crate::operation::{Held, hold_against};
@@ -70,6 +71,12 @@ pub trait SourceHost: Send + Sync + std::fmt::Debug {
         map: (&CarriedMap, &str),
         step: &Step<'_>,
     ) -> Result<Held>;
+
+    /// Deletes a disk of a machine that was handed over; one that is gone is deleted already.
+    ///
+    /// # Errors
+    /// `Unsupported` where nothing says how; `Refused`; `PeerGone`, `Io`.
+    fn delete_disk(&self, disk: &DiskSpec, step: &Step<'_>) -> Result<()>;
 
     /// Removes what is kept on the source's host for hints.
     ///
@@ -142,6 +149,8 @@ pub struct LocalHost {
     snapshots: Option<Arc<dyn SnapshotProvider>>,
     /// `None`: everything may have changed.
     tracker: Option<Arc<dyn ChangeTracker>>,
+    /// `None`: nothing says how.
+    delete_disk: Option<Hook>,
 }
 
 impl LocalHost {
@@ -152,6 +161,16 @@ impl LocalHost {
             machine,
             snapshots,
             tracker: None,
+            delete_disk: None,
+        }
+    }
+
+    /// The same with a hook that deletes a disk.
+    #[must_use]
+    pub fn deleting_by(self, hook: Hook) -> Self {
+        Self {
+            delete_disk: Some(hook),
+            ..self
         }
     }
 
@@ -239,6 +258,10 @@ impl SourceHost for LocalHost {
         )
     }
 
+    fn delete_disk(&self, disk: &DiskSpec, step: &Step<'_>) -> Result<()> {
+        delete_disk(self.delete_disk.as_ref(), &disk.id, &path_of(disk)?, step)
+    }
+
     fn forget_maps(&self, _disk: &DiskSpec, _step: &Step<'_>) -> Result<()> {
         Ok(())
     }
@@ -257,6 +280,28 @@ impl SourceHost for LocalHost {
     fn advance(&self, _epoch: u64, _authority: Option<&str>, _step: &Step<'_>) -> Result<()> {
         Ok(())
     }
+}
+
+/// Has the image of a disk deleted by the operator's hook.
+///
+/// # Errors
+/// `Unsupported` without one; those of the hook.
+pub(crate) fn delete_disk(
+    hook: Option<&Hook>,
+    id: &str,
+    image: &Path,
+    step: &Step<'_>,
+) -> Result<()> {
+    let Some(hook) = hook else {
+        let message = "no `delete_disk` hook: nothing says how a disk is deleted";
+        return Err(Error::new(ErrorKind::Unsupported, message));
+    };
+    let Some(image) = image.to_str() else {
+        let message = "the name of an image that a hook is told has to be UTF-8";
+        return Err(Error::new(ErrorKind::Unsupported, message).path(image));
+    };
+    let about = [("FAILBACK_DISK", id), ("FAILBACK_IMAGE", image)];
+    hook.run_as("delete_disk", step, &about).map(drop)
 }
 
 /// A disk image whose changes something knows.

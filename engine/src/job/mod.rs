@@ -54,7 +54,7 @@ pub use asking::{ask_another, look};
 pub(crate) use fence::holder;
 pub use fence::{Authority, Charge, Epoch, Fence, Times};
 pub use host::{Hint, HintBase, LocalHost, SourceHost};
-pub(crate) use host::{Tracked, prove_quiet};
+pub(crate) use host::{Tracked, delete_disk, prove_quiet};
 pub use journal::{Basis, Begun, DiskPlan, DowntimePart, Expected, Fact, Moved, Record};
 pub use page::PAGE_LEN_MAX;
 pub(crate) use paths::{from_base, of_side, refuse_relative};

@@ -40,22 +40,27 @@ fn each_path(spec: &mut JobSpec, visit: Visit<'_>) -> Result<()> {
             machine,
             snapshots,
             probe,
+            delete_disk,
             ..
         } = side;
         let (machine, snapshots) = (machine.as_mut(), snapshots.as_mut());
-        of_side(name, (machine, snapshots, probe.as_mut()), visit)?;
+        let own = [
+            ("probe", probe.as_mut()),
+            ("delete_disk", delete_disk.as_mut()),
+        ];
+        of_side(name, (machine, snapshots), own, visit)?;
     }
     Ok(())
 }
 
+/// A hook of a side that is none of its machine's, and its name.
+pub(crate) type OwnHook<'a> = (&'static str, Option<&'a mut Hook>);
+
 /// What a side says of its machine: `name` is what the side is called to the operator.
 pub(crate) fn of_side(
     name: &str,
-    (machine, snapshots, probe): (
-        Option<&mut MachineSpec>,
-        Option<&mut SnapshotSpec>,
-        Option<&mut Hook>,
-    ),
+    (machine, snapshots): (Option<&mut MachineSpec>, Option<&mut SnapshotSpec>),
+    own: [OwnHook<'_>; 2],
     visit: Visit<'_>,
 ) -> Result<()> {
     let mut hooks: Vec<(&str, &mut Hook)> = Vec::new();
@@ -79,7 +84,10 @@ pub(crate) fn of_side(
         hooks.push(("release", &mut snapshots.release));
         hooks.extend(snapshots.list.as_mut().map(|hook| ("list", hook)));
     }
-    hooks.extend(probe.map(|hook| ("probe", hook)));
+    hooks.extend(
+        own.into_iter()
+            .filter_map(|(name, hook)| Some((name, hook?))),
+    );
     for (hook, command) in hooks {
         // A name without a folder is looked for in the search path.
         let program = command.command.first_mut();

@@ -145,7 +145,9 @@ fn machines(spec: &JobSpec, sides: &Sides) -> Vec<Finding> {
         ("target_hooks", target, &spec.target),
     ] {
         let mut faults = machine.faults();
-        faults.extend(side.probe.as_ref().and_then(|probe| probe.fault("probe")));
+        let own = [("probe", &side.probe), ("delete_disk", &side.delete_disk)];
+        let faulty = own.into_iter();
+        faults.extend(faulty.filter_map(|(name, hook)| hook.as_ref()?.fault(name)));
         if let Some(SnapshotSpec::Hooks(hooks)) = &side.snapshots {
             faults.extend(hooks.faults());
         }
@@ -181,6 +183,12 @@ fn machines(spec: &JobSpec, sides: &Sides) -> Vec<Finding> {
             false => (false, "nothing says how the source's machine is deleted"),
         };
         found.push(finding("source_deletes", "", holds, said.to_owned()));
+    }
+    // What a program deletes by, it knows.
+    let says = spec.source.machine.is_some();
+    if spec.policy.delete_source_disks && says && spec.source.delete_disk.is_none() {
+        let said = "nothing says how the source's disks are deleted".to_owned();
+        found.push(finding("source_deletes", "", false, said));
     }
     found
 }

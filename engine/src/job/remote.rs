@@ -218,6 +218,13 @@ impl SourceHost for RemoteHost {
         }
     }
 
+    fn delete_disk(&self, disk: &DiskSpec, step: &Step<'_>) -> Result<()> {
+        let what = ControlTask::DeleteDisk {
+            disk: disk.id.clone(),
+        };
+        self.ask_done(what, step)
+    }
+
     fn forget_maps(&self, disk: &DiskSpec, step: &Step<'_>) -> Result<()> {
         let what = ControlTask::ForgetMaps {
             disk: disk.id.clone(),

@@ -56,6 +56,7 @@ fn reversed_policy(policy: &Policy) -> Policy {
         commit_after: None,
         undo_after: None,
         delete_source_machine: false,
+        delete_source_disks: false,
         profile: None,
         expected_stop: default.expected_stop,
         expected_start: default.expected_start,

@@ -62,6 +62,9 @@ pub struct SideSpec {
     /// Runs after the machine was started, and says by its exit whether it is up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe: Option<Hook>,
+    /// Deletes one of its disks, `FAILBACK_IMAGE`; ends well when it is gone already. Of a source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delete_disk: Option<Hook>,
 }
 
 /// How a machine is stopped and started.
@@ -171,6 +174,9 @@ pub struct Policy {
     pub undo_after: Option<Duration>,
     /// Once accepted, the machine of the source is deleted; its disks stay.
     pub delete_source_machine: bool,
+    /// Once accepted, the disks of the source are deleted by its `delete_disk`: a later way back is
+    /// a full copy.
+    pub delete_source_disks: bool,
     /// The platform whose limits are held against the disks, `azure-hyperv/2020-01`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub profile: Option<String>,
@@ -194,6 +200,7 @@ impl Default for Policy {
             commit_after: None,
             undo_after: None,
             delete_source_machine: false,
+            delete_source_disks: false,
             profile: None,
         }
     }
@@ -363,8 +370,11 @@ impl JobSpec {
         }
         let source = &self.source;
         let says_how = source.machine.is_some() || source.snapshots.is_some();
-        if says_how || source.probe.is_some() || source.tracker.is_some() {
-            return usage("[source] control: machine, snapshots, probe, tracker are the agent's");
+        let says_more = source.probe.is_some() || source.delete_disk.is_some();
+        if says_how || says_more || source.tracker.is_some() {
+            return usage(
+                "[source] control: its machine, snapshots, tracker, hooks are the agent's",
+            );
         }
         let says_more = |disk: &&DiskSpec| disk.source.is_some() || disk.source_format.is_some();
         if let Some(disk) = self.disks.iter().find(says_more) {

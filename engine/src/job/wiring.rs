@@ -24,8 +24,12 @@ impl Sides {
                 let machine = machine_of(&spec.source, "source")?;
                 let snapshots = spec.source.snapshots.as_ref().map(snapshots_of_spec);
                 let host = LocalHost::new(machine, snapshots);
-                Arc::new(match spec.source.tracker {
+                let host = match spec.source.tracker {
                     Some(tracker) => host.tracked_by(tracker_of_spec(tracker)),
+                    None => host,
+                };
+                Arc::new(match spec.source.delete_disk.clone() {
+                    Some(hook) => host.deleting_by(hook),
                     None => host,
                 })
             }

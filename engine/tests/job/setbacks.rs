@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::Duration;
 
+use failback_engine::hook::Hook;
 use failback_engine::job::{Ask, Fact, Job, JobReport, LocalHost, Phase, Sides, Stay, ask_another};
 use failback_engine::machine::{Behaviour, Call, FakeMachine, Power};
 use failback_engine::snapshot::{SnapshotId, SnapshotProvider};
@@ -423,6 +424,58 @@ fn a_target_that_is_not_right_is_undone_in_time() {
         facts(&job).iter().any(is_late)
     });
     assert!(was_caught_late, "the scan was never needed");
+}
+
+// Goal: G6, the disks of a source that is let go of are deleted once each, by the operator's hook,
+// and nothing but them. Method: a hook that notes what it is told; one that is missing; then the
+// disk is gone, and the way back is a full copy.
+#[test]
+fn disks_of_the_source_are_deleted_when_that_is_wanted() {
+    for has_hook in [true, false] {
+        let scene = Scene::in_memory(&["os", "data"]);
+        let notes = scene.dir.path().join("deleted");
+        let script = format!(
+            "echo $FAILBACK_DISK >> {}; rm -f $FAILBACK_IMAGE",
+            notes.display()
+        );
+        let host = LocalHost::new(Arc::new(scene.source.clone()), Some(Arc::new(Copies)));
+        let host = match has_hook {
+            true => host.deleting_by(Hook::new(["sh", "-c", &script])),
+            false => host,
+        };
+        let sides = Sides {
+            source: Arc::new(host),
+            target: Arc::new(scene.target.clone()),
+        };
+        let mut spec = scene.spec();
+        spec.policy.delete_source_disks = true;
+        let mut job = Job::start(&scene.jobs(), spec, None, sides).unwrap();
+        run(&mut job);
+        ask(&mut job, Ask::Complete);
+        ask(&mut job, Ask::Commit);
+        assert_eq!(job.position().phase, Phase::Finished, "{:?}", job.report());
+        let items = facts(&job).into_iter().filter_map(|fact| match fact {
+            Fact::Item { item, said } if item.starts_with("delete-disk:") => Some(said),
+            _ => None,
+        });
+        let items: Vec<_> = items.collect();
+        let are_there = scene
+            .disks
+            .iter()
+            .map(|disk| scene.source_of(disk).exists());
+        match has_hook {
+            true => {
+                assert_eq!(items, ["deleted", "deleted"]);
+                assert_eq!(fs::read_to_string(&notes).unwrap(), "os\ndata\n");
+                assert!(!are_there.into_iter().any(|it| it));
+            }
+            false => {
+                let is_told = |said: &String| said.starts_with("not deleted: ");
+                assert!(items.len() == 2 && items.iter().all(is_told), "{items:?}");
+                assert!(are_there.into_iter().all(|it| it));
+            }
+        }
+    }
 }
 
 // Goal: more disks than move at once come home. Method: ten.

@@ -73,6 +73,10 @@ impl SourceHost for SlowScan {
         self.of.hint(disk, base, step)
     }
 
+    fn delete_disk(&self, disk: &DiskSpec, step: &Step<'_>) -> Result<()> {
+        self.of.delete_disk(disk, step)
+    }
+
     fn forget_maps(&self, disk: &DiskSpec, step: &Step<'_>) -> Result<()> {
         self.of.forget_maps(disk, step)
     }

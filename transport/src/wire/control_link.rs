@@ -118,6 +118,11 @@ pub enum ControlTask {
         /// Root of the map.
         root: Digest,
     },
+    /// Delete a disk of a machine that was handed over.
+    DeleteDisk {
+        /// The disk.
+        disk: String,
+    },
     /// Remove what was kept of a disk for hints.
     ForgetMaps {
         /// The disk.
@@ -223,7 +228,8 @@ impl ControlTask {
             Self::List { disk }
             | Self::ProveQuiet { disk }
             | Self::HoldAgainst { disk, .. }
-            | Self::ForgetMaps { disk } => check_short(disk),
+            | Self::ForgetMaps { disk }
+            | Self::DeleteDisk { disk } => check_short(disk),
             Self::Hint {
                 disk, since, now, ..
             } => {
@@ -311,6 +317,7 @@ impl Field for ControlTask {
             Self::Hint { .. } => 10,
             Self::HoldAgainst { .. } => 11,
             Self::ForgetMaps { .. } => 12,
+            Self::DeleteDisk { .. } => 13,
         };
         code.put(out);
         match self {
@@ -321,9 +328,10 @@ impl Field for ControlTask {
                 disk.put(out);
                 snapshot.put(out);
             }
-            Self::List { disk } | Self::ProveQuiet { disk } | Self::ForgetMaps { disk } => {
-                disk.put(out);
-            }
+            Self::List { disk }
+            | Self::ProveQuiet { disk }
+            | Self::ForgetMaps { disk }
+            | Self::DeleteDisk { disk } => disk.put(out),
             Self::Hint {
                 disk,
                 since,
@@ -386,6 +394,9 @@ impl Field for ControlTask {
                 root: Field::take(input)?,
             },
             12 => Self::ForgetMaps {
+                disk: Field::take(input)?,
+            },
+            13 => Self::DeleteDisk {
                 disk: Field::take(input)?,
             },
             _ => return Err("unknown ControlTask"),

@@ -271,6 +271,7 @@ fn samples_of_control() -> Vec<Message> {
             root: Digest::from([0xcf; 32]),
         },
         ControlTask::ForgetMaps { disk: disk() },
+        ControlTask::DeleteDisk { disk: disk() },
     ];
     let answers = [
         ControlAnswer::Done,

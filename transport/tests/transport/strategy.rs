@@ -336,6 +336,7 @@ fn control_link() -> BoxedStrategy<Message> {
         }),
         (name(), root()).prop_map(|(disk, root)| ControlTask::HoldAgainst { disk, root }),
         name().prop_map(|disk| ControlTask::ForgetMaps { disk }),
+        name().prop_map(|disk| ControlTask::DeleteDisk { disk }),
     ];
     let ask = (name(), task).prop_map(|(step, what)| Message::Ask(ControlAsk { step, what }));
     let told = prop_oneof![
