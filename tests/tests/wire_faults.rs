@@ -110,7 +110,11 @@ fn a_cut_sync_sends_at_most_a_window_again() {
         middleman.harm_next(Some(Harm::Cut(Direction::ToAgent, at)));
         let _ = sync().exits(5);
         wait_until_free(&scene.target);
-        assert_eq!(scene.look("cut").name(), "staging", "cut at {at}");
+        // What came within the first window may be lost before any of it was staged.
+        let found = scene.look("cut");
+        let found = found.name();
+        let is_early = at <= WINDOW && found == "none";
+        assert!(found == "staging" || is_early, "cut at {at}: {found}");
         let again = count(&sync().exits(0).json(), "/bytes/sent");
 
         scene.assert_new("resumed");
