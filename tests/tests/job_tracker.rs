@@ -86,7 +86,8 @@ impl Scene {
         let more = ["--control", text(&control), "--state-dir", text(&state)];
         let agent = Agent::start_with::<String>(Via::Tcp, self.mount.path(), &[], &more);
         let definition = format!(
-            "name = \"web\"\n[source]\ncontrol = \"{}\"\n[target.machine]\n{}\
+            "name = \"web\"\n[policy]\nstrategy = \"delta\"\n\
+             [source]\ncontrol = \"{}\"\n[target.machine]\n{}\
              [[disk]]\nid = \"os\"\ntarget = \"{}\"\n",
             agent.endpoint("web"),
             self.machine("home"),
@@ -99,7 +100,8 @@ impl Scene {
     fn definition(&self) -> String {
         let (cloud, home) = (self.at("cloud.vhdx"), self.at("home.vhdx"));
         format!(
-            "name = \"web\"\n[source]\ntracker = \"extents\"\n[source.machine]\n{}\
+            "name = \"web\"\n[policy]\nstrategy = \"delta\"\n\
+             [source]\ntracker = \"extents\"\n[source.machine]\n{}\
              [source.snapshots]\nkind = \"reflink\"\n[target.machine]\n{}\
              [[disk]]\nid = \"os\"\nsource = \"{}\"\ntarget = \"{}\"\n",
             self.machine("cloud"),
