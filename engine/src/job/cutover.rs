@@ -6,7 +6,7 @@ use super::journal::{Fact, now_ms};
 use super::moving::{Watch, move_all};
 use super::phase::{Ask, Outcome, Way};
 use super::preflight::{examine_again, refuse_broken};
-use super::run::{Job, Run, Went, left_ms};
+use super::run::{Job, Run, Went, failed, left_ms};
 use super::spec::{JobSpec, Verify};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
@@ -50,8 +50,15 @@ impl Job {
             return Err(Error::new(ErrorKind::Refused, message));
         }
         self.journal.note(Fact::Stopped { forced })?;
+        let proven = self.prove_quiet(&spec, &step);
+        proven.or_else(|error| self.restart_source(error, run))
+    }
+
+    /// That the machine has let go of its disks.
+    fn prove_quiet(&mut self, spec: &JobSpec, step: &Step<'_>) -> Result<Went> {
+        let host = self.sides.source.clone();
         for disk in &spec.disks {
-            let identity = host.prove_quiet(disk, &step)?;
+            let identity = host.prove_quiet(disk, step)?;
             self.journal.note(Fact::Quiet {
                 disk: disk.id.clone(),
                 identity,
@@ -123,15 +130,8 @@ impl Job {
             return Err(error);
         }
         let message = format!("{}; the source is in charge again", error.chain());
-        run.observer.event(&Event::Warning {
-            message: format!("job suspended: {message}"),
-        });
-        let fact = Fact::Failed {
-            kind: error.kind().name().to_owned(),
-            message,
-            // Each try stops the machine: somebody has to want that.
-            is_transient: false,
-        };
+        // Each try stops the machine: somebody has to want that.
+        let fact = failed(run.observer, (error.kind(), false), message);
         Ok(Went::On(Outcome::GivenBack, Some(fact)))
     }
 

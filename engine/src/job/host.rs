@@ -11,7 +11,7 @@ use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Digest;
 use crate::hook::Hook;
-use crate::machine::Machine;
+use crate::machine::{Machine, Power};
 use crate::map::CarriedMap;
 use crate::operation::{Held, hold_against};
 use crate::snapshot::{SnapshotId, SnapshotProvider};
@@ -259,6 +259,11 @@ impl SourceHost for LocalHost {
     }
 
     fn delete_disk(&self, disk: &DiskSpec, step: &Step<'_>) -> Result<()> {
+        // Nor where that cannot be found out.
+        if self.machine.power(step)? == Power::On {
+            let message = "the machine is on: its disks are not deleted";
+            return Err(Error::new(ErrorKind::Refused, message));
+        }
         delete_disk(self.delete_disk.as_ref(), &disk.id, &path_of(disk)?, step)
     }
 

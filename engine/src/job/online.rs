@@ -55,10 +55,12 @@ impl Job {
     pub(super) fn planning(&mut self, run: &Run<'_>) -> Result<Went> {
         let spec = self.spec();
         let planned = self.choose(&spec, run);
-        if !matches!(planned, Ok(Went::On(Outcome::Go(Way::Delta), _))) {
-            self.thaw(&spec, 1, run)?;
+        if matches!(planned, Ok(Went::On(Outcome::Go(Way::Delta), _))) {
+            return planned;
         }
-        planned
+        let thawed = self.thaw(&spec, 1, run);
+        let planned = planned?;
+        thawed.map(|()| planned)
     }
 
     fn choose(&mut self, spec: &JobSpec, run: &Run<'_>) -> Result<Went> {
@@ -288,8 +290,8 @@ fn is_early(spec: &JobSpec) -> bool {
     moment.is_some_and(|moment| std::time::SystemTime::now() < moment)
 }
 
-/// Records after which a job keeps warm no more: four months of passes every 15 minutes. A third of
-/// what a journal can hold.
+/// Records after which a job keeps warm no more. A pass has six: every 15 minutes that is nearly
+/// three months. A journal can hold more than twice as many of one page.
 const KEEP_WARM_RECORDS_MAX: usize = 50_000;
 
 /// How a disk is moved: one that is not there yet is made.

@@ -5,7 +5,7 @@
 //!                                   +-full-------------> waiting -complete--+
 //! stopping_source -> final_delta | full_download -> sealing -> applying -> verifying
 //!     -> starting_target -> commit_pending -commit-> releasing -> finished
-//! final_delta .. sealing -given back-> waiting, suspended: the source runs again
+//! stopping_source .. sealing -given back-> waiting, suspended: the source runs again
 //! created .. sealing -cancel-> cancelling -> cancelled
 //! applying .. commit_pending -undo-> undoing -> undone
 //! any but an end: failed -> the same, suspended -> resume, cancel, undo
@@ -249,7 +249,10 @@ impl Position {
             }),
             (false, Outcome::GivenBack) => {
                 use Phase as P;
-                let is_stopped = matches!(self.phase, P::FinalDelta | P::FullDownload | P::Sealing);
+                let is_stopped = matches!(
+                    self.phase,
+                    P::StoppingSource | P::FinalDelta | P::FullDownload | P::Sealing
+                );
                 is_stopped.then_some(Self {
                     phase: P::Waiting,
                     is_suspended: true,

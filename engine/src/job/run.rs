@@ -327,14 +327,8 @@ impl Job {
     fn suspend(&mut self, error: &Error, observer: &dyn Observer) -> Result<()> {
         let at = self.position();
         let next = at.next(Outcome::Failed).expect("it was not suspended");
-        let fact = Fact::Failed {
-            kind: error.kind().name().to_owned(),
-            message: error.chain(),
-            is_transient: error.is_transient(),
-        };
-        observer.event(&Event::Warning {
-            message: format!("job suspended: {}", error.chain()),
-        });
+        let kind = (error.kind(), error.is_transient());
+        let fact = failed(observer, kind, error.chain());
         self.journal.go_to(next, Some(fact))
     }
 
@@ -596,6 +590,22 @@ fn forget_begun(directory: &std::path::Path) {
         drop(std::fs::remove_file(directory.join(name)));
     }
     drop(std::fs::remove_dir(directory));
+}
+
+/// What is noted of a job that stands, which is told as well.
+pub(super) fn failed(
+    observer: &dyn Observer,
+    (kind, is_transient): (ErrorKind, bool),
+    message: String,
+) -> Fact {
+    observer.event(&Event::Warning {
+        message: format!("job suspended: {message}"),
+    });
+    Fact::Failed {
+        kind: kind.name().to_owned(),
+        message,
+        is_transient,
+    }
 }
 
 /// Milliseconds from now until `at_ms`, 0 when that is over.

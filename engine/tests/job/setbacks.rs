@@ -3,13 +3,15 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::Duration;
 
 use failback_engine::hook::Hook;
-use failback_engine::job::{Ask, Fact, Job, JobReport, LocalHost, Phase, Sides, Stay, ask_another};
+use failback_engine::job::{
+    Ask, Fact, Job, JobReport, LocalHost, Phase, Sides, SourceHost, Stay, ask_another,
+};
 use failback_engine::machine::{Behaviour, Call, FakeMachine, Power};
 use failback_engine::snapshot::{SnapshotId, SnapshotProvider};
 use failback_engine::system::{Access, HostFile};
@@ -24,6 +26,21 @@ fn powers(scene: &Scene) -> (Power, Power) {
 
 fn stands(report: &JobReport) -> (&str, bool) {
     (report.phase, report.suspended)
+}
+
+/// Does something when the first such record is written.
+fn at_first(
+    job: &mut Job,
+    is_it: impl Fn(&Fact) -> bool + Send + Sync + 'static,
+    does: impl Fn() + Send + Sync + 'static,
+) {
+    let is_done = AtomicBool::new(false);
+    job.on_record(Arc::new(move |record| {
+        let is_met = record.fact.as_ref().is_some_and(&is_it);
+        if is_met && !is_done.swap(true, Ordering::SeqCst) {
+            does();
+        }
+    }));
 }
 
 /// The guest goes down, whatever was said before.
@@ -69,24 +86,23 @@ fn cancelled_while_the_guest_goes_down() {
     let mut job = scene.start();
     run(&mut job);
     let jobs = scene.jobs();
-    let (machine, asked) = (scene.source.clone(), Arc::new(AtomicBool::new(false)));
-    let is_asked = asked.clone();
-    job.on_record(Arc::new(move |record| {
-        let is_stopping = matches!(
-            record.fact,
-            Some(Fact::Epoch {
+    let machine = scene.source.clone();
+    let is_stopping = |fact: &Fact| {
+        matches!(
+            fact,
+            Fact::Epoch {
                 authority: None,
                 ..
-            })
-        );
-        if is_stopping && !is_asked.swap(true, Ordering::SeqCst) {
-            let (jobs, machine) = (jobs.clone(), machine.clone());
-            std::thread::spawn(move || {
-                ask_another(&jobs, "web", Ask::Cancel, &CancelToken::new()).unwrap();
-                goes_off_after(&machine, 300);
-            });
-        }
-    }));
+            }
+        )
+    };
+    at_first(&mut job, is_stopping, move || {
+        let (jobs, machine) = (jobs.clone(), machine.clone());
+        std::thread::spawn(move || {
+            ask_another(&jobs, "web", Ask::Cancel, &CancelToken::new()).unwrap();
+            goes_off_after(&machine, 300);
+        });
+    });
 
     ask(&mut job, Ask::Complete);
 
@@ -126,13 +142,11 @@ fn a_failure_after_the_stop_gives_the_source_back() {
     let scene = Scene::in_memory(&["os", "data"]);
     let mut job = scene.start();
     run(&mut job);
-    let (path, is_done) = (scene.source_of("data"), AtomicBool::new(false));
-    job.on_record(Arc::new(move |record| {
-        let is_copied = matches!(record.fact, Some(Fact::Final { .. }));
-        if is_copied && !is_done.swap(true, Ordering::SeqCst) {
-            overwrite(&path, 0, b"a late write");
-        }
-    }));
+    let path = scene.source_of("data");
+    let is_copied = |fact: &Fact| matches!(fact, Fact::Final { .. });
+    at_first(&mut job, is_copied, move || {
+        overwrite(&path, 0, b"a late write");
+    });
     ask(&mut job, Ask::Complete);
     let report = job.report();
     assert_eq!(stands(&report), ("waiting", true), "{report:?}");
@@ -167,13 +181,9 @@ fn one_disk_of_two_fails() {
         let scene = Scene::in_memory(&["os", "data"]);
         let mut job = scene.start();
         run(&mut job);
-        let (path, is_done) = (scene.source_of("data"), AtomicBool::new(false));
-        job.on_record(Arc::new(move |record| {
-            let is_stopped = matches!(record.fact, Some(Fact::Stopped { .. }));
-            if is_stopped && !is_done.swap(true, Ordering::SeqCst) {
-                set_len(&path, 1 << 22);
-            }
-        }));
+        let path = scene.source_of("data");
+        let is_stopped = |fact: &Fact| matches!(fact, Fact::Stopped { .. });
+        at_first(&mut job, is_stopped, move || set_len(&path, 1 << 22));
         ask(&mut job, Ask::Complete);
         assert_eq!(
             stands(&job.report()),
@@ -201,6 +211,38 @@ fn one_disk_of_two_fails() {
         );
         assert_eq!(scene.target_bytes(), scene.source_bytes());
     }
+}
+
+// Goal: a machine that is stopped, and whose disk somebody else has, is given back like any other
+// that cannot go on. Method: another program opens the disk for writing once the machine is off.
+#[test]
+fn a_disk_that_is_not_let_go_of_gives_the_source_back() {
+    let scene = Scene::in_memory(&["os"]);
+    let mut job = scene.start();
+    run(&mut job);
+    let (path, held) = (scene.source_of("os"), Arc::new(Mutex::new(None)));
+    let holds = held.clone();
+    let is_stopped = |fact: &Fact| matches!(fact, Fact::Stopped { .. });
+    at_first(&mut job, is_stopped, move || {
+        *holds.lock().unwrap() = Some(Image::open(&path));
+    });
+    ask(&mut job, Ask::Complete);
+    assert_eq!(
+        stands(&job.report()),
+        ("waiting", true),
+        "{:?}",
+        job.report()
+    );
+    assert_eq!(powers(&scene), (Power::On, Power::Off));
+    drop(held.lock().unwrap().take());
+    ask(&mut job, Ask::Resume);
+    assert_eq!(
+        job.position().phase,
+        Phase::CommitPending,
+        "{:?}",
+        job.report()
+    );
+    assert_eq!(scene.target_bytes(), scene.source_bytes());
 }
 
 fn set_len(path: &Path, len: u64) {
@@ -476,6 +518,33 @@ fn disks_of_the_source_are_deleted_when_that_is_wanted() {
             }
         }
     }
+}
+
+// Goal: no disk is deleted of a machine that may run. Method: one whose power cannot be found out,
+// and one that is on.
+#[test]
+fn disks_of_a_machine_that_may_run_stay() {
+    let scene = Scene::in_memory(&["os"]);
+    let host = LocalHost::new(Arc::new(scene.source.clone()), None).deleting_by(Hook::new([
+        "rm",
+        "-f",
+        scene.source_of("os").to_str().unwrap(),
+    ]));
+    let spec = scene.spec();
+    let step = Step {
+        job: "web",
+        name: "delete-source",
+        observer: &Silent,
+        cancel: &CancelToken::new(),
+    };
+    let delete = || host.delete_disk(&spec.disks[0], &step).unwrap_err().kind();
+    assert_eq!(delete(), ErrorKind::Refused);
+    scene.source.set_power(Power::Off);
+    scene
+        .source
+        .next(Call::Power, [Behaviour::Fails(ErrorKind::Io)]);
+    assert_eq!(delete(), ErrorKind::Io);
+    assert!(scene.source_of("os").exists());
 }
 
 // Goal: more disks than move at once come home. Method: ten.
