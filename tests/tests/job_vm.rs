@@ -139,6 +139,14 @@ fn text(path: &Path) -> &str {
 
 /// The whole way home of a machine with so many disks.
 fn comes_home(disks: usize) {
+    skip_without!(
+        "root",
+        "qemu-system-x86_64",
+        "qemu-img",
+        "mkfs.xfs",
+        "extlinux",
+        "sfdisk"
+    );
     let scene = Scene::new(disks);
     let definition = scene.definition();
     let old: Vec<_> = (0..disks)
@@ -194,26 +202,10 @@ fn comes_home(disks: usize) {
 
 #[test]
 fn a_machine_with_one_disk_comes_home() {
-    skip_without!(
-        "root",
-        "qemu-system-x86_64",
-        "qemu-img",
-        "mkfs.xfs",
-        "extlinux",
-        "sfdisk"
-    );
     comes_home(1);
 }
 
 #[test]
 fn a_machine_with_two_disks_comes_home() {
-    skip_without!(
-        "root",
-        "qemu-system-x86_64",
-        "qemu-img",
-        "mkfs.xfs",
-        "extlinux",
-        "sfdisk"
-    );
     comes_home(2);
 }

@@ -102,3 +102,23 @@ impl Field for Digest {
         Self::from_slice(input.bytes(len)?).ok_or("a hash has neither 16 nor 32 bytes")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Goal: what was printed is read again, and nothing else. Method: both lengths; digits that are
+    // missing, too many, none.
+    #[test]
+    fn a_printed_digest_is_read() {
+        for digest in [Digest::from([0x5a; 16]), Digest::from([0xf0; 32])] {
+            let text = digest.to_string();
+            assert_eq!(text.parse(), Ok(digest));
+            assert_eq!(text.to_uppercase().parse(), Ok(digest));
+            let (odd, long, none) = (&text[1..], format!("{text}00"), format!("{}g", &text[1..]));
+            for wrong in [odd, &text[2..], &long, &none, "", &"\u{e4}".repeat(16)] {
+                assert!(wrong.parse::<Digest>().is_err(), "{wrong}");
+            }
+        }
+    }
+}

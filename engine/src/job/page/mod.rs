@@ -6,7 +6,7 @@ mod markup;
 mod spans;
 mod throughput;
 
-use super::journal::Fact;
+use super::journal::{Fact, Moved};
 use super::recording::Recorded;
 use super::report::{DiskReport, JobReport, Moment};
 use markup::{bytes, cut, moment, newest_within, seconds, section, table, text};
@@ -151,7 +151,7 @@ impl JobReport {
                     reasons.push(reason);
                 }
             }
-            let sum = |of: fn(&super::Moved) -> u64| bytes(of_disk().map(of).sum());
+            let sum = |of: fn(&Moved) -> u64| bytes(of_disk().map(of).sum());
             vec![
                 text(&disk.id),
                 format!(
@@ -174,37 +174,27 @@ impl JobReport {
     }
 
     fn pass_table(&self) -> String {
-        let mut rows = Vec::new();
-        for pass in &self.passes {
-            for moved in &pass.disks {
-                rows.push(vec![
-                    pass.pass.to_string(),
-                    text(&moved.disk),
-                    seconds(moved.seconds),
-                    bytes(moved.source_read),
-                    bytes(moved.changed),
-                    bytes(moved.sent),
-                    text(cut(&moved.reasons.join(", "), 300)),
-                ]);
-            }
-        }
-        for moved in self
-            .disks
-            .iter()
-            .filter_map(|disk| disk.final_copy.as_ref())
-        {
-            rows.push(vec![
-                "final".to_owned(),
+        let of_passes = self.passes.iter().flat_map(|pass| {
+            let moved = pass.disks.iter();
+            moved.map(|moved| (pass.pass.to_string(), moved))
+        });
+        let finals = self.disks.iter().filter_map(|disk| {
+            let moved = disk.final_copy.as_ref()?;
+            Some(("final".to_owned(), moved))
+        });
+        let row = |(pass, moved): (String, &Moved)| {
+            vec![
+                pass,
                 text(&moved.disk),
                 seconds(moved.seconds),
                 bytes(moved.source_read),
                 bytes(moved.changed),
                 bytes(moved.sent),
                 text(cut(&moved.reasons.join(", "), 300)),
-            ]);
-        }
+            ]
+        };
         let heads = ["pass", "disk", "took", "read", "changed", "sent", "reasons"];
-        table(&heads, rows)
+        table(&heads, of_passes.chain(finals).map(row).collect())
     }
 
     fn strategy(&self) -> String {
