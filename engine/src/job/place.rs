@@ -9,7 +9,9 @@ use super::phase::Ask;
 use super::spec::is_name;
 use crate::error::{Error, ErrorKind, Result};
 use crate::state::HostFolder;
-use crate::system::{create_marker, create_private_directories, is_kept_from_others, keep_private};
+use crate::system::{
+    create_marker, create_private_directories, is_kept_from_others, keep_private, remove_marker,
+};
 
 /// The directory of all jobs of a host.
 #[derive(Clone, Debug)]
@@ -148,15 +150,11 @@ pub(crate) fn asks_left(directory: &Path) -> impl Iterator<Item = Ask> {
     Ask::ALL.into_iter().filter(is_left)
 }
 
-/// It is in the journal, or refused.
+/// It is in the journal, or refused. Durable: one that was refused is not heard later, when it can
+/// be done.
 pub(crate) fn forget_ask(directory: &Path, ask: Ask) -> Result<()> {
     let at = ask_file(directory, ask);
-    match fs::remove_file(&at) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            Err(Error::io(e, "take word for the job").path(&at))
-        }
-        _ => Ok(()),
-    }
+    remove_marker(&at).map_err(|e| Error::io(e, "take word for the job").path(&at))
 }
 
 fn ask_file(directory: &Path, ask: Ask) -> PathBuf {

@@ -74,6 +74,17 @@ pub(crate) fn is_private_directory(path: &std::path::Path) -> std::io::Result<bo
     Ok(metadata.is_dir() && platform::is_private(&metadata))
 }
 
+/// Removes such a file, so that no power cut brings it back; one that is gone is gone.
+///
+/// # Errors
+/// The system's error.
+pub(crate) fn remove_marker(path: &std::path::Path) -> std::io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        removed => removed.and_then(|()| sync_directory_of(path)),
+    }
+}
+
 /// Whether `path` is a directory that belongs to this user or to root, and that nobody else can
 /// write to.
 ///
