@@ -301,7 +301,7 @@ fn serve(args: &ServeArgs) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-fn control(path: &Path) -> anyhow::Result<ControlSpec> {
+pub(crate) fn control(path: &Path) -> anyhow::Result<ControlSpec> {
     let text =
         std::fs::read_to_string(path).map_err(|e| Error::io(e, "read control file").path(path))?;
     let base = job_command::current_directory()?;

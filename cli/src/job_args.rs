@@ -19,7 +19,7 @@ pub(crate) enum JobCommand {
     /// Stop the source, copy the rest, start the target. Runs the job until the target waits to be
     /// accepted, and on to the deadline if there is one; where another process runs it, that one
     /// does it, and this returns at once
-    Complete(AskArgs),
+    Complete(CompleteArgs),
     /// Give a job up before its targets are written: all is as before the job
     Cancel(AskArgs),
     /// Accept the target: what an undo needs goes, and the job ends. Refused until all of the
@@ -41,9 +41,8 @@ impl JobCommand {
             Self::List(args) => args.json,
             Self::Show(args) => args.json,
             Self::Plan(args) => args.json,
-            Self::Complete(args) | Self::Cancel(args) | Self::Commit(args) | Self::Undo(args) => {
-                args.watch.json
-            }
+            Self::Complete(args) => args.ask.watch.json,
+            Self::Cancel(args) | Self::Commit(args) | Self::Undo(args) => args.watch.json,
             Self::Resume(args) => args.ask.watch.json,
             Self::Report(args) => args.json || args.html.is_none(),
         }
@@ -141,6 +140,16 @@ pub(crate) struct AskArgs {
     pub(crate) place: PlaceArgs,
     #[command(flatten)]
     pub(crate) watch: WatchArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompleteArgs {
+    #[command(flatten)]
+    pub(crate) ask: AskArgs,
+    /// Stand right before the target is started, with both machines off; the same command without
+    /// this goes on
+    #[arg(long)]
+    pub(crate) hold: bool,
 }
 
 #[derive(Debug, Args)]

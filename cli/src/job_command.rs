@@ -58,7 +58,13 @@ fn dispatch(command: &JobCommand) -> anyhow::Result<u8> {
         JobCommand::Show(args) => show(args),
         JobCommand::Report(args) => report(args),
         JobCommand::Plan(args) => plan(args),
-        JobCommand::Complete(args) => ask(args, Ask::Complete, Stay::default()),
+        JobCommand::Complete(args) => {
+            let wanted = match args.hold {
+                true => Ask::Hold,
+                false => Ask::Complete,
+            };
+            ask(&args.ask, wanted, Stay::default())
+        }
         JobCommand::Cancel(args) => ask(args, Ask::Cancel, Stay::default()),
         JobCommand::Commit(args) => ask(args, Ask::Commit, Stay::default()),
         JobCommand::Undo(args) => ask(args, Ask::Undo, Stay::default()),

@@ -48,12 +48,29 @@ pub(crate) fn show(report: &JobReport) -> anyhow::Result<()> {
         if let Some(root) = &disk.root {
             writeln!(out, "             root {root}")?;
         }
+        if let Some(lost) = disk.lost.as_ref().filter(|lost| lost.any) {
+            let what = match lost.bytes {
+                Some(bytes) => format!("{} of blocks", show_size(bytes)),
+                None => "nobody knows where".to_owned(),
+            };
+            writeln!(
+                out,
+                "             written by the target's guest, and undone: {what}"
+            )?;
+        }
     }
     let downtime = &report.downtime;
     if let Some(predicted) = downtime.predicted {
         let measured = downtime.measured.map(|it| format!("{it:.1} s measured, "));
         let measured = measured.unwrap_or_default();
-        writeln!(out, "  downtime   {measured}{predicted:.1} s predicted")?;
+        let held = downtime
+            .held
+            .map(|it| format!(", {it:.1} s held on demand"));
+        let held = held.unwrap_or_default();
+        writeln!(
+            out,
+            "  downtime   {measured}{predicted:.1} s predicted{held}"
+        )?;
         for part in &downtime.parts {
             let (name, seconds, basis) = (&part.part, part.seconds, part.basis.name());
             writeln!(out, "    {name:<8} {seconds:.1} s, {basis}")?;
@@ -68,7 +85,12 @@ pub(crate) fn show(report: &JobReport) -> anyhow::Result<()> {
         writeln!(out, "  deadline   {} at {at}", deadline.ask)?;
     }
     if !report.allowed.is_empty() {
-        writeln!(out, "  now        {}", report.allowed.join(", "))?;
+        let asks = report.allowed.iter().map(|ask| match *ask {
+            "hold" => "complete --hold",
+            ask => ask,
+        });
+        let asks: Vec<_> = asks.collect();
+        writeln!(out, "  now        {}", asks.join(", "))?;
     }
     if let Some(alone) = alone(report) {
         writeln!(out, "  process    {alone}")?;
@@ -80,6 +102,10 @@ pub(crate) fn show(report: &JobReport) -> anyhow::Result<()> {
 fn alone(report: &JobReport) -> Option<String> {
     let is_over = matches!(report.phase, "finished" | "undone" | "cancelled");
     let name = &report.name;
+    if report.held {
+        let said = format!("held, both machines are off: `failback job complete {name}`");
+        return Some(said);
+    }
     (report.worked_on == Some(false) && !is_over)
         .then(|| format!("no process works on it: `failback job resume {name}`"))
 }

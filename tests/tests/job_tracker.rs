@@ -189,7 +189,7 @@ fn the_downtime_reads_what_changed_behind_an_agent() {
         scene.job(&["commit", "web"]).exits(0).json()["phase"],
         "finished"
     );
-    let kept = fs::read_dir(scene.at("agent-state").join("control/web")).expect("folder");
+    let kept = fs::read_dir(scene.at("agent-state").join("pairs/web")).expect("folder");
     let names = kept.map(|entry| entry.expect("entry").file_name());
     let maps: Vec<_> = names
         .filter(|name| name.to_string_lossy().ends_with(".map"))

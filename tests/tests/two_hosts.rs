@@ -12,6 +12,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 const DISK_LEN: u64 = 16 << 20;
+/// The least of a disk that travels.
+const PIECE_LEN: u64 = 64 << 10;
 
 struct Hosts {
     dir: TempDir,
@@ -60,16 +62,13 @@ probe = ["grep", "-q", "on", "{}"]
 delete_disk = ["sh", "-c", "echo $FAILBACK_DISK >> $FAILBACK_IMAGE.deleted; rm -f $FAILBACK_IMAGE"]
 [pair.web.machine]
 {}
-[pair.web.snapshots]
-kind = "hooks"
-create = ["sh", "-c", "S=$FAILBACK_IMAGE.snap.$FAILBACK_SNAPSHOT; cp $FAILBACK_IMAGE $S && echo $S"]
-release = ["sh", "-c", "rm -f $FAILBACK_IMAGE.snap.$FAILBACK_SNAPSHOT"]
-[[pair.web.disk]]
+{}[[pair.web.disk]]
 id = "os"
 path = "{}"
 "#,
             self.show("cloud.power"),
             self.machine("cloud", "home"),
+            snapshots("pair.web"),
             self.show("cloud.raw")
         )
     }
@@ -82,14 +81,19 @@ path = "{}"
 
     /// Writes the job's definition; its path.
     fn job(&self, agent: &Agent) -> String {
+        self.job_with(agent, "delete_source_disks = true", "")
+    }
+
+    /// The same with this policy, and this of the target.
+    fn job_with(&self, agent: &Agent, policy: &str, target: &str) -> String {
         let text = format!(
             r#"name = "web"
 [policy]
-delete_source_disks = true
+{policy}
 [source]
 control = "{}"
 [target.machine]
-{}[[disk]]
+{}{target}[[disk]]
 id = "os"
 target = "{}"
 "#,
@@ -99,6 +103,32 @@ target = "{}"
         );
         fs::write(self.at("job.toml"), text).expect("definition");
         self.show("job.toml")
+    }
+
+    /// Writes the definition of a job that takes the machine away from home without any agent; its
+    /// path.
+    fn local_job(&self) -> String {
+        let text = format!(
+            r#"name = "away"
+pair = "web"
+[source]
+side = "primary"
+[source.machine]
+{}[target]
+side = "recovery"
+[target.machine]
+{}[[disk]]
+id = "os"
+source = "{}"
+target = "{}"
+"#,
+            self.machine("home", "cloud"),
+            self.machine("cloud", "home"),
+            self.show("home.raw"),
+            self.show("cloud.raw")
+        );
+        fs::write(self.at("away.toml"), text).expect("definition");
+        self.show("away.toml")
     }
 
     fn failback_job(&self, args: &[&str], code: i32) -> Value {
@@ -117,6 +147,17 @@ target = "{}"
     fn assert_never_both(&self) {
         assert!(!self.at("both-ran").exists(), "both machines ran");
     }
+}
+
+/// Snapshots by copying, of a side.
+fn snapshots(of: &str) -> String {
+    format!(
+        r#"[{of}.snapshots]
+kind = "hooks"
+create = ["sh", "-c", "S=$FAILBACK_IMAGE.snap.$FAILBACK_SNAPSHOT; cp $FAILBACK_IMAGE $S && echo $S"]
+release = ["sh", "-c", "rm -f $FAILBACK_IMAGE.snap.$FAILBACK_SNAPSHOT"]
+"#
+    )
 }
 
 fn same(a: &Path, b: &Path) -> bool {
@@ -200,6 +241,70 @@ fn an_agent_that_dies_suspends_the_job() {
     );
     assert!(fs::read(hosts.at("home.raw")).expect("disk") == old);
     hosts.assert_never_both();
+}
+
+// Goal: the machine goes back to the other host, which only gets what changed since it left, and
+// does not read its disks for that; each host knows who is in charge, whichever runs the job.
+// Method: a job from an agent, accepted, with its disks kept; an agent at home that serves what the
+// command prints; the way back from the other host, begun too early, with the agent there still up,
+// and then as it should be.
+#[test]
+fn a_machine_goes_back_to_another_host() {
+    let hosts = Hosts::new();
+    let agent = hosts.serve(Via::Tcp);
+    let definition = hosts.job_with(&agent, "", &snapshots("target"));
+    let back = |endpoint: &str, code| {
+        let (control, state) = (hosts.show("control.toml"), hosts.show("agent-state"));
+        let mut args = vec!["pair", "reverse", "web", "--no-wait", "--json"];
+        args.extend(["--control", &control, "--source", endpoint]);
+        args.extend(["--state-dir", &state]);
+        cli::failback(args).exits(code).json()
+    };
+    let too_early = back("tcp://127.0.0.1:1/web", 3);
+    assert_eq!(too_early["error"]["kind"], "refused", "{too_early}");
+    hosts.failback_job(&["start", &definition, "--no-wait"], 0);
+    hosts.failback_job(&["complete", "web"], 0);
+    hosts.failback_job(&["commit", "web"], 0);
+    disk::write_changes(&hosts.at("home.raw"), &disk::changes(DISK_LEN, 5, 7));
+    let state = hosts.show("job-state");
+    let here = cli::failback(["pair", "reverse", "web", "--json", "--state-dir", &state]);
+    let here = here.exits(3).json();
+    let said = here["error"]["message"].as_str().expect("message");
+    assert!(said.contains("failback pair control web"), "{said}");
+    let printed = cli::failback(["pair", "control", "web", "--state-dir", &state]);
+    fs::write(hosts.at("home.toml"), printed.exits(0).stdout).expect("control file");
+    let in_use = back("tcp://127.0.0.1:1/web", 3);
+    assert_eq!(in_use["error"]["kind"], "in_use", "{in_use}");
+    drop(agent);
+    let more = ["--control", &hosts.show("home.toml"), "--state-dir", &state];
+    let home = Agent::start_with::<String>(Via::Tcp, hosts.dir.path(), &[], &more);
+
+    let waits = back(&home.endpoint("web"), 0);
+
+    assert_eq!(waits["phase"], "waiting", "{waits}");
+    assert_eq!(waits["reasons"][0], "map_trusted", "{waits}");
+    let sent = waits["disks"][0]["sent"].as_u64().expect("bytes");
+    assert!((1..=5 * PIECE_LEN).contains(&sent), "{sent} bytes sent");
+    let job = |args: &[&str]| {
+        let state = hosts.show("agent-state");
+        let more = ["--state-dir", &state, "--json"];
+        let all = ["job"].iter().chain(args).chain(&more);
+        cli::failback(all).exits(0).json()
+    };
+    let pends = job(&["complete", "web-reverse"]);
+    assert_eq!(pends["phase"], "commit_pending", "{pends}");
+    assert_eq!(
+        (&*hosts.power("cloud"), &*hosts.power("home")),
+        ("on", "off")
+    );
+    assert!(same(&hosts.at("cloud.raw"), &hosts.at("home.raw")));
+    assert_eq!(job(&["commit", "web-reverse"])["phase"], "finished");
+    hosts.assert_never_both();
+    // Home knows it, too: what begins there finds another in charge.
+    drop(home);
+    let again = hosts.failback_job(&["start", &hosts.local_job(), "--no-wait"], 3);
+    let said = again["error"]["message"].as_str().expect("message");
+    assert!(said.contains("recovery is"), "{said}");
 }
 
 // Goal: what is wrong with a file is told before anything is served. Method: near misses.

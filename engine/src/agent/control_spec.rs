@@ -194,7 +194,7 @@ format = "raw"
         let spec = ControlSpec::from_toml(FILE).unwrap();
         let pair = &spec.pairs["web"];
         assert_eq!(pair.side, "recovery");
-        assert_eq!(pair.snapshots, Some(SnapshotSpec::Reflink));
+        assert_eq!(pair.snapshots, Some(SnapshotSpec::Reflink {}));
         assert_eq!(pair.disks[1].open().unwrap().format, Some(Format::Raw));
     }
 
@@ -212,6 +212,8 @@ format = "raw"
             ("[\"true\"]", "[\"bin/true\"]"),
             ("format = \"raw\"", "format = \"rar\""),
             ("kind = \"hooks\"", "kind = \"prayer\""),
+            ("\"reflink\"", "\"reflink\"\ncreate = [\"true\"]"),
+            ("\"reflink\"", "\"reflink\"\ntracker = \"extents\""),
             ("probe =", "prob ="),
         ];
         for (from, to) in misses {

@@ -144,7 +144,8 @@ impl Grants {
     /// `state`, locked from now on.
     ///
     /// # Errors
-    /// `Usage` for what makes no sense; `InUse` while another agent serves one of them; `Damaged`,
+    /// `Usage` for what makes no sense; `InUse` while another agent serves one of them, or a job
+    /// of this host moves one; `Damaged`,
     /// `Refused`, `Io`.
     pub fn add_control(&mut self, spec: &ControlSpec, state: &Path) -> Result<()> {
         spec.check()?;

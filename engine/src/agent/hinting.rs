@@ -8,11 +8,11 @@ use std::time::Instant;
 use failback_transport::ControlAnswer;
 
 use super::pair::{LET_GO_MAX, Lease, POLL, ServedPair, Visitor, lock};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Digest;
 use crate::job::Tracked;
 use crate::map::CarriedMap;
-use crate::operation::{MapStanding, MapUse, carried_map, hold_against};
+use crate::operation::{MapStanding, MapUse, carried_map, hold_against, keep_map};
 use crate::snapshot::SnapshotId;
 use crate::step::Step;
 use crate::sync::SideMap;
@@ -21,8 +21,6 @@ use crate::sync::SideMap;
 #[derive(Debug)]
 pub(super) struct DiskMaps {
     slots: [CarriedMap; 2],
-    /// Whether one is of use: without a tracker none is.
-    keeps: bool,
     /// Root of the map of what is opened, of which not all was read.
     hinted: Option<String>,
     /// Cloned by whoever may write one.
@@ -41,7 +39,7 @@ impl DiskMaps {
     /// What a session goes by, and where it leaves a map.
     pub(super) fn side(&self, wanted: Option<&MapUse>, len: u64) -> (SideMap, MapStanding) {
         let none = || (SideMap::default(), MapStanding::default());
-        let Some(wanted) = wanted.filter(|_| self.keeps) else {
+        let Some(wanted) = wanted else {
             return none();
         };
         let hinted = self.hinted.as_deref().filter(|_| wanted.trust);
@@ -80,7 +78,6 @@ impl ServedPair {
         let hinted = lock(&self.hinted);
         DiskMaps {
             slots: DiskMaps::slots(&self.directory, disk),
-            keeps: self.pair.tracker.is_some(),
             hinted: hinted
                 .get(&(disk.to_owned(), snapshot.cloned()))
                 .map(Digest::to_string),
@@ -157,6 +154,26 @@ impl ServedPair {
             differing: held.differing,
             first: held.first,
         })
+    }
+
+    /// Leaves the map of a disk that was handed over with it, as syncs save one: for the way back.
+    pub(super) fn keep_map(
+        &self,
+        disk: &str,
+        root: &Digest,
+        identity: &str,
+    ) -> Result<ControlAnswer> {
+        let image = self.disk(disk)?;
+        if self.is_in_charge() {
+            let message = "this side is in charge: no map stands for its disks";
+            return Err(Error::new(ErrorKind::Refused, message));
+        }
+        let slots = DiskMaps::slots(&self.directory, disk);
+        let root = root.to_string();
+        if let Some(at) = find(&slots, &root) {
+            keep_map(&image.path, &image.open, (&slots[at], &root), identity)?;
+        }
+        Ok(ControlAnswer::Done)
     }
 
     /// Removes the maps of a disk.

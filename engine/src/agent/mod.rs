@@ -9,6 +9,7 @@
 //! joining  its connections  planning      what it asks before a session
 //! hinting  what of a disk it need not read
 //! steering one that controls a machine   pair, control_spec  the machines that may be controlled
+//! reversing  the way back to this host
 //! ```
 
 mod control_spec;
@@ -17,6 +18,7 @@ mod hinting;
 mod joining;
 mod pair;
 mod planning;
+mod reversing;
 mod steering;
 mod visit;
 

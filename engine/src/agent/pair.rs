@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Digest;
 use crate::hook::Hook;
 use crate::job::{
-    Epoch, Fence, delete_disk, is_name, machine_of_spec, prove_quiet, snapshots_of_spec,
+    Epoch, Fence, Jobs, delete_disk, is_name, machine_of_spec, prove_quiet, snapshots_of_spec,
     tracker_of_spec,
 };
 use crate::machine::{Machine, Power};
@@ -142,7 +142,8 @@ impl ServedPair {
     /// Serves a pair, whose fence is kept below `state`.
     ///
     /// # Errors
-    /// `Usage` for names that are none; `InUse` while another agent serves it; `Damaged`, `Io`.
+    /// `Usage` for names that are none; `InUse` while another agent serves it, or a job of this
+    /// host moves it; `Refused` where others can write to `state`; `Damaged`, `Io`.
     pub(super) fn open(name: &str, pair: Pair, state: &Path) -> Result<Self> {
         for name in [name, &pair.side]
             .into_iter()
@@ -160,7 +161,10 @@ impl ServedPair {
             let message = format!("pair `{name}` has more than {CONTROL_DISK_COUNT_MAX} disks");
             return Err(Error::new(ErrorKind::Usage, message));
         }
-        let directory = state.join("control").join(name);
+        // Where jobs of this host keep who is in charge, too: one fence for both.
+        let jobs = Jobs::below(state);
+        jobs.make_pairs()?;
+        let directory = jobs.pair(name);
         Ok(Self {
             name: name.to_owned(),
             pair,
@@ -238,6 +242,11 @@ impl ServedPair {
                 root,
             } => self.hint(visitor, disk, (since, now.as_deref()), root, step),
             ControlTask::ForgetMaps { disk } => self.forget_maps(disk),
+            ControlTask::KeepMap {
+                disk,
+                root,
+                identity,
+            } => self.keep_map(disk, root, identity),
             ControlTask::DeleteDisk { disk } => self.delete(disk, step).map(done),
             ControlTask::Advance { .. } | ControlTask::HoldAgainst { .. } => {
                 unreachable!("answered before")
@@ -386,14 +395,18 @@ impl ServedPair {
         }
     }
 
+    /// Whether this side is in charge, as it is before the first job.
+    pub(super) fn is_in_charge(&self) -> bool {
+        let fence = lock(&self.fence);
+        let now = fence.now();
+        now.is_none_or(|now| now.authority.as_deref() == Some(self.pair.side.as_str()))
+    }
+
     /// Deletes a disk of a machine that was handed over.
     fn delete(&self, disk: &str, step: &Step<'_>) -> Result<()> {
         let image = &self.disk(disk)?.path;
         let _off = self.lease(step)?;
-        let is_ours = lock(&self.fence)
-            .now()
-            .is_none_or(|now| now.authority.as_deref() == Some(self.pair.side.as_str()));
-        if is_ours {
+        if self.is_in_charge() {
             let message = "this side is in charge: its disks are not deleted";
             return Err(Error::new(ErrorKind::Refused, message));
         }

@@ -36,7 +36,7 @@ pub(crate) use create::Recipe;
 pub(crate) use layers::{HostLayers, open_chain};
 pub(crate) use open::refuse_same_file;
 pub(crate) use probe::decide as decide_format;
-pub(crate) use siblings::{find_children, refuse_children};
+pub(crate) use siblings::{children_of, find_children, refuse_children};
 pub(crate) use vhdx::{
     convert as vhdx_error, convert_at as vhdx_error_at, convert_bare as vhdx_error_bare,
     open_images,

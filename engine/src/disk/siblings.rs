@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use failback_vhdx::{Description, Image};
 
-use super::Format;
+use super::vhdx::convert;
+use super::{Format, decide_format};
 use crate::error::{Error, ErrorKind, Remedy, Result, one_line};
 use crate::snapshot::is_clone_name;
 use crate::system::{Access, HostFile};
@@ -39,6 +40,20 @@ pub(crate) fn refuse_children(
     );
     let refused = Error::new(ErrorKind::Refused, message).path(file.path());
     Err(refused.remedy_is(Remedy::SkipSiblingCheck))
+}
+
+/// Images beside the one at `path` that stand on it, as [`find_children`] finds them; none where it
+/// is no VHDX.
+///
+/// # Errors
+/// As [`find_children`]; `Damaged`, `Unsupported`.
+pub(crate) fn children_of(path: &Path, format: Option<Format>) -> Result<Vec<PathBuf>> {
+    let file = Arc::new(HostFile::open(path, Access::Inspect)?);
+    if decide_format(&file, format)? != Format::Vhdx {
+        return Ok(Vec::new());
+    }
+    let found = Image::inspect(file.clone()).map_err(|e| convert(&e, &file))?;
+    Ok(find_children(&file, &found, &[])?.paths)
 }
 
 /// Children of an image that lie beside it.
@@ -123,9 +138,7 @@ fn inspect(
         return Ok(None);
     }
     let found = Image::inspect_within(sibling.clone(), LOG_LEN_MAX);
-    found
-        .map(Some)
-        .map_err(|e| super::vhdx::convert(&e, &sibling))
+    found.map(Some).map_err(|e| convert(&e, &sibling))
 }
 
 fn is_child(sibling: &Description, parent: &Description, name: &str) -> bool {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::history::History;
 use super::journal::{Fact, Record};
-use super::phase::{Ask, Outcome, Position};
+use super::phase::{Ask, Outcome, Phase, Position};
 use super::place::{Jobs, asks_left, forget_ask, leave_ask};
 use super::report::JobReport;
 use crate::abort::CancelToken;
@@ -22,9 +22,8 @@ impl History<'_> {
     /// # Errors
     /// `Refused` where that cannot be asked.
     pub(super) fn asked(self, ask: Ask) -> Result<Position> {
-        let at = self.position();
-        let Some(next) = at.next(Outcome::Asked(ask)) else {
-            return Err(not_allowed(at, ask));
+        let Some(next) = self.next(ask) else {
+            return Err(self.not_allowed(ask));
         };
         if ask == Ask::Commit && self.has_unread() {
             let message = "the source is still being read: nothing is accepted before all of it \
@@ -32,6 +31,36 @@ impl History<'_> {
             return Err(Error::new(ErrorKind::Refused, message));
         }
         Ok(next)
+    }
+
+    /// What can be asked now.
+    pub(super) fn allowed(self) -> Vec<Ask> {
+        let can_be = |ask: &Ask| self.next(*ask).is_some();
+        Ask::ALL.into_iter().filter(can_be).collect()
+    }
+
+    fn next(self, ask: Ask) -> Option<Position> {
+        let at = self.position();
+        let next = at.next(Outcome::Asked(ask))?;
+        // Who starts the target is not asked to, unless it was told to wait for that.
+        let is_begun = ask == Ask::Complete && at.phase == Phase::StartingTarget;
+        (!is_begun || self.is_held()).then_some(next)
+    }
+
+    fn not_allowed(self, ask: Ask) -> Error {
+        let at = self.position();
+        let allowed: Vec<_> = self.allowed().into_iter().map(Ask::name).collect();
+        let message = format!(
+            "`{}` cannot be asked of a job that is {}{}; {}",
+            ask.name(),
+            at.phase.name(),
+            if at.is_suspended { ", suspended" } else { "" },
+            match allowed.is_empty() {
+                true => "it is over".to_owned(),
+                false => format!("now: {}", allowed.join(", ")),
+            }
+        );
+        Error::new(ErrorKind::Refused, message)
     }
 }
 
@@ -91,7 +120,7 @@ pub fn ask_another(jobs: &Jobs, name: &str, ask: Ask, cancel: &CancelToken) -> R
 fn was_heard(before: &[Record], now: &[Record], ask: Ask) -> bool {
     let is_same_job = before.first() == now.first();
     let since = match ask {
-        Ask::Complete => Some(now),
+        ask if ask.completes() => Some(now),
         _ => now.get(before.len()..),
     };
     let is_it = |record: &Record| record.fact == Some(Fact::Asked { ask });
@@ -108,21 +137,6 @@ fn not_heard(now: &[Record], ask: Ask) -> Error {
         );
         Error::new(ErrorKind::Refused, message)
     })
-}
-
-fn not_allowed(at: Position, ask: Ask) -> Error {
-    let allowed: Vec<_> = at.allowed().into_iter().map(Ask::name).collect();
-    let message = format!(
-        "`{}` cannot be asked of a job that is {}{}; {}",
-        ask.name(),
-        at.phase.name(),
-        if at.is_suspended { ", suspended" } else { "" },
-        match allowed.is_empty() {
-            true => "it is over".to_owned(),
-            false => format!("now: {}", allowed.join(", ")),
-        }
-    );
-    Error::new(ErrorKind::Refused, message)
 }
 
 /// How often whoever asked looks.

@@ -27,6 +27,9 @@ impl Job {
         for disk in &spec.disks {
             self.once(format!("accept:{}", disk.id), |_| accept(disk))?;
         }
+        if !spec.policy.delete_source_disks {
+            self.keep_base_maps(&spec, run);
+        }
         if spec.policy.delete_source_machine {
             self.once("delete:source".to_owned(), |_| {
                 deleted(host.machine().delete(&step))
@@ -54,6 +57,7 @@ impl Job {
         let said = stop(machine.as_ref(), &spec, &step)?;
         self.once("stop:target".to_owned(), |_| Ok(said))?;
         self.give_back(&spec, run)?;
+        self.note_lost(&spec, run)?;
         self.restore_all(&spec, run)?;
         self.thaw_all(&spec, run)?;
         self.drop_maps(&spec, run);
@@ -114,7 +118,7 @@ impl Job {
     }
 
     /// Does it unless it is noted as done. What was said, the first time.
-    fn once(
+    pub(super) fn once(
         &mut self,
         item: String,
         work: impl FnOnce(&mut Self) -> Result<String>,

@@ -32,6 +32,13 @@ impl Job {
             let strategy = strategy_of(disk, way);
             let carried = match strategy == Strategy::Delta && is_tracked {
                 true => Some(self.carried(spec, disk, (&from, until), &step)?),
+                // Of what the target will be: it tells what a guest wrote to it later, and is the
+                // base's as well.
+                false if until == Until::Sealed => Some(Carried {
+                    target: self.map_of(disk, "map"),
+                    left: None,
+                    source: None,
+                }),
                 false => None,
             };
             legs.push(Leg {
@@ -152,6 +159,25 @@ impl Job {
         Ok(true)
     }
 
+    /// Leaves the map of what each disk was when the source was stopped with that disk: a way back
+    /// reads of it only what differs.
+    pub(super) fn keep_base_maps(&self, spec: &JobSpec, run: &Run<'_>) {
+        let step = run.step(&spec.name, "keep-maps");
+        for disk in &spec.disks {
+            let history = self.history();
+            let root = history.sealed(&disk.id).and_then(|it| it.root.as_deref());
+            let (Some(root), Some(identity)) = (root, history.quiet(&disk.id)) else {
+                continue;
+            };
+            let map = self.map_of(disk, "map");
+            let kept = (self.sides.source).keep_map(disk, (&map, root), identity, &step);
+            // Without one the base is read.
+            if let Err(error) = kept {
+                tracing::info!(error = error.chain(), "no map is left with the base");
+            }
+        }
+    }
+
     /// Removes the maps: no pass goes on from them any more.
     pub(super) fn drop_maps(&self, spec: &JobSpec, run: &Run<'_>) {
         let step = run.step(&spec.name, "forget");
@@ -165,7 +191,7 @@ impl Job {
         }
     }
 
-    fn map_of(&self, disk: &DiskSpec, name: &str) -> CarriedMap {
+    pub(super) fn map_of(&self, disk: &DiskSpec, name: &str) -> CarriedMap {
         CarriedMap::at(&self.directory, &format!("{}.{name}", disk.id))
     }
 }

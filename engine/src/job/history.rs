@@ -5,7 +5,7 @@ use super::journal::{DowntimePart, Fact, Moved, Record, begun_of};
 use super::phase::{Ask, Phase, Position, Way};
 use super::preflight::Finding;
 use super::spec::JobSpec;
-use crate::operation::Left;
+use crate::operation::{Left, Writes};
 
 /// A pass that ended.
 #[derive(Clone, Debug, PartialEq)]
@@ -111,6 +111,47 @@ impl<'a> History<'a> {
         self.facts().any(asked)
     }
 
+    /// Whether the source is to be stopped, once it is time.
+    pub(crate) fn is_completing(self) -> bool {
+        self.is_asked(Ask::Complete) || self.is_asked(Ask::Hold)
+    }
+
+    /// Whether the job is to stand before the target is started: what was asked last says.
+    pub(crate) fn is_to_hold(self) -> bool {
+        let last = self.facts().rev().find_map(|(_, fact)| match fact {
+            Fact::Asked {
+                ask: ask @ (Ask::Complete | Ask::Hold),
+            } => Some(*ask),
+            _ => None,
+        });
+        last == Some(Ask::Hold)
+    }
+
+    /// Whether it stands there now, for no other reason.
+    pub(crate) fn is_held(self) -> bool {
+        self.is_to_hold() && self.position() == Position::at(Phase::StartingTarget)
+    }
+
+    /// Seconds of the downtime for which the job stood because it was told to.
+    pub(crate) fn held(self) -> Option<f64> {
+        let (mut is_to_hold, mut from, mut held) = (false, None, None);
+        for record in self.0 {
+            let is_there = record.position == Position::at(Phase::StartingTarget);
+            if let Some(Fact::Asked { ask }) = &record.fact {
+                is_to_hold = (is_to_hold || *ask == Ask::Hold) && *ask != Ask::Complete;
+            }
+            match (is_to_hold && is_there, from) {
+                (true, None) => from = Some(record.at_ms),
+                (false, Some(since)) => {
+                    held = Some(held.unwrap_or(0.0) + seconds_between(since, record.at_ms));
+                    from = None;
+                }
+                _ => {}
+            }
+        }
+        held
+    }
+
     /// The downtime expected last, seconds.
     pub(crate) fn predicted(self) -> Option<f64> {
         self.facts().rev().find_map(|(_, fact)| match fact {
@@ -199,6 +240,14 @@ impl<'a> History<'a> {
     pub(crate) fn sealed(self, disk: &str) -> Option<&'a Moved> {
         self.facts().rev().find_map(|(_, fact)| match fact {
             Fact::Final { moved } if moved.disk == disk => Some(moved),
+            _ => None,
+        })
+    }
+
+    /// What an undo takes away of a disk, once that was looked at.
+    pub(crate) fn lost(self, disk: &str) -> Option<&'a Writes> {
+        self.facts().rev().find_map(|(_, fact)| match fact {
+            Fact::Lost { disk: of, writes } if of == disk => Some(writes),
             _ => None,
         })
     }

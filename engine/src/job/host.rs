@@ -6,14 +6,14 @@ use std::sync::Arc;
 use super::fence::{Authority, Charge};
 use super::spec::DiskSpec;
 use crate::abort::Abort;
-use crate::disk::{OpenOptions, open_source};
+use crate::disk::{OpenOptions, children_of, open_source};
 use crate::endpoint::Endpoint;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, one_line};
 use crate::hash::Digest;
 use crate::hook::Hook;
 use crate::machine::{Machine, Power};
 use crate::map::CarriedMap;
-use crate::operation::{Held, hold_against};
+use crate::operation::{Held, hold_against, keep_map};
 use crate::snapshot::{SnapshotId, SnapshotProvider};
 use crate::step::Step;
 use crate::track::{ChangeTracker, Changed};
@@ -87,7 +87,7 @@ pub trait SourceHost: Send + Sync + std::fmt::Debug {
     /// Shows that nobody has the disk open for writing. What tells it in this state from any other.
     ///
     /// # Errors
-    /// `InUse` when somebody has; `Damaged`, `Io`.
+    /// `InUse` when somebody has; `Refused` where another image stands on it; `Damaged`, `Io`.
     fn prove_quiet(&self, disk: &DiskSpec, step: &Step<'_>) -> Result<String>;
 
     /// What the fence of the source's own host says; `None`: it has none, and the job's is that of
@@ -96,6 +96,19 @@ pub trait SourceHost: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// `PeerGone`, `Protocol`, `NotGranted`.
     fn fence(&self, step: &Step<'_>) -> Result<Option<Authority>>;
+
+    /// Leaves `map`, which has the root, as the saved map of a disk that was handed over, if that
+    /// is still what `identity` told it by. A host that keeps no maps does nothing.
+    ///
+    /// # Errors
+    /// Why none was left: nothing depends on it.
+    fn keep_map(
+        &self,
+        disk: &DiskSpec,
+        map: (&CarriedMap, &str),
+        identity: &str,
+        step: &Step<'_>,
+    ) -> Result<()>;
 
     /// In whose name everything is asked from now on.
     fn act_for(&self, charge: Charge);
@@ -276,6 +289,17 @@ impl SourceHost for LocalHost {
         prove_quiet(&image, &disk.open(disk.source_format.as_deref())?)
     }
 
+    fn keep_map(
+        &self,
+        disk: &DiskSpec,
+        map: (&CarriedMap, &str),
+        identity: &str,
+        _step: &Step<'_>,
+    ) -> Result<()> {
+        let open = disk.open(disk.source_format.as_deref())?;
+        keep_map(&path_of(disk)?, &open, map, identity)
+    }
+
     fn fence(&self, _step: &Step<'_>) -> Result<Option<Authority>> {
         Ok(None)
     }
@@ -360,10 +384,22 @@ impl Tracked<'_> {
 /// Shows that nobody has an image open for writing. What tells it in this state from any other.
 ///
 /// # Errors
-/// `InUse` when somebody has; `Damaged`, `Io`.
+/// `InUse` when somebody has; `Refused` where another image stands on it: the machine has a
+/// checkpoint, and wrote to that; `Damaged`, `Io`.
 pub(crate) fn prove_quiet(image: &Path, open: &OpenOptions) -> Result<String> {
     // Open for reading it shares the image with other readers and with no writer.
-    Ok(open_source(image, open)?.info().identity)
+    let identity = open_source(image, open)?.info().identity;
+    match children_of(image, open.format)?.first() {
+        None => Ok(identity),
+        Some(child) => {
+            let child = one_line(&child.to_string_lossy());
+            let message = format!(
+                "{child} stands on it: the machine has a checkpoint, and this image is not its \
+                 disk; merge that first"
+            );
+            Err(Error::new(ErrorKind::Refused, message).path(image))
+        }
+    }
 }
 
 fn path_of(disk: &DiskSpec) -> Result<std::path::PathBuf> {

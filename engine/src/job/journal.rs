@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::phase::{Ask, Phase, Position, Way};
 use super::spec::JobSpec;
 use crate::error::Result;
+use crate::operation::Writes;
 use crate::state::{Barrier, Barriers, Folder, LogEntry, RecordLog};
 
 /// One record.
@@ -184,6 +185,13 @@ pub enum Fact {
         item: String,
         /// How it went.
         said: String,
+    },
+    /// What the target's guest wrote since it was started, which an undo takes away.
+    Lost {
+        /// The disk.
+        disk: String,
+        /// What is known of it.
+        writes: Writes,
     },
     /// The job will go on by itself.
     Retry {

@@ -8,7 +8,7 @@
 //! fence     who may start the machine             host     the side of the source
 //! moving    the disks, side by side               forecast the downtime to be expected: pure
 //! remote    that side behind an agent
-//! hints     what of a disk need not be read
+//! hints     what of a disk need not be read     losing  what an undo takes away
 //! paths     that an operator wrote
 //! place     where jobs are kept, and asked        report   what is told of one
 //! asking    from outside the process      overlap  what jobs must not share
@@ -29,6 +29,7 @@ mod hints;
 mod history;
 mod host;
 mod journal;
+mod losing;
 mod moving;
 mod online;
 mod overlap;
@@ -70,6 +71,7 @@ pub use report::{
     PassReport, RetryReport, moment,
 };
 pub use retry::{Clock, HostClock};
+pub(crate) use reverse::reverse_name;
 pub use reverse::reverse_of;
 pub use run::{Job, Sides, Stay};
 pub use spec::{

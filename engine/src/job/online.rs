@@ -190,7 +190,7 @@ impl Job {
     /// Whether somebody asked for the end of the passes, and it is time.
     fn completes_now(&self) -> bool {
         let history = self.history();
-        history.is_asked(Ask::Complete) && !is_early(history.spec())
+        history.is_completing() && !is_early(history.spec())
     }
 
     /// Whether a pass is to be made before anything else is waited for.

@@ -35,6 +35,9 @@ fn each_path(spec: &mut JobSpec, visit: Visit<'_>) -> Result<()> {
             each_text(&format!("source of disk `{}`", disk.id), source, visit)?;
         }
     }
+    if let Some(directory) = &mut spec.policy.export_on_undo {
+        visit("export_on_undo", directory)?;
+    }
     for (name, side) in [("source", &mut spec.source), ("target", &mut spec.target)] {
         let SideSpec {
             machine,
@@ -146,6 +149,8 @@ mod tests {
 
     const FILE: &str = r#"
 name = "web"
+[policy]
+export_on_undo = "/var/undone"
 [source.machine]
 kind = "qmp"
 socket = "/run/web.qmp"
@@ -165,7 +170,8 @@ id = "os"
 source = "/cloud/os.vhdx"
 target = "/vm/os.vhdx"
 "#;
-    const WHOLE: [&str; 8] = [
+    const WHOLE: [&str; 9] = [
+        "/var/undone",
         "/run/web.qmp",
         "/etc/start",
         "/etc/create",

@@ -146,8 +146,10 @@ pub enum Way {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ask {
-    /// Complete failover: stop the source, start the target.
+    /// Complete failover: stop the source, start the target. Of a job that holds: go on.
     Complete,
+    /// The same, and stand right before the target is started until completing is asked for.
+    Hold,
     /// Give up before COMMIT.
     Cancel,
     /// Accept the target.
@@ -160,19 +162,28 @@ pub enum Ask {
 
 impl Ask {
     /// Every one.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Complete,
+        Self::Hold,
         Self::Cancel,
         Self::Commit,
         Self::Undo,
         Self::Resume,
     ];
 
-    /// The verb of `failback job`.
+    /// Whether it asks for the end of the passes.
+    #[must_use]
+    pub fn completes(self) -> bool {
+        matches!(self, Self::Complete | Self::Hold)
+    }
+
+    /// The word in journals and reports, and the verb of `failback job`: `hold` is
+    /// `complete --hold`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Complete => "complete",
+            Self::Hold => "hold",
             Self::Cancel => "cancel",
             Self::Commit => "commit",
             Self::Undo => "undo",
@@ -200,7 +211,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every one.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Done,
         Self::Go(Way::Delta),
         Self::Go(Way::Full),
@@ -208,6 +219,7 @@ impl Outcome {
         Self::GivenBack,
         Self::Failed,
         Self::Asked(Ask::Complete),
+        Self::Asked(Ask::Hold),
         Self::Asked(Ask::Cancel),
         Self::Asked(Ask::Commit),
         Self::Asked(Ask::Undo),
@@ -310,8 +322,10 @@ impl Position {
                 let can = self.phase == P::CommitPending && !self.is_suspended;
                 can.then(|| Self::at(P::Releasing))
             }
-            Ask::Complete if self.is_suspended => None,
-            Ask::Complete => match self.phase {
+            Ask::Complete | Ask::Hold if self.is_suspended => None,
+            // What it holds before; whether it does, the journal knows.
+            Ask::Complete if self.phase == P::StartingTarget => Some(self),
+            Ask::Complete | Ask::Hold => match self.phase {
                 P::Waiting => Some(Self::at(P::StoppingSource)),
                 // Noted, and done when it waits.
                 P::Created | P::Preflight | P::Planning | P::Presync => Some(self),

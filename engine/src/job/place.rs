@@ -5,10 +5,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::fence::Epoch;
 use super::phase::Ask;
 use super::spec::is_name;
 use crate::error::{Error, ErrorKind, Result};
-use crate::state::HostFolder;
+use crate::state::{HostFolder, RecordLog};
 use crate::system::{
     create_marker, create_private_directories, is_kept_from_others, keep_private, remove_marker,
 };
@@ -46,6 +47,31 @@ impl Jobs {
         self.root.join("pairs").join(name)
     }
 
+    /// Makes the directory in which pairs are kept.
+    ///
+    /// # Errors
+    /// As [`Jobs::refuse_foreign`].
+    pub(crate) fn make_pairs(&self) -> Result<()> {
+        let directory = self.root.join("pairs");
+        create_private_directories(&directory)
+            .map_err(|e| Error::io(e, "make directory of pairs").path(&directory))?;
+        self.refuse_foreign()
+    }
+
+    /// Who is in charge of a pair, as this host knows it, whoever holds its fence now; `None`
+    /// before the first job.
+    ///
+    /// # Errors
+    /// `Usage` for what cannot be a pair's name; `Damaged`, `Unsupported`, `Io`.
+    pub fn epoch(&self, pair: &str) -> Result<Option<Epoch>> {
+        if !is_name(pair) {
+            let message = format!("`{}` is no name of a pair", crate::error::one_line(pair));
+            return Err(Error::new(ErrorKind::Usage, message));
+        }
+        let log: Option<RecordLog<Epoch>> = RecordLog::peek(&self.pair(pair))?;
+        Ok(log.map(|log| log.last().clone()))
+    }
+
     /// Makes what is missing, and keeps all others from beginning a job until it is dropped.
     ///
     /// # Errors
@@ -53,10 +79,10 @@ impl Jobs {
     /// long; `Io`.
     pub(super) fn take_turn(&self) -> Result<fs::File> {
         super::refuse_relative("directory of jobs", &mut self.root.clone())?;
-        for directory in [self.root.join("jobs"), self.root.join("pairs")] {
-            create_private_directories(&directory)
-                .map_err(|e| Error::io(e, "make directory of jobs").path(&directory))?;
-        }
+        self.make_pairs()?;
+        let directory = self.root.join("jobs");
+        create_private_directories(&directory)
+            .map_err(|e| Error::io(e, "make directory of jobs").path(&directory))?;
         self.refuse_foreign()?;
         let at = self.root.join(TURN_NAME);
         let failed = |e| Error::io(e, "lock directory of jobs").path(&at);

@@ -1,14 +1,16 @@
 //! Whether all that a job will need is there: rules with ids, and what each found. Changes nothing.
 
+use std::path::Path;
+
 use serde::Serialize;
 
-use super::host::prove_quiet;
 use super::overlap::Place;
 use super::profile::{Profile, Seen};
 use super::run::Sides;
 use super::spec::{DiskSpec, JobSpec, SnapshotSpec};
+use crate::disk::{OpenOptions, children_of, open_source};
 use crate::endpoint::Endpoint;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, one_line};
 use crate::machine::{Machine, Power};
 use crate::operation::{self, ImageInfo};
 use crate::plan::Strategy;
@@ -50,12 +52,22 @@ pub(super) fn examine(spec: &JobSpec, sides: &Sides, step: &Step<'_>) -> Result<
         format!("it is {source}"),
     ));
     found.extend(all_disks(spec, sides.source.disks(step)?));
+    if let Some(directory) = &spec.policy.export_on_undo {
+        let is_there = directory.is_dir();
+        let said = match is_there {
+            true => "the directory of export_on_undo is there",
+            false => "the directory of export_on_undo is not there",
+        };
+        found.push(finding("export_place", "", is_there, said.to_owned()));
+    }
     found.extend(examine_again(spec, sides, step)?);
     let mut seen = Vec::new();
     for disk in &spec.disks {
         let source = match spec.source_of(disk)? {
             Endpoint::Path(path) => {
                 let open = disk.open(disk.source_format.as_deref())?;
+                let (is_top, said) = childless(&path, &open)?;
+                found.push(finding("source_checkpoints", &disk.id, is_top, said));
                 Some(operation::info(&path, &open, None)?)
             }
             // The agent tells when it is planned.
@@ -107,6 +119,9 @@ pub(super) fn examine_again(
         if target.is_some() {
             let (is_unused, said) = unused(disk)?;
             found.push(finding("target_unused", &disk.id, is_unused, said));
+            let (is_top, said) =
+                childless(&disk.target, &disk.open(disk.target_format.as_deref())?)?;
+            found.push(finding("target_checkpoints", &disk.id, is_top, said));
         }
     }
     Ok(found)
@@ -243,11 +258,24 @@ fn distinct(spec: &JobSpec, disk: &DiskSpec) -> Result<(bool, String)> {
 
 fn unused(disk: &DiskSpec) -> Result<(bool, String)> {
     let open = disk.open(disk.target_format.as_deref())?;
-    match prove_quiet(&disk.target, &open) {
+    match open_source(&disk.target, &open) {
         Ok(_) => Ok((true, "nobody writes to the target".to_owned())),
         Err(error) if error.kind() == ErrorKind::InUse => Ok((false, error.chain())),
         Err(error) => Err(error),
     }
+}
+
+/// Whether no other image stands on this one: a machine with a checkpoint runs from another file,
+/// and a checkpoint whose parent is written to is lost.
+fn childless(path: &Path, open: &OpenOptions) -> Result<(bool, String)> {
+    Ok(match children_of(path, open.format)?.first() {
+        None => (true, "no checkpoint stands on it".to_owned()),
+        Some(child) => {
+            let child = one_line(&child.to_string_lossy());
+            let said = format!("{child} stands on it: merge or delete that first");
+            (false, said)
+        }
+    })
 }
 
 /// What a profile is held against: the target's image, which nobody uses now, else the source's.

@@ -242,6 +242,21 @@ impl SourceHost for RemoteHost {
         }
     }
 
+    fn keep_map(
+        &self,
+        disk: &DiskSpec,
+        (_, root): (&CarriedMap, &str),
+        identity: &str,
+        step: &Step<'_>,
+    ) -> Result<()> {
+        let what = ControlTask::KeepMap {
+            disk: disk.id.clone(),
+            root: digest(root)?,
+            identity: identity.to_owned(),
+        };
+        self.ask_done(what, step)
+    }
+
     fn fence(&self, step: &Step<'_>) -> Result<Option<Authority>> {
         self.visit(step, |_, info| {
             Ok(Some(Authority {

@@ -7,6 +7,7 @@ use super::history::History;
 use super::journal::{DiskPlan, DowntimePart, Fact, Moved, Record, begun_of};
 use super::phase::Way;
 use super::preflight::Finding;
+use crate::operation::Writes;
 
 /// Version of the report's shape.
 pub const JOB_REPORT_SCHEMA: &str = "failback.job/1";
@@ -30,7 +31,9 @@ pub struct JobReport {
     pub worked_on: Option<bool>,
     /// Why it stands.
     pub error: Option<JobFailure>,
-    /// What can be asked of it now.
+    /// It stands before the start of the target, as it was told to, until it is completed.
+    pub held: bool,
+    /// What can be asked of it now; `hold` is `complete --hold`.
     pub allowed: Vec<&'static str>,
     /// Epoch of the pair that the job made last, or began with.
     pub epoch: u64,
@@ -85,6 +88,8 @@ pub struct DiskReport {
     pub state: Option<String>,
     /// Payload bytes of all passes and the final copy.
     pub sent: u64,
+    /// What the target's guest had written when an undo took it away; `null`: none did.
+    pub lost: Option<Writes>,
     /// What was moved after the source had stopped.
     pub final_copy: Option<Moved>,
 }
@@ -107,6 +112,8 @@ pub struct Downtime {
     pub predicted: Option<f64>,
     /// As it was.
     pub measured: Option<f64>,
+    /// For how much of it the job stood because it was told to; `null`: it was not.
+    pub held: Option<f64>,
     /// What the prediction is made of, and what each part rests on.
     pub parts: Vec<DowntimePart>,
 }
@@ -174,7 +181,10 @@ impl JobReport {
             suspended: at.is_suspended,
             worked_on: None,
             error: history.failure().and_then(failure),
-            allowed: at.allowed().into_iter().map(super::Ask::name).collect(),
+            held: history.is_held(),
+            allowed: (history.allowed().into_iter())
+                .map(super::Ask::name)
+                .collect(),
             epoch,
             authority: authority.map(str::to_owned),
             strategy: history.way().map(|way| match way {
@@ -200,6 +210,7 @@ impl JobReport {
             downtime: Downtime {
                 predicted: history.predicted(),
                 measured: history.downtime(),
+                held: history.held(),
                 parts: history.predicted_parts().to_vec(),
             },
             retry: history
@@ -244,6 +255,13 @@ pub fn moment(at_ms: u64) -> String {
     humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + since).to_string()
 }
 
+/// The same in letters and digits alone, as part of a file's name: `20261129T090000Z`.
+pub(super) fn compact_moment(at_ms: u64) -> String {
+    let mut text = moment(at_ms);
+    text.retain(|c| c.is_ascii_alphanumeric());
+    text
+}
+
 /// The end of the year 9999, which is the last that can be written so.
 const LAST_SECOND: u64 = 253_402_300_799;
 
@@ -272,6 +290,7 @@ fn disk_of(history: History<'_>, disk: &super::DiskSpec) -> DiskReport {
         target: disk.target.display().to_string(),
         root: last.as_ref().and_then(|moved| moved.root.clone()),
         state,
+        lost: history.lost(&disk.id).cloned(),
         sent: sent_before + last.as_ref().map_or(0, |moved| moved.sent),
         final_copy: last,
     }
@@ -303,5 +322,6 @@ mod tests {
         assert_eq!(moment(0), "1970-01-01T00:00:00Z");
         assert_eq!(moment(1_795_989_600_999), "2026-11-29T22:00:00Z");
         assert_eq!(moment(u64::MAX), "9999-12-31T23:59:59Z");
+        assert_eq!(compact_moment(1_795_989_600_999), "20261129T220000Z");
     }
 }

@@ -16,11 +16,17 @@ impl JobSpec {
     /// disk that is gone there is made anew. It moves nothing by itself, and deletes nothing.
     ///
     /// # Errors
-    /// `Refused` where a source is behind an agent: its disks cannot be written to from here.
+    /// `Refused` where a source is behind an agent: its disks cannot be written to from here, and
+    /// the job runs over there (`ControlSpec::job_back`).
     pub fn reversed(&self) -> Result<Self> {
         if self.control()?.is_some() {
-            let message = "the machine came from behind an agent: its disks cannot be written to \
-                           from here";
+            let pair = self.pair_name();
+            let message = format!(
+                "the machine came from behind an agent: its disks cannot be written to from here. \
+                 Serve what `failback pair control {}` prints, and run `failback pair reverse \
+                 {pair} --control FILE --source ADDRESS/{pair}` on that host",
+                self.name
+            );
             return Err(Error::new(ErrorKind::Refused, message));
         }
         let side = |of: &SideSpec, name: &str| SideSpec {
@@ -28,20 +34,23 @@ impl JobSpec {
             ..of.clone()
         };
         let disks: Result<Vec<_>> = self.disks.iter().map(reversed_disk).collect();
-        let keep = NAME_LEN_MAX - SUFFIX.len();
-        let base = self.name.strip_suffix(SUFFIX);
-        let name = match base {
-            Some(base) => base.to_owned(),
-            None => self.name[..self.name.len().min(keep)].to_owned() + SUFFIX,
-        };
         Ok(Self {
-            name,
+            name: reverse_name(&self.name),
             pair: Some(self.pair_name().to_owned()),
             source: side(&self.target, self.side_of_target()),
             target: side(&self.source, self.side_of_source()),
             disks: disks?,
             policy: reversed_policy(&self.policy),
         })
+    }
+}
+
+/// What the job that goes the other way is called.
+pub(crate) fn reverse_name(name: &str) -> String {
+    let keep = NAME_LEN_MAX - SUFFIX.len();
+    match name.strip_suffix(SUFFIX) {
+        Some(base) => base.to_owned(),
+        None => name[..name.len().min(keep)].to_owned() + SUFFIX,
     }
 }
 
@@ -55,6 +64,7 @@ fn reversed_policy(policy: &Policy) -> Policy {
         complete_at: None,
         commit_after: None,
         undo_after: None,
+        export_on_undo: None,
         delete_source_machine: false,
         delete_source_disks: false,
         profile: None,

@@ -219,11 +219,14 @@ impl Job {
     pub fn ask(&mut self, ask: Ask) -> Result<()> {
         let at = self.position();
         let next = self.history().asked(ask)?;
-        if ask == Ask::Complete && self.history().is_asked(Ask::Complete) {
+        // The last word counts, and the same one twice is one.
+        let history = self.history();
+        let is_same = history.is_to_hold() == (ask == Ask::Hold);
+        if ask.completes() && history.is_completing() && is_same {
             return Ok(());
         }
         // Completing waits for its phase; everything else changes where the job is.
-        let next = if ask == Ask::Complete { at } else { next };
+        let next = if ask.completes() { at } else { next };
         self.journal.go_to(next, Some(Fact::Asked { ask }))
     }
 
@@ -361,7 +364,7 @@ impl Job {
         // Completing waits for the end of a pass. What would be refused ends nothing: the step
         // would begin again for it.
         let mut heard = Ask::ALL.to_vec();
-        heard.retain(|ask| *ask != Ask::Complete && self.history().asked(*ask).is_ok());
+        heard.retain(|ask| !ask.completes() && self.history().asked(*ask).is_ok());
         let is_done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let watcher = scope.spawn(|| {
@@ -391,10 +394,12 @@ impl Job {
             }
             Phase::Waiting => {
                 stay.leaves_waiting
-                    && !history.is_asked(Ask::Complete)
+                    && !history.is_completing()
                     && !self.wants_pass()
                     && history.spec().policy.complete == super::spec::Complete::Manual
             }
+            // Nothing is lost by leaving: whoever asks goes on.
+            Phase::StartingTarget => history.is_held(),
             _ => false,
         }
     }

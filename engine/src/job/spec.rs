@@ -79,10 +79,10 @@ pub enum MachineSpec {
 
 /// How a disk is frozen while its machine runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum SnapshotSpec {
     /// A clone that shares the image's blocks: XFS, btrfs.
-    Reflink,
+    Reflink {},
     /// Commands.
     Hooks(HookSnapshots),
 }
@@ -172,6 +172,9 @@ pub struct Policy {
     /// Go back to the source so long after the target was started.
     #[serde(with = "span::optional", skip_serializing_if = "Option::is_none")]
     pub undo_after: Option<Duration>,
+    /// Where a target's disks that its guest wrote to are copied before an undo takes them away.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub export_on_undo: Option<PathBuf>,
     /// Once accepted, the machine of the source is deleted; its disks stay.
     pub delete_source_machine: bool,
     /// Once accepted, the disks of the source are deleted by its `delete_disk`: a later way back is
@@ -199,6 +202,7 @@ impl Default for Policy {
             keep_warm: Duration::from_mins(15),
             commit_after: None,
             undo_after: None,
+            export_on_undo: None,
             delete_source_machine: false,
             delete_source_disks: false,
             profile: None,

@@ -69,7 +69,7 @@ pub(crate) fn tracker_of_spec(spec: TrackerSpec) -> Arc<dyn ChangeTracker> {
 /// What freezes its disks.
 pub(crate) fn snapshots_of_spec(spec: &SnapshotSpec) -> Arc<dyn SnapshotProvider> {
     match spec {
-        SnapshotSpec::Reflink => Arc::new(Reflink),
+        SnapshotSpec::Reflink {} => Arc::new(Reflink),
         SnapshotSpec::Hooks(hooks) => Arc::new(hooks.clone()),
     }
 }

@@ -114,6 +114,14 @@ impl MapStore {
         Ok(Some(TrustedMap { map, audited }))
     }
 
+    /// The map that is here, whatever the disk is now; `None` where there is none of this host's.
+    #[must_use]
+    pub(crate) fn open(&self) -> Option<MapFile> {
+        let key = MapKey::load(&self.key_directory).ok().flatten()?;
+        let map = MapFile::open(&self.path(), &key).ok()?;
+        map.claim().is_authentic.then_some(map)
+    }
+
     /// A map that is to be kept here. `None` where it cannot be, which is no reason to fail: it is
     /// only told.
     #[must_use]

@@ -427,10 +427,10 @@ impl Job<'_> {
         if let (Some((loaded, standing)), SourceSide::Local(_, map)) = (loaded, &mut source) {
             (*map, source_map) = (loaded, standing);
         }
-        if let (Some(carried), SourceSide::Local(_, map)) = (&request.carried, &mut source) {
+        let hinted = request.carried.as_ref().and_then(|it| it.source.as_ref());
+        if let (Some(hinted), SourceSide::Local(_, map)) = (hinted, &mut source) {
             (*map, source_map) = (SideMap::default(), MapStanding::default());
-            let made = carried.source.as_ref();
-            let made = made.and_then(|made| Some((made.map.as_ref()?, &made.root)));
+            let made = hinted.map.as_ref().map(|made| (made, &hinted.root));
             if let (Some((made, root)), true) = (made, is_carried_on(&target)) {
                 let (loaded, standing) = carried_map(made, Some(root))?;
                 let loaded = SideMap {
@@ -672,12 +672,19 @@ fn open_target_side(
         let target = HostedTarget::open(path, &request.target_open, state, wanted, cancel)?;
         let (map, standing) = match &request.carried {
             None => target.map(path, state, maps),
-            Some(carried) => {
-                let mark = target.mark()?;
-                let believed = carried.believed(mark.as_deref());
-                let root = believed.map(|left| left.root.as_str());
-                carried_map(&carried.target, root)?
-            }
+            Some(carried) => match carried.believed(target.mark()?.as_deref()) {
+                Some(left) => carried_map(&carried.target, Some(&left.root))?,
+                // What stands for the disk may do so here as well; the next one is the job's.
+                None => {
+                    let (found, standing) = target.map(path, state, maps);
+                    let map = SideMap {
+                        store: None,
+                        carried: Some(carried.target.clone()),
+                        ..found
+                    };
+                    (map, standing)
+                }
+            },
         };
         return Ok(OpenedTarget {
             is_new: target.is_new(),

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::scanning::{Told, scan_leaves};
 use crate::abort::CancelToken;
-use crate::disk::{OpenOptions, open_source};
+use crate::disk::{OpenOptions, Source, open_source};
 use crate::error::{ErrorKind, Result};
 use crate::event::Observer;
 use crate::hash::{HashKind, Hasher};
@@ -56,69 +56,81 @@ pub(crate) fn hold_against(
         Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Io) => None,
         Err(error) => return Err(error),
     };
-    let (geometry, hash) = match &map {
-        Some(map) => (map.geometry(), map.hash()),
-        // As jobs have them.
-        None => (
-            Geometry::new(disk.info().virtual_size, BlockSize::DEFAULT)?,
-            HashKind::Blake3,
-        ),
-    };
-    let hasher = Hasher::new(hash);
-    let progress = SessionProgress::default();
-    let mut tree = MapBuilder::new(&hasher, geometry, None);
-    let mut against = Against {
-        map,
-        differing: 0,
-        first: Vec::new(),
-    };
-    let mut at = 0;
-    scan_leaves(
-        disk.as_ref(),
-        (geometry, &hasher),
-        &progress,
-        &told,
-        |leaf, count| {
-            (at..at + count).for_each(|block| against.hold(block, leaf));
-            tree.push(leaf, count);
-            at += count;
-            Ok(())
-        },
-    )?;
+    let (mut differing, mut first) = (0, Vec::new());
+    let compared = compare(disk.as_ref(), (map, root), &told, |_, block| {
+        differing += 1;
+        if first.len() < Held::NAMED_MAX {
+            first.push(block.0);
+        }
+    })?;
+    if !compared.is_named {
+        (differing, first) = (0, Vec::new());
+    }
     Ok(Held {
-        read: progress.scan.read_len.load(Ordering::Relaxed),
-        is_equal: tree.finish().0.to_string() == root,
-        differing: against.differing,
-        first: against.first,
+        read: compared.read,
+        is_equal: compared.is_equal,
+        differing,
+        first,
     })
 }
 
-/// What differs from a map, as far as that can be read.
-struct Against {
-    map: Option<MapFile>,
-    differing: u64,
-    first: Vec<u64>,
+/// How a disk compares to a map.
+pub(super) struct Compared {
+    /// Bytes that were read.
+    pub(super) read: u64,
+    /// Whether it has the root.
+    pub(super) is_equal: bool,
+    /// Whether the blocks that differ were all named; what was named by a map that turned out to be
+    /// damaged, or by none, counts for nothing.
+    pub(super) is_named: bool,
 }
 
-impl Against {
-    fn hold(&mut self, block: u64, leaf: Leaf) {
-        let Some(map) = &self.map else { return };
-        match map.leaf(BlockIndex(block)) {
-            Ok(found) if found == Some(leaf) => {}
-            Ok(_) => {
-                self.differing += 1;
-                if self.first.len() < Held::NAMED_MAX {
-                    self.first.push(block);
+/// Reads all of a disk, names the blocks that are not what `map` says, and tells whether it has
+/// `root`.
+///
+/// # Errors
+/// Those of the disk; `Cancelled`.
+pub(super) fn compare(
+    disk: &dyn Source,
+    (map, root): (Option<MapFile>, &str),
+    told: &Told<'_>,
+    mut differs: impl FnMut(Geometry, BlockIndex) + Send,
+) -> Result<Compared> {
+    let disk_len = disk.info().virtual_size;
+    let (geometry, hash) = match &map {
+        Some(map) if map.geometry().disk_len() == disk_len => (map.geometry(), map.hash()),
+        // As jobs have them.
+        _ => (
+            Geometry::new(disk_len, BlockSize::DEFAULT)?,
+            HashKind::Blake3,
+        ),
+    };
+    let mut map = map.filter(|map| map.geometry() == geometry);
+    let hasher = Hasher::new(hash);
+    let progress = SessionProgress::default();
+    let mut tree = MapBuilder::new(&hasher, geometry, None);
+    let mut at = 0;
+    let each = |leaf: Leaf, count: u64| {
+        for block in (at..at + count).map(BlockIndex) {
+            let Some(known) = &map else { break };
+            match known.leaf(block) {
+                Ok(found) if found == Some(leaf) => {}
+                Ok(_) => differs(geometry, block),
+                // From here on the root alone tells.
+                Err(error) => {
+                    tracing::info!(error = error.chain(), "the map of a disk is damaged");
+                    map = None;
                 }
             }
-            // From here on the root alone tells; names that miss some would mislead.
-            Err(error) => {
-                tracing::info!(
-                    error = error.chain(),
-                    "the map that was carried on is damaged"
-                );
-                (self.map, self.differing, self.first) = (None, 0, Vec::new());
-            }
         }
-    }
+        tree.push(leaf, count);
+        at += count;
+        Ok(())
+    };
+    scan_leaves(disk, (geometry, &hasher), &progress, told, each)?;
+    Ok(Compared {
+        read: progress.scan.read_len.load(Ordering::Relaxed),
+        is_equal: tree.finish().0.to_string() == root,
+        is_named: map.is_some(),
+    })
 }

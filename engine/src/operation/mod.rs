@@ -21,6 +21,7 @@ mod relay;
 mod replacement;
 mod scanning;
 mod sides;
+mod since;
 
 pub use crate::plan::{Plan, Strategy, choose};
 pub use check::{CheckFinding, ImageCheck, ImageSummary, check};
@@ -35,6 +36,8 @@ pub use planning::plan;
 pub(crate) use recovery::refuse_mixed_source;
 pub use recovery::{RecoveryReport, accept, recover, roll_back};
 pub(crate) use recovery::{Standing, stage_mark, standing};
+pub use since::Writes;
+pub(crate) use since::{keep_map, writes_since};
 
 pub use connection::LinkOptions;
 pub(crate) use connection::{SOFTWARE, call, in_one, in_shape};

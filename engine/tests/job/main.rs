@@ -6,6 +6,8 @@ mod asks;
 mod crashes;
 mod fencing;
 mod hinted;
+mod holding;
+mod losing;
 mod preflighted;
 mod relay;
 mod remote_hints;
@@ -223,8 +225,9 @@ fn missing_disks_are_made_by_a_full_download() {
     assert!(!scene.target_of("os").exists());
 }
 
-// Goal: G8, the way back is warm: only what changed since the source was stopped travels; where the
-// base is gone it is said, and everything does. Method: two pages written at home; no base.
+// Goal: G8, the way back is warm: the map of the base stands for it, only what changed since the
+// source was stopped travels; where the base is gone it is said, and everything does. Method: two
+// pages written at home; no base.
 #[test]
 fn the_way_back_sends_what_changed_since_the_stop() {
     for has_base in [true, false] {
@@ -250,7 +253,7 @@ fn the_way_back_sends_what_changed_since_the_stop() {
         let report = job.report();
         assert_eq!(report.phase, "waiting", "{report:?}");
         let (strategy, reason) = match has_base {
-            true => ("delta", "no_base_map"),
+            true => ("delta", "map_trusted"),
             false => ("full", "target_missing"),
         };
         assert_eq!(report.strategy, Some(strategy));

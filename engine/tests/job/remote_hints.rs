@@ -37,7 +37,7 @@ fn guest_writes(scene: &Scene, block: u64) {
 
 /// Maps that the agent keeps.
 fn maps(scene: &Scene) -> Vec<String> {
-    let kept = fs::read_dir(agent_state(scene).join("control/web")).unwrap();
+    let kept = fs::read_dir(agent_state(scene).join("pairs/web")).unwrap();
     let names = kept.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     names.filter(|name| name.ends_with(".map")).collect()
 }
@@ -144,7 +144,7 @@ fn outlive_the_agent(lose: impl Fn(&Path)) {
         job.report()
     });
     for map in maps(&scene) {
-        lose(&agent_state(&scene).join("control/web").join(map));
+        lose(&agent_state(&scene).join("pairs/web").join(map));
     }
     let after = with_tracking_agent(&scene, (&at, HONEST), |address| {
         let mut job = open(address);

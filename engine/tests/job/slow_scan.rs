@@ -85,6 +85,16 @@ impl SourceHost for SlowScan {
         self.of.prove_quiet(disk, step)
     }
 
+    fn keep_map(
+        &self,
+        disk: &DiskSpec,
+        map: (&CarriedMap, &str),
+        identity: &str,
+        step: &Step<'_>,
+    ) -> Result<()> {
+        self.of.keep_map(disk, map, identity, step)
+    }
+
     fn fence(&self, step: &Step<'_>) -> Result<Option<Authority>> {
         self.of.fence(step)
     }

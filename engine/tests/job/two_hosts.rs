@@ -68,7 +68,8 @@ pub(crate) fn with_tracking_agent<T>(
 /// Where nobody listens yet.
 pub(crate) const ANYWHERE: &str = "127.0.0.1:0";
 
-fn with_agent_of<T>(grants: &Grants, at: &str, test: impl FnOnce(&str) -> T) -> T {
+/// The same of any grants.
+pub(crate) fn with_agent_of<T>(grants: &Grants, at: &str, test: impl FnOnce(&str) -> T) -> T {
     let listener = tcp::listen(at).unwrap();
     let address = listener
         .local_addr()

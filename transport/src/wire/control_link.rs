@@ -128,6 +128,15 @@ pub enum ControlTask {
         /// The disk.
         disk: String,
     },
+    /// Leave the map that has the root with a disk that was handed over, if there is one.
+    KeepMap {
+        /// The disk.
+        disk: String,
+        /// Root of the map.
+        root: Digest,
+        /// What told the disk from any other state when it had that root.
+        identity: String,
+    },
 }
 
 /// The answer.
@@ -230,6 +239,10 @@ impl ControlTask {
             | Self::HoldAgainst { disk, .. }
             | Self::ForgetMaps { disk }
             | Self::DeleteDisk { disk } => check_short(disk),
+            Self::KeepMap { disk, identity, .. } => {
+                check_short(disk)?;
+                check_text(identity)
+            }
             Self::Hint {
                 disk, since, now, ..
             } => {
@@ -318,6 +331,7 @@ impl Field for ControlTask {
             Self::HoldAgainst { .. } => 11,
             Self::ForgetMaps { .. } => 12,
             Self::DeleteDisk { .. } => 13,
+            Self::KeepMap { .. } => 14,
         };
         code.put(out);
         match self {
@@ -346,6 +360,15 @@ impl Field for ControlTask {
             Self::HoldAgainst { disk, root } => {
                 disk.put(out);
                 root.put(out);
+            }
+            Self::KeepMap {
+                disk,
+                root,
+                identity,
+            } => {
+                disk.put(out);
+                root.put(out);
+                identity.put(out);
             }
             Self::Advance { epoch, authority } => {
                 epoch.put(out);
@@ -398,6 +421,11 @@ impl Field for ControlTask {
             },
             13 => Self::DeleteDisk {
                 disk: Field::take(input)?,
+            },
+            14 => Self::KeepMap {
+                disk: Field::take(input)?,
+                root: Field::take(input)?,
+                identity: Field::take(input)?,
             },
             _ => return Err("unknown ControlTask"),
         })

@@ -393,7 +393,7 @@ fn control_messages_meet_their_limits() {
             "bad name length",
         ),
         (ASK, ask(7, &text(0)), "bad name length"),
-        (ASK, ask(14, &[]), "unknown ControlTask"),
+        (ASK, ask(15, &[]), "unknown ControlTask"),
         (
             ASK,
             ask(10, &[text(1), text(1), vec![1], text(65)].concat()),

@@ -272,6 +272,11 @@ fn samples_of_control() -> Vec<Message> {
         },
         ControlTask::ForgetMaps { disk: disk() },
         ControlTask::DeleteDisk { disk: disk() },
+        ControlTask::KeepMap {
+            disk: disk(),
+            root: Digest::from([0xd1; 32]),
+            identity: "file 1".to_owned(),
+        },
     ];
     let answers = [
         ControlAnswer::Done,

@@ -337,6 +337,13 @@ fn control_link() -> BoxedStrategy<Message> {
         (name(), root()).prop_map(|(disk, root)| ControlTask::HoldAgainst { disk, root }),
         name().prop_map(|disk| ControlTask::ForgetMaps { disk }),
         name().prop_map(|disk| ControlTask::DeleteDisk { disk }),
+        (name(), root(), text(1, NAME_LEN_MAX)).prop_map(|(disk, root, identity)| {
+            ControlTask::KeepMap {
+                disk,
+                root,
+                identity,
+            }
+        }),
     ];
     let ask = (name(), task).prop_map(|(step, what)| Message::Ask(ControlAsk { step, what }));
     let told = prop_oneof![

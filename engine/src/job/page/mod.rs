@@ -97,6 +97,9 @@ impl JobReport {
         let downtime = &self.downtime;
         item("downtime predicted", &or_dash(downtime.predicted));
         item("downtime measured", &or_dash(downtime.measured));
+        if downtime.held.is_some() {
+            item("of it held on demand", &or_dash(downtime.held));
+        }
         if let Some(error) = &self.error {
             let class = if error.is_transient {
                 "transient"
