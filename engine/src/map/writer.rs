@@ -18,6 +18,9 @@ use crate::units::Geometry;
 
 /// Bytes of a level that are written at once.
 const WRITE_LEN: usize = 64 << 10;
+/// Bytes of a hole that are written as zeros, which say the same: each node of a disk with much
+/// room between its data would be a write of its own, and allocates a block of the file system.
+const GAP_LEN: usize = 16 << 10;
 /// Bytes of the table of counts that are left a hole when all are zero.
 const HOLE_LEN: usize = 4096;
 
@@ -106,12 +109,15 @@ impl MapWriter {
             self.counts[low..=high].copy_from_slice(&count.to_le_bytes());
         }
         let level = &mut self.levels[place.level as usize];
-        if level.next != place.index || level.bytes.len() >= WRITE_LEN {
+        let gap = place.index - level.next;
+        let gap = usize::try_from(gap).expect("below 2^30") * digest.as_bytes().len();
+        if gap > GAP_LEN || level.bytes.len() + gap >= WRITE_LEN {
             self.write(place.level);
         }
         let level = &mut self.levels[place.level as usize];
-        if level.bytes.is_empty() {
-            level.first = place.index;
+        match level.bytes.is_empty() {
+            true => level.first = place.index,
+            false => level.bytes.resize(level.bytes.len() + gap, 0),
         }
         level.bytes.extend_from_slice(digest.as_bytes());
         level.next = place.index + 1;
