@@ -7,7 +7,7 @@ use super::visit::{ZSTD_LEVEL_MAX, hash_kind, out_of_place};
 use crate::disk::Source;
 use crate::error::Result;
 use crate::hash::Hasher;
-use crate::plan::{Picks, Survey, SurveyTask, probe_payload, read_sample, survey};
+use crate::plan::{Patience, Picks, Survey, SurveyTask, probe_payload, read_sample, survey};
 use crate::state::Container;
 use crate::sync::scan_threads;
 use crate::units::BlockSize;
@@ -107,6 +107,7 @@ fn sample(wish: &SampleWish, asked: &Asked<'_>) -> Result<wire::Sampled> {
         hasher: &Hasher::new(hash_kind(wish.hash)),
         level: wish.zstd_level.map(|level| level.clamp(1, ZSTD_LEVEL_MAX)),
         threads: scan_threads(BlockSize::DEFAULT),
+        patience: Patience::default(),
     };
     Ok(read_sample(disk, &Picks::from_wire(&wish.picks), &task)?.to_wire())
 }

@@ -11,8 +11,8 @@ use crate::disk::Source;
 use crate::error::Result;
 use crate::hash::Hasher;
 use crate::plan::{
-    Comparison, Cost, Costs, DiskRates, Facts, LinkFacts, Picks, Proof, Reading, SideFacts, Survey,
-    SurveyTask, Way, compare, delta, float, full, read_sample, survey,
+    Comparison, Cost, Costs, DiskRates, Facts, LinkFacts, Patience, Picks, Proof, Reading,
+    SideFacts, Survey, SurveyTask, Way, compare, delta, float, full, read_sample, survey,
 };
 use crate::schedule::scope;
 use crate::state::Container;
@@ -231,6 +231,7 @@ impl Side<'_> {
                     hasher: &Hasher::new(request.hash),
                     level,
                     threads: scan_threads(request.block_size),
+                    patience: Patience::default(),
                 };
                 read_sample(*disk, picks, &task)
             }

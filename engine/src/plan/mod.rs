@@ -30,4 +30,4 @@ pub use sample::{
     Comparison, PIECE_COUNT_MAX, PIECE_LEN, Picks, PieceSums, SPAN_COUNT_MAX, SPAN_LEN, compare,
     pick,
 };
-pub use survey::{Reading, Survey, SurveyTask, Timed, read_sample, survey};
+pub use survey::{Patience, Reading, Survey, SurveyTask, Timed, read_sample, survey};

@@ -21,14 +21,8 @@ use crate::units::{ByteOffset, SUB_BLOCK_LEN};
 /// Longest walk over the extents of a disk: some 20 ms where each is two calls of the system. Not a
 /// time, so that the same disk always gives the same sample.
 const WALK_COUNT_MAX: usize = 16 << 10;
-/// Longest time for spans.
-const SPAN_TIME: Duration = Duration::from_millis(35);
-/// Longest time for pieces, after the spans.
-const PIECE_TIME: Duration = Duration::from_millis(55);
 /// Threads that read pieces at least: where these are not in memory, reading them is waiting.
 const PIECE_THREADS: usize = 8;
-/// Longest time for compressing some of them.
-const PACK_TIME: Duration = Duration::from_millis(10);
 /// Pieces that are compressed at most.
 const PACKED_COUNT: usize = 64;
 /// What is taken for the rate of a disk that had nothing to measure, in bytes per second.
@@ -104,6 +98,30 @@ pub struct SurveyTask<'a> {
     pub level: Option<i8>,
     /// Threads, as many as the session will have.
     pub threads: usize,
+    /// How long it may take.
+    pub patience: Patience,
+}
+
+/// The longest times of a reading, each begun after the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// For spans.
+    pub spans: Duration,
+    /// For pieces.
+    pub pieces: Duration,
+    /// For compressing some of them.
+    pub packing: Duration,
+}
+
+impl Default for Patience {
+    /// A tenth of a second.
+    fn default() -> Self {
+        Self {
+            spans: Duration::from_millis(35),
+            pieces: Duration::from_millis(55),
+            packing: Duration::from_millis(10),
+        }
+    }
 }
 
 /// What a side found in a sample.
@@ -192,7 +210,7 @@ pub fn read_sample(disk: &dyn Source, picks: &Picks, task: &SurveyTask<'_>) -> R
         let sum = u32::from_le_bytes(first);
         Ok((sum, Timed::since(started, bytes.len())))
     };
-    let spans = in_order(&picks.spans, (task.threads, SPAN_TIME), scan)?;
+    let spans = in_order(&picks.spans, (task.threads, task.patience.spans), scan)?;
     let (spans, times): (Vec<_>, Vec<_>) = spans.into_iter().unzip();
     let kept = if task.level.is_some() {
         PACKED_COUNT
@@ -205,7 +223,7 @@ pub fn read_sample(disk: &dyn Source, picks: &Picks, task: &SurveyTask<'_>) -> R
         Ok((sums_of(&bytes), kept.contains(piece).then_some(bytes)))
     };
     let readers = task.threads.max(PIECE_THREADS);
-    let pieces = in_order(&picks.pieces, (readers, PIECE_TIME), read)?;
+    let pieces = in_order(&picks.pieces, (readers, task.patience.pieces), read)?;
     let (pieces, kept): (Vec<_>, Vec<_>) = pieces.into_iter().unzip();
     let (pack, packed) = pack(kept.into_iter().flatten().collect(), task)?;
     Ok(Reading {
@@ -223,7 +241,7 @@ fn pack(mut pieces: Vec<Vec<u8>>, task: &SurveyTask<'_>) -> Result<(Timed, u64)>
         return Ok((Timed::default(), 0));
     };
     pieces.retain(|piece| !is_zero(piece));
-    let packed = in_order(&pieces, (task.threads, PACK_TIME), |piece| {
+    let packed = in_order(&pieces, (task.threads, task.patience.packing), |piece| {
         let started = now();
         // What cannot be compressed travels as it is.
         let packed = zstd::bulk::compress(piece, i32::from(level));
@@ -321,12 +339,20 @@ mod tests {
         MemoryDisk::new(bytes)
     }
 
+    /// What is read depends on the disk alone, however slow the machine is.
+    const ENDLESS: Patience = Patience {
+        spans: Duration::from_mins(1),
+        pieces: Duration::from_mins(1),
+        packing: Duration::from_mins(1),
+    };
+
     fn read(disk: &dyn Source, picks: &Picks) -> Reading {
         let hasher = Hasher::new(HashKind::Blake3);
         let task = SurveyTask {
             hasher: &hasher,
             level: Some(1),
             threads: 2,
+            patience: ENDLESS,
         };
         read_sample(disk, picks, &task).unwrap()
     }
