@@ -1,5 +1,6 @@
 //! Disks on the files of a host whose power can be cut.
 
+use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -40,6 +41,13 @@ pub(crate) fn damaged(error: failback_vhdx::Error) -> Error {
     Error::new(ErrorKind::Damaged, format!("test image: {error}"))
 }
 
+/// Bytes that are looked at at once.
+const PIECE_LEN: usize = 64 << 10;
+
+thread_local! {
+    static PIECE: RefCell<Vec<u8>> = RefCell::new(vec![0; PIECE_LEN]);
+}
+
 impl FileDisk {
     pub(crate) fn open(file: Arc<WorldFile>, format: Format) -> Result<Self> {
         Ok(match format {
@@ -64,6 +72,26 @@ impl FileDisk {
             Self::Raw(file) => file.len().unwrap(),
             Self::Vhdx(image) => image.virtual_size(),
         }
+    }
+
+    /// The first byte that is not as expected; `None`: none. Looked at piece by piece: most of what
+    /// a state costs is this.
+    pub(crate) fn first_other(&self, expected: &[u8]) -> Result<Option<usize>> {
+        let len = usize::try_from(self.len()).unwrap();
+        if len != expected.len() {
+            return Ok(Some(len.min(expected.len())));
+        }
+        PIECE.with_borrow_mut(|piece| {
+            for (number, expected) in expected.chunks(PIECE_LEN).enumerate() {
+                let (at, found) = (number * PIECE_LEN, &mut piece[..expected.len()]);
+                self.read(ByteOffset(at as u64), found)?;
+                if found != expected {
+                    let within = found.iter().zip(expected).position(|(a, b)| a != b);
+                    return Ok(within.map(|within| at + within));
+                }
+            }
+            Ok(None)
+        })
     }
 
     pub(crate) fn content(&self) -> Result<Vec<u8>> {

@@ -5,7 +5,7 @@ use failback_engine::state::{Barriers, Journal, Word};
 
 use failback_vhdx::FileAt;
 
-use crate::disk::Format;
+use crate::disk::{FileDisk, Format};
 use crate::scenario::{BLOCK, Disk, Record, WINDOW, finish, roll_back, seen, staging};
 use crate::states::State;
 use crate::world::{BESIDE, Op, World};
@@ -30,16 +30,16 @@ pub(crate) fn check(record: &Record, state: &State) -> std::result::Result<Optio
     let seen = seen(&world, disk.format).map_err(|e| told("target", e))?;
     match word {
         None | Some(Word::Staging | Word::Staged | Word::Aborted | Word::OldRestored) => {
-            is_old("the target, not written to", seen.as_deref(), disk)?;
+            is_old("the target, not written to", seen.as_ref(), disk)?;
         }
         Some(Word::NewUnverified | Word::NewVerified | Word::Done) => {
-            is_new("the target, written", seen.as_deref(), disk)?;
+            is_new("the target, written", seen.as_ref(), disk)?;
         }
         // Mixed, and says so.
         Some(Word::Committing | Word::RollingBack) if is_mixed => {}
         Some(Word::Committing | Word::RollingBack) => {
-            is_old("the target, replaced", seen.as_deref(), disk)
-                .or_else(|_| is_new("the target, replaced", seen.as_deref(), disk))?;
+            is_old("the target, replaced", seen.as_ref(), disk)
+                .or_else(|_| is_new("the target, replaced", seen.as_ref(), disk))?;
         }
     }
     if state.made == record.ops.len() && !word.is_some_and(|word| record.ends.contains(&word)) {
@@ -117,8 +117,8 @@ fn is_marked(what: &str, world: &World, disk: &Disk) -> std::result::Result<Opti
     let seen = seen(world, disk.format).map_err(told)?;
     match word {
         _ if is_mixed => {}
-        None => is_old(what, seen.as_deref(), disk)?,
-        Some(_) => is_new(what, seen.as_deref(), disk)?,
+        None => is_old(what, seen.as_ref(), disk)?,
+        Some(_) => is_new(what, seen.as_ref(), disk)?,
     }
     Ok(word)
 }
@@ -138,10 +138,10 @@ fn check_ends(
     let now = seen(&world, disk.format).map_err(|e| told("recovered", e))?;
     match end {
         Word::Staging | Word::Aborted | Word::OldRestored => {
-            is_old("recovered to the old disk", now.as_deref(), disk)?;
+            is_old("recovered to the old disk", now.as_ref(), disk)?;
         }
         Word::NewVerified | Word::Done => {
-            is_new("recovered to the new disk", now.as_deref(), disk)?;
+            is_new("recovered to the new disk", now.as_ref(), disk)?;
         }
         _ => return Err(format!("recover ends as {}", end.name())),
     }
@@ -149,7 +149,7 @@ fn check_ends(
         let world = World::like(&state.host);
         roll_back(&world, disk.format).map_err(|e| told("rollback", e))?;
         let now = seen(&world, disk.format).map_err(|e| told("rolled back", e))?;
-        is_old("rolled back", now.as_deref(), disk)?;
+        is_old("rolled back", now.as_ref(), disk)?;
     }
     Ok(())
 }
@@ -240,7 +240,7 @@ fn is_cloned(op: &Op) -> bool {
     matches!(op, Op::Write { data, .. } if data.len() > 4 * BLOCK)
 }
 
-fn is_old(what: &str, seen: Option<&[u8]>, disk: &Disk) -> std::result::Result<(), String> {
+fn is_old(what: &str, seen: Option<&FileDisk>, disk: &Disk) -> std::result::Result<(), String> {
     match (seen, disk.is_missing) {
         (None, true) => Ok(()),
         (Some(seen), false) => is(what, seen, &disk.old),
@@ -248,14 +248,14 @@ fn is_old(what: &str, seen: Option<&[u8]>, disk: &Disk) -> std::result::Result<(
     }
 }
 
-fn is_new(what: &str, seen: Option<&[u8]>, disk: &Disk) -> std::result::Result<(), String> {
+fn is_new(what: &str, seen: Option<&FileDisk>, disk: &Disk) -> std::result::Result<(), String> {
     is(what, seen.ok_or(format!("{what}: is missing"))?, &disk.new)
 }
 
-fn is(what: &str, seen: &[u8], expected: &[u8]) -> std::result::Result<(), String> {
-    if seen == expected {
-        return Ok(());
+fn is(what: &str, seen: &FileDisk, expected: &[u8]) -> std::result::Result<(), String> {
+    match seen.first_other(expected) {
+        Ok(None) => Ok(()),
+        Ok(Some(at)) => Err(format!("{what}: differs at {at}")),
+        Err(error) => Err(format!("{what}: {}", error.chain())),
     }
-    let at = seen.iter().zip(expected).position(|(a, b)| a != b);
-    Err(format!("{what}: differs at {at:?}"))
 }

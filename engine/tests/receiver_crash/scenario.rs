@@ -382,10 +382,9 @@ pub(crate) fn roll_back(world: &World, format: Format) -> Result<Word> {
 }
 
 /// What a reader of the target sees; `None` where there is none.
-pub(crate) fn seen(world: &World, format: Format) -> Result<Option<Vec<u8>>> {
+pub(crate) fn seen(world: &World, format: Format) -> Result<Option<FileDisk>> {
     let file = world.target();
-    file.map(|file| FileDisk::open(file, format)?.content())
-        .transpose()
+    file.map(|file| FileDisk::open(file, format)).transpose()
 }
 
 /// What a reader of the target sees, which is there.
