@@ -92,6 +92,8 @@ fn mortal(scene: &Scene, fuse: &Fuse) -> Sides {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wish {
     Accept,
+    /// The same, with a hold before the target is started.
+    AcceptHeld,
     /// Cancel once it waits, or undo once the target runs.
     GiveUp {
         after_commit: bool,
@@ -119,9 +121,18 @@ fn drive(job: &mut Job, scene: &Scene, wish: Wish) {
                 if !std::mem::replace(&mut has_written, true) {
                     scene.guest_writes(scene.disks[0], 9, 0x99);
                 }
+                let holds = wish == Wish::AcceptHeld;
+                let ask = if holds { Ask::Hold } else { Ask::Complete };
+                job.ask(ask).unwrap();
+            }
+            (Phase::StartingTarget, Wish::AcceptHeld) => {
+                let powers = (scene.source.real_power(), scene.target.real_power());
+                assert_eq!(powers, (Power::Off, Power::Off));
                 job.ask(Ask::Complete).unwrap();
             }
-            (Phase::CommitPending, Wish::Accept) => job.ask(Ask::Commit).unwrap(),
+            (Phase::CommitPending, Wish::Accept | Wish::AcceptHeld) => {
+                job.ask(Ask::Commit).unwrap()
+            }
             (Phase::CommitPending, _) => job.ask(Ask::Undo).unwrap(),
             (phase, _) => panic!("rests in {phase:?}"),
         }
@@ -184,7 +195,7 @@ pub(crate) fn die_and_be_taken_up(
 
     let powers = (scene.source.real_power(), scene.target.real_power());
     match wish {
-        Wish::Accept => {
+        Wish::Accept | Wish::AcceptHeld => {
             assert_eq!(job.position().phase, Phase::Finished);
             assert_eq!(scene.target_bytes(), scene.source_bytes(), "{fuse:?}");
             assert_eq!(powers, (Power::Off, Power::On), "{fuse:?}");
@@ -220,6 +231,11 @@ pub(crate) fn at_every_point(dies_at: impl Fn(usize) -> bool + Sync) {
 #[test]
 fn a_job_that_dies_is_accepted_all_the_same() {
     at_every_point(|point| die_and_go_on(&["os", "data"], point, Wish::Accept));
+}
+
+#[test]
+fn a_held_job_that_dies_is_accepted_all_the_same() {
+    at_every_point(|point| die_and_go_on(&["os"], point, Wish::AcceptHeld));
 }
 
 #[test]
