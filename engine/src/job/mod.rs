@@ -5,7 +5,7 @@
 //! spec      what is to be done, as data           phase    where a job can be: pure
 //! journal   what was done, durably                history  what that comes to
 //! run       from phase to phase                   online, cutover, ending: the phases
-//! fence     who may start the machine             host     the side of the source
+//! fence, charge: who may start the machine        host     the side of the source
 //! moving    the disks, side by side               forecast the downtime to be expected: pure
 //! remote    that side behind an agent
 //! hints     what of a disk need not be read     losing  what an undo takes away
@@ -21,6 +21,7 @@
 //! job up begins with the phase that has none.
 
 mod asking;
+mod charge;
 mod cutover;
 mod ending;
 mod fence;

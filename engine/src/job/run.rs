@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use super::charge::take_charge;
 use super::fence::{Charge, Fence};
 use super::history::History;
 use super::host::SourceHost;
@@ -16,9 +17,8 @@ use super::report::JobReport;
 use super::retry::{self, Clock, HostClock};
 use super::spec::JobSpec;
 use crate::abort::CancelToken;
-use crate::error::{Error, ErrorKind, Result, one_line};
+use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer};
-use crate::hook::Hook;
 use crate::machine::Machine;
 use crate::state::{Barriers, HostFolder};
 use crate::step::Step;
@@ -184,7 +184,7 @@ impl Job {
         job
     }
 
-    fn act_in(&self, epoch: u64) {
+    pub(super) fn act_in(&self, epoch: u64) {
         let token = self.journal.begun().token;
         self.sides.source.act_for(Charge { epoch, token });
     }
@@ -439,105 +439,6 @@ impl Job {
     pub(super) fn spec(&self) -> JobSpec {
         self.history().spec().clone()
     }
-
-    /// Begins an epoch in which the source's side is in charge, where that has a fence of its own.
-    /// Whoever came there before this job is refused from now on.
-    pub(super) fn claim(&mut self, step: &Step<'_>) -> Result<()> {
-        let host = self.sides.source.clone();
-        let Some(found) = host.fence(step)? else {
-            return Ok(());
-        };
-        let spec = self.spec();
-        let side = spec.side_of_source();
-        if found.epoch > 0 && found.side.as_deref() != Some(side) {
-            let who = found.side.as_deref().unwrap_or("nobody");
-            let message = format!(
-                "side `{side}` is not in charge of pair `{}` on its own host: {who} is",
-                spec.pair_name()
-            );
-            return Err(Error::new(ErrorKind::Refused, message));
-        }
-        self.begin_epoch_after(found.epoch, Some(side), step)
-            .map(drop)
-    }
-
-    /// Begins an epoch: noted here first, so that after a crash the same one is begun again.
-    pub(super) fn begin_epoch(&mut self, authority: Option<&str>, step: &Step<'_>) -> Result<u64> {
-        self.begin_epoch_after(0, authority, step)
-    }
-
-    /// The same, with a number above `floor` unless it is noted already.
-    ///
-    /// Two fences say who may start: the target's is asked here, the source's on its own host.
-    /// Whoever loses the right hears of it first, so that at no moment both have it.
-    fn begin_epoch_after(
-        &mut self,
-        floor: u64,
-        authority: Option<&str>,
-        step: &Step<'_>,
-    ) -> Result<u64> {
-        let (epoch, job) = {
-            let history = self.history();
-            let begun = self.journal.begun();
-            let (last, of_last) = history.epoch().unwrap_or((begun.epoch, None));
-            // One that is noted and was not begun, or begun for the same, is the one.
-            let is_open = history.epoch().is_some() && of_last == authority;
-            let epoch = match is_open {
-                true => last,
-                false => last.max(floor).saturating_add(1),
-            };
-            (epoch, begun.spec.name.clone())
-        };
-        let authority_text = authority.map(str::to_owned);
-        if self.history().epoch() != Some((epoch, authority)) {
-            self.journal.note(Fact::Epoch {
-                epoch,
-                authority: authority_text,
-            })?;
-        }
-        let host = self.sides.source.clone();
-        let is_given_back = authority == Some(self.spec().side_of_source());
-        if is_given_back {
-            self.fence.advance(epoch, authority, &job)?;
-            host.advance(epoch, authority, step)?;
-        } else {
-            host.advance(epoch, authority, step)?;
-            self.fence.advance(epoch, authority, &job)?;
-        }
-        self.act_in(epoch);
-        Ok(epoch)
-    }
-
-    /// Starts the machine of `side`, which is in charge in `epoch`, and waits until `probe` is
-    /// content.
-    pub(super) fn start_machine(
-        &mut self,
-        (side, epoch): (&str, u64),
-        machine: &dyn Machine,
-        probe: Option<&Hook>,
-        step: &Step<'_>,
-    ) -> Result<()> {
-        self.fence.check_start(side, epoch)?;
-        machine.start(step)?;
-        let said = match probe {
-            Some(probe) => {
-                let said = probe.run_as("probe", step, &[("FAILBACK_SIDE", side)])?;
-                let line = said
-                    .stdout
-                    .lines()
-                    .next()
-                    .map(str::trim)
-                    .unwrap_or_default();
-                let short: String = line.chars().take(SAID_CHARS_MAX).collect();
-                Some(one_line(&short)).filter(|line| !line.is_empty())
-            }
-            None => None,
-        };
-        self.journal.note(Fact::Started {
-            side: side.to_owned(),
-            said,
-        })
-    }
 }
 
 /// Tells a watching thread, when it goes, that nothing is left to watch.
@@ -572,23 +473,6 @@ fn refuse_unfinished(journal: &JobJournal) -> Result<()> {
     }
 }
 
-/// The first job of a pair says where the machine is.
-fn take_charge(fence: &mut Fence, spec: &JobSpec) -> Result<()> {
-    let side = spec.side_of_source();
-    match fence.now() {
-        None => fence.advance(1, Some(side), &spec.name),
-        Some(now) if now.authority.as_deref() == Some(side) => Ok(()),
-        Some(now) => {
-            let who = now.authority.as_deref().unwrap_or("nobody");
-            let message = format!(
-                "side `{side}` is not in charge of pair `{}`: {who} is",
-                spec.pair_name()
-            );
-            Err(Error::new(ErrorKind::Refused, message))
-        }
-    }
-}
-
 /// Removes what a job left that never began; what else is there stays.
 fn forget_begun(directory: &std::path::Path) {
     for name in ["job.new", "lock"] {
@@ -618,8 +502,6 @@ pub(super) fn left_ms(at_ms: u64) -> u64 {
     at_ms.saturating_sub(now_ms())
 }
 
-/// Characters that are kept of what a probe says.
-const SAID_CHARS_MAX: usize = 256;
 /// How often a wait looks around.
 const POLL: Duration = Duration::from_millis(50);
 /// The same of a job that waits, maybe for weeks.
