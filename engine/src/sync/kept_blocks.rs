@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use crate::apply::Kept;
 
 /// Bytes of old blocks kept between the question for their sums and their patch.
-const KEPT_BUDGET: usize = 24 << 20;
+pub(super) const KEPT_BUDGET: usize = 24 << 20;
 
 /// What is known of wanted blocks between the question for their sums and their patch; their bytes
 /// as far as there is room.
@@ -17,7 +17,7 @@ pub(super) struct KeptBlocks {
 
 impl KeptBlocks {
     pub(super) fn insert(&mut self, block: u64, kept: Kept) {
-        let len = kept.bytes.as_ref().map_or(0, Vec::len);
+        let len = kept.bytes.as_ref().map_or(0, |bytes| bytes.as_ref().len());
         let has_room = self.len + len <= KEPT_BUDGET;
         let bytes = kept.bytes.filter(|_| has_room);
         self.len += if has_room { len } else { 0 };
@@ -26,7 +26,7 @@ impl KeptBlocks {
 
     pub(super) fn remove(&mut self, block: u64) -> Option<Kept> {
         let kept = self.blocks.remove(&block)?;
-        self.len -= kept.bytes.as_ref().map_or(0, Vec::len);
+        self.len -= kept.bytes.as_ref().map_or(0, |bytes| bytes.as_ref().len());
         Some(kept)
     }
 }

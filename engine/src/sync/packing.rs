@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use failback_transport::{Digest, Message, Task};
 
-use super::compressor::Compressor;
 use super::outbox::Outbox;
-use super::pack::Packed;
+use super::pack::{Packed, Packer};
 use super::regions::DirtyShare;
 use super::session::{SessionOptions, SessionProgress};
 use crate::abort::Abort;
@@ -48,7 +47,7 @@ pub(super) struct Counts {
 #[derive(Debug)]
 pub(super) struct Packing {
     pub(super) options: SessionOptions,
-    pub(super) compressor: Compressor,
+    pub(super) packer: Packer,
     pub(super) abort: Arc<Abort>,
     pub(super) outstanding: Outstanding,
     pub(super) counts: Counts,

@@ -11,7 +11,7 @@ use super::compressor::Compressor;
 use super::descending::Descending;
 use super::map_keeper::MapKeeper;
 use super::outbox::Outbox;
-use super::pack::{Held, pack_difference, pack_whole};
+use super::pack::{Held, Packer, pack_difference, pack_whole};
 use super::packing::{
     Announced, Counts, Jobs, OUTSTANDING_MAX, Outstanding, Packing, Waiting, locked,
 };
@@ -61,7 +61,10 @@ pub fn run_source(
     let reached = hashes.reached();
     let packing = Arc::new(Packing {
         options: session.options,
-        compressor: Compressor::new(session.options.compress, outgoing.pace()),
+        packer: Packer::new(
+            Compressor::new(session.options.compress, outgoing.pace()),
+            session.buffer_count(),
+        ),
         abort: abort.clone(),
         outstanding: Outstanding::default(),
         counts: Counts::default(),
@@ -230,8 +233,8 @@ impl Incoming<'_, '_> {
             }
             let asked = (asked, sums.as_ref());
             let seed = packing.options.sub_hash_seed;
-            let compressor = &packing.compressor;
-            let packed = pack_difference(block, digest, held, asked, seed, compressor)?;
+            let packer = &packing.packer;
+            let packed = pack_difference(block, digest, held, asked, seed, packer)?;
             let dirty_share = &packing.dirty_share;
             dirty_share.push_pages(packed.changed_len, block_len as u64);
             Ok(packed)
@@ -275,7 +278,7 @@ impl Incoming<'_, '_> {
         let digest = hasher.leaf(bytes.as_ref());
         self.jobs.packing.outstanding.add();
         self.jobs
-            .spawn(move |packing| Ok(pack_whole(block, digest, bytes, &packing.compressor)));
+            .spawn(move |packing| Ok(pack_whole(block, digest, bytes, &packing.packer)));
         Ok(())
     }
 }
@@ -556,7 +559,7 @@ impl<'a, 's> Comparison<'a, 's> {
     /// The plan may be another one from here on.
     fn enter_region(&mut self, block: BlockIndex) {
         let packing = &self.jobs.packing;
-        let link = packing.compressor.link_rate().map(float);
+        let link = packing.packer.link_rate().map(float);
         let Some(plan) = self.regions.enter(block.0, &packing.dirty_share, link) else {
             return;
         };
@@ -603,7 +606,7 @@ impl<'a, 's> Comparison<'a, 's> {
             };
             self.jobs.outbox.send(want);
             self.jobs
-                .spawn(move |packing| Ok(pack_whole(number, digest, bytes, &packing.compressor)));
+                .spawn(move |packing| Ok(pack_whole(number, digest, bytes, &packing.packer)));
             return Ok(());
         }
         locked(self.waiting).insert(number, Announced { digest, bytes });
@@ -640,9 +643,8 @@ impl<'a, 's> Comparison<'a, 's> {
                 self.compared += 1;
                 self.jobs.packing.outstanding.add();
                 let block = block.0;
-                self.jobs.spawn(move |packing| {
-                    Ok(pack_whole(block, digest, bytes, &packing.compressor))
-                });
+                self.jobs
+                    .spawn(move |packing| Ok(pack_whole(block, digest, bytes, &packing.packer)));
             }
         }
         Ok(())

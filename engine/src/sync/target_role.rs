@@ -16,7 +16,7 @@ use super::beside::{self, Beside};
 use super::conclusion::{Conclusion, is_changed};
 use super::descending::{answer_all, take_question};
 use super::hash_batch::HashBatch;
-use super::kept_blocks::KeptBlocks;
+use super::kept_blocks::{KEPT_BUDGET, KeptBlocks};
 use super::ledger::Ledger;
 use super::map_keeper::MapKeeper;
 use super::outbox::Outbox;
@@ -32,7 +32,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Digest, PieceSet, Pieces, is_zero};
 use crate::map::descent::Question;
 use crate::map::{MapBuilder, MapWriter, TrustedMap};
-use crate::pipeline::{BufferPool, Keep, Scanned, Scanner, read_pieces};
+use crate::pipeline::{BufferPool, Keep, PooledBuffer, Scanned, Scanner, read_pieces};
 use crate::plan::BlockPlan;
 use crate::schedule::channel::{Receiver, Sender, bounded, unbounded};
 use crate::schedule::{Condvar, Mutex, MutexGuard, scope};
@@ -284,6 +284,8 @@ struct Role<'a> {
     /// The ledger changed: there is room for the scan, or a block is settled.
     moved: Condvar,
     kept: Mutex<KeptBlocks>,
+    /// For old bytes, kept or not.
+    olds: BufferPool,
     wanted: AtomicU64,
     /// Blocks whose patch did not give the right hash; the source sends them whole.
     resending: Mutex<HashSet<u64>>,
@@ -318,6 +320,7 @@ impl<'a> Role<'a> {
             ledger: Mutex::new(ledger),
             moved: Condvar::new(),
             kept: Mutex::default(),
+            olds: BufferPool::new(KEPT_BUDGET / session.options.block_size.len() + session.threads),
             wanted: AtomicU64::new(0),
             resending: Mutex::default(),
             busy: AtomicU64::new(0),
@@ -628,19 +631,19 @@ impl<'a> Role<'a> {
             }
             None => {
                 let all = PieceSet::all(block_len);
-                let mut bytes = vec![0; block_len];
-                match self.read_old(block, &mut bytes)? {
-                    None => (all, bytes, None),
-                    Some(mine) => {
-                        let set = mine.differing(names);
-                        let parts = set.ranges(block_len).into_iter();
-                        let parts: Vec<_> = parts.map(|range| &bytes[range]).collect();
-                        (set, parts.concat(), Some(mine))
-                    }
+                let (mut bytes, mine) = self.read_old(block)?;
+                let set = mine.as_ref().map_or(all, |mine| mine.differing(names));
+                let mut len = 0;
+                for range in set.ranges(block_len) {
+                    let moved = range.len();
+                    bytes.bytes_mut().copy_within(range, len);
+                    len += moved;
                 }
+                bytes.truncate(len);
+                (set, bytes, mine)
             }
         };
-        let payload = sub_block_sums(&bytes, self.session.options.sub_hash_seed);
+        let payload = sub_block_sums(bytes.as_ref(), self.session.options.sub_hash_seed);
         let kept = Kept {
             set,
             bytes: Some(bytes),
@@ -655,11 +658,12 @@ impl<'a> Role<'a> {
         Ok(())
     }
 
-    fn read_pieces(&self, block: u64, set: PieceSet) -> Result<Vec<u8>> {
+    fn read_pieces(&self, block: u64, set: PieceSet) -> Result<PooledBuffer> {
         let (geometry, index) = (&self.session.geometry, BlockIndex(block));
-        let mut bytes = vec![0; set.len(geometry.block_len(index))];
-        read_pieces(self.disk, geometry, index, set, &mut bytes)?;
-        self.reread.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        let len = set.len(geometry.block_len(index));
+        let mut bytes = self.olds.take_or_new(len);
+        read_pieces(self.disk, geometry, index, set, bytes.bytes_mut())?;
+        self.reread.fetch_add(len as u64, Ordering::Relaxed);
         Ok(bytes)
     }
 
@@ -674,10 +678,12 @@ impl<'a> Role<'a> {
     }
 
     /// Reads a whole block, and holds it against the map where that was believed; its pieces then.
-    fn read_old(&self, block: u64, bytes: &mut [u8]) -> Result<Option<Pieces>> {
+    fn read_old(&self, block: u64) -> Result<(PooledBuffer, Option<Pieces>)> {
+        let (geometry, index) = (&self.session.geometry, BlockIndex(block));
+        let mut buffer = self.olds.take_or_new(geometry.block_len(index));
+        let bytes = buffer.bytes_mut();
         self.reread.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        self.disk
-            .read(self.session.geometry.start_of(BlockIndex(block)), bytes)?;
+        self.disk.read(geometry.start_of(index), bytes)?;
         let old = match self.session.trusted() {
             Some(_) => self.old_leaf(block)?,
             None => None,
@@ -686,12 +692,12 @@ impl<'a> Role<'a> {
             Some(Leaf::Data(digest)) => {
                 let pieces = self.session.hasher.pieces(bytes);
                 match self.session.hasher.leaf_of(&pieces) == digest {
-                    true => Ok(Some(pieces)),
+                    true => Ok((buffer, Some(pieces))),
                     false => Err(map_rejected()),
                 }
             }
             Some(Leaf::Zero) if !is_zero(bytes) => Err(map_rejected()),
-            _ => Ok(None),
+            _ => Ok((buffer, None)),
         }
     }
 
@@ -704,8 +710,7 @@ impl<'a> Role<'a> {
         if is_hole && shown == Some(Leaf::Zero) {
             return Ok(());
         }
-        let mut bytes = vec![0; self.session.geometry.block_len(BlockIndex(block))];
-        self.read_old(block, &mut bytes).map(drop)
+        self.read_old(block).map(drop)
     }
 
     fn apply(&self, applier: &Applier<'_>, data: &BlockData) -> Result<()> {
@@ -717,11 +722,7 @@ impl<'a> Role<'a> {
         }
         let applied = applier.block(data, shown, kept, |set| match set {
             Some(set) => self.read_pieces(block, set),
-            None => {
-                let mut bytes = vec![0; self.session.geometry.block_len(BlockIndex(block))];
-                self.read_old(block, &mut bytes)?;
-                Ok(bytes)
-            }
+            None => self.read_old(block).map(|(bytes, _)| bytes),
         })?;
         if applied == Applied::NeedsWhole {
             if !self.resending().insert(block) {
