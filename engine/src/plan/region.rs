@@ -58,7 +58,7 @@ pub struct RegionFacts {
     pub differing: f64,
     /// Of a block that does: the share of its pieces of 64 KiB.
     pub pieces: f64,
-    /// The share of its pages of 4 KiB.
+    /// The share of its pages of 4 KiB; zeros do not travel and are left out.
     pub pages: f64,
     /// What the link takes; `None` while that is not known.
     pub link: Option<f64>,

@@ -50,6 +50,8 @@ pub(super) struct Packed {
     pub(super) data: BlockData,
     /// Bytes of the sub-blocks that differ.
     pub(super) changed_len: u64,
+    /// Bytes that the whole block would be sent in, as far as it was looked at.
+    pub(super) whole_len: u64,
 }
 
 /// Some pieces of a block, or all of them.
@@ -84,6 +86,13 @@ impl Held {
         let end = (start + count * SUB_BLOCK_LEN).min(self.block_len);
         let place = self.pieces.place_of(&(start..end));
         place.expect("only what is held was asked for")
+    }
+
+    /// Bytes of the block, without sub-blocks that are held and zero.
+    fn whole_len(&self) -> u64 {
+        let held = self.bytes.as_ref().chunks(SUB_BLOCK_LEN);
+        let zeros: usize = held.filter(|page| is_zero(page)).map(<[u8]>::len).sum();
+        (self.block_len - zeros) as u64
     }
 
     fn sub_block(&self, index: usize) -> &[u8] {
@@ -205,6 +214,7 @@ fn pack(
     packer: &Packer,
 ) -> Packed {
     let span = |run: &SubRun| held.place_of(run.first.into(), run.count.into());
+    let whole_len = held.whole_len();
     let changed_len = runs.iter().map(|run| span(run).len() as u64).sum();
     let data_runs: Vec<_> = runs
         .iter()
@@ -234,6 +244,7 @@ fn pack(
     };
     let raw_len = u32::try_from(raw_len).expect("a block is at most 4 MiB");
     Packed {
+        whole_len,
         data: BlockData {
             block,
             base,
@@ -327,6 +338,8 @@ mod tests {
         );
         assert_eq!(packed.data.payload, new[SUB_BLOCK_LEN..2 * SUB_BLOCK_LEN]);
         assert_eq!(packed.changed_len, 3 * SUB_BLOCK_LEN as u64 + 100);
+        // Three pages are not zero.
+        assert_eq!(packed.whole_len, 3 * SUB_BLOCK_LEN as u64);
     }
 
     // Goal: a collision of sub-block sums loses nothing. Method: claim the new block's own sums for

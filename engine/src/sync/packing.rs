@@ -113,7 +113,13 @@ impl Jobs<'_> {
 }
 
 impl Packing {
-    pub(super) fn send(&self, Packed { data, changed_len }: Packed, outbox: &Outbox) {
+    pub(super) fn send(
+        &self,
+        Packed {
+            data, changed_len, ..
+        }: Packed,
+        outbox: &Outbox,
+    ) {
         let sent = data.payload.len() as u64;
         if self.options.task != Task::Full {
             self.counts

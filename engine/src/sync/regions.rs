@@ -38,7 +38,7 @@ impl Recent {
 pub(super) struct DirtyShare {
     /// In 64ths, by pieces.
     pieces: AtomicU32,
-    /// In 1024ths, by pages.
+    /// In 1024ths, by pages; those that would not travel in any case, being zero, left out.
     pages: AtomicU32,
     /// Answers so far.
     answers: AtomicU64,
@@ -65,10 +65,11 @@ impl DirtyShare {
             .store((7 * before + share) / 8, Ordering::Relaxed);
     }
 
-    /// So many bytes of a block are in pages that differ. By any thread: one that is lost to
-    /// another at the same moment is missed by nobody.
-    pub(super) fn push_pages(&self, changed_len: u64, block_len: u64) {
-        let share = u32::try_from(changed_len * 1024 / block_len.max(1)).unwrap_or(1024);
+    /// So many bytes are in pages that differ, of a block that is sent whole in `whole_len`. By any
+    /// thread: one that is lost to another at the same moment is missed by nobody.
+    pub(super) fn push_pages(&self, changed_len: u64, whole_len: u64) {
+        let share = changed_len * 1024 / whole_len.max(1);
+        let share = u32::try_from(share).unwrap_or(1024).min(1024);
         let before = self.pages.load(Ordering::Relaxed);
         let next = match self.answers.fetch_add(1, Ordering::Relaxed) {
             0 => share,

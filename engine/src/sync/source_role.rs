@@ -236,7 +236,7 @@ impl Incoming<'_, '_> {
             let packer = &packing.packer;
             let packed = pack_difference(block, digest, held, asked, seed, packer)?;
             let dirty_share = &packing.dirty_share;
-            dirty_share.push_pages(packed.changed_len, block_len as u64);
+            dirty_share.push_pages(packed.changed_len, packed.whole_len);
             Ok(packed)
         });
         Ok(())
