@@ -188,6 +188,17 @@ fn print_report(report: &Report) -> std::io::Result<()> {
         blocks.differing,
         blocks.zeroed
     )?;
+    let replans = &report.replans;
+    if replans.count > 0 {
+        writeln!(
+            out,
+            "  replanned  {} times: {} in {} regions sent whole ({})",
+            replans.count,
+            show(replans.whole_bytes),
+            replans.whole_regions,
+            replans.reasons.join(", ")
+        )?;
+    }
     writeln!(
         out,
         "  bytes      read {} + {}, changed {}, sent {}, link {} out {} in, written {}",

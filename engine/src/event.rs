@@ -51,6 +51,15 @@ pub enum Event {
         /// Seconds since the job began.
         seconds: f64,
     },
+    /// From here on a delta has another plan for blocks that differ.
+    Replan {
+        /// Byte of the disk from which on.
+        from: u64,
+        /// `differences`: the target is asked what of them differs; `whole`: it gets all of them.
+        plan: &'static str,
+        /// Reason codes.
+        reasons: Vec<&'static str>,
+    },
     /// Something is odd and does not stop the job.
     Warning {
         /// One line.

@@ -142,6 +142,19 @@ pub struct Blocks {
     pub resumed: u64,
 }
 
+/// Changes of plan within a delta.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Replans {
+    /// How many there were; each was an event.
+    pub count: u64,
+    /// Regions of which blocks that differ were sent whole, and not asked about.
+    pub whole_regions: u64,
+    /// Bytes of these blocks.
+    pub whole_bytes: u64,
+    /// Reason codes of it; empty where it never came to that.
+    pub reasons: Vec<&'static str>,
+}
+
 /// Root hashes in hexadecimal; `null` when not known.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Roots {
@@ -252,6 +265,8 @@ pub struct Report {
     /// What either strategy would cost, and what that rests on; `null` for `verify`, and when it
     /// failed before the choice.
     pub plan: Option<PlanReport>,
+    /// Changes of plan while a delta ran.
+    pub replans: Replans,
     /// Durations.
     pub seconds: Seconds,
     /// The saved maps of the two disks.

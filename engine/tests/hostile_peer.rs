@@ -106,6 +106,7 @@ fn whole_block(block: u64, byte: u8) -> Message {
 fn want(block: u64) -> Message {
     Message::Want {
         block,
+        asks: true,
         payload: vec![0; 8].into(),
     }
 }
@@ -141,6 +142,25 @@ fn zeros_past_the_end() {
         first_block: 7,
         count: 1 << 20,
     }]);
+}
+
+#[test]
+fn a_plan_for_a_block_past_the_end() {
+    refused_by_target(&[Message::Replan {
+        first_block: 99,
+        sends_whole: true,
+    }]);
+}
+
+// Announced as whole, and never sent.
+#[test]
+fn a_block_that_does_not_come() {
+    let announced = Message::Want {
+        block: 1,
+        asks: false,
+        payload: Vec::new().into(),
+    };
+    refused_by_target(&[announced, Message::End(SourceEnd::default())]);
 }
 
 #[test]

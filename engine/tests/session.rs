@@ -81,6 +81,7 @@ fn options() -> impl Strategy<Value = SessionOptions> {
             until: Until::End,
             source_mark: 0,
             target_root: None,
+            may_send_whole: false,
             ..delta()
         },
     )

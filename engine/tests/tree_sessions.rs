@@ -251,6 +251,7 @@ fn a_source_that_breaks_the_rules() {
     }]);
     refused(&[Message::Want {
         block: 40,
+        asks: true,
         payload: Vec::new().into(),
     }]);
     refused(&[Message::Nodes {

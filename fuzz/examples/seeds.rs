@@ -199,11 +199,12 @@ fn opening() -> [Message; 4] {
             goes_on: false,
             source_mark: 1,
             target_root: Some(Digest::from([7; 32])),
+            may_send_whole: true,
         }),
     ]
 }
 
-fn comparing() -> [Message; 12] {
+fn comparing() -> [Message; 13] {
     let payload = |len| Bytes::from(vec![7; len]);
     let runs = vec![
         SubRun {
@@ -235,6 +236,7 @@ fn comparing() -> [Message; 12] {
         Message::ScanEnd { block_count: 7 },
         Message::Want {
             block: 1,
+            asks: true,
             payload: payload(16),
         },
         Message::SubHashes {
@@ -268,6 +270,10 @@ fn comparing() -> [Message; 12] {
             payload: payload(48),
         },
         Message::Settled { up_to_block: 7 },
+        Message::Replan {
+            first_block: 7,
+            sends_whole: true,
+        },
     ]
 }
 
@@ -284,6 +290,9 @@ fn ending() -> [Message; 6] {
             raw_bytes: 7,
             sent_bytes: 8,
             vouched_bytes: 9,
+            replans: 10,
+            whole_regions: 11,
+            whole_bytes: 12,
         }),
         Message::Resend { block: 1 },
         Message::Result(TargetResult {

@@ -170,6 +170,7 @@ fn only_who_was_named_joins() {
         goes_on: false,
         source_mark: 0,
         target_root: None,
+        may_send_whole: false,
     });
     sender.send(&start).unwrap();
     sender.flush().unwrap();

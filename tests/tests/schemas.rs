@@ -153,6 +153,11 @@ fn samples() -> Vec<Event> {
             backlog: 5,
             seconds: 0.5,
         },
+        Event::Replan {
+            from: 1,
+            plan: "whole",
+            reasons: vec!["sampled_change_rate"],
+        },
         Event::Warning { message: text() },
         Event::Finished {
             outcome: "done",

@@ -24,6 +24,8 @@ pub const VERSION_MIN: u16 = 6;
 /// - 5: the source may decide while it runs whether it compresses; a session may have several
 ///   connections.
 /// - 6: instead of a disk a client may ask for the machine of a pair, and control it.
+/// - 6: `Want` may announce a block without asking about it, as `Start` allows; `Replan` says that
+///   the source does that from here on, `End` how much of it there was.
 pub const VERSION_MAX: u16 = 6;
 
 /// Optional features of this release, one bit each; none yet.

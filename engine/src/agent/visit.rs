@@ -409,6 +409,7 @@ fn options(params: &SessionParams) -> Result<SessionOptions> {
         until: Until::End,
         source_mark: params.source_mark,
         target_root: params.target_root,
+        may_send_whole: params.may_send_whole,
     })
 }
 

@@ -13,6 +13,7 @@ use crate::abort::Abort;
 use crate::commit::Staging;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Digest, Hasher, PIECE_LEN, PieceSet, Pieces};
+use crate::pipeline::PooledBuffer;
 use crate::sync::{Session, unpack};
 use crate::tree::Leaf;
 use crate::units::{BlockIndex, ByteOffset, Geometry, SUB_BLOCK_LEN, range_len};
@@ -33,7 +34,7 @@ pub(crate) struct Kept {
     /// The pieces that may differ.
     pub(crate) set: PieceSet,
     /// Their bytes, unless they are to be read again.
-    pub(crate) bytes: Option<Vec<u8>>,
+    pub(crate) bytes: Option<PooledBuffer>,
     /// The digests of all pieces of the block, where they are known.
     pub(crate) pieces: Option<Pieces>,
 }
@@ -99,7 +100,7 @@ impl<'a> Applier<'a> {
         data: &BlockData,
         shown: Option<Leaf>,
         kept: Option<Kept>,
-        read: impl Fn(Option<PieceSet>) -> Result<Vec<u8>>,
+        read: impl Fn(Option<PieceSet>) -> Result<PooledBuffer>,
     ) -> Result<Applied> {
         let block = BlockIndex(data.block);
         let runs = self.runs_of(data)?;
@@ -233,7 +234,7 @@ impl<'a> Applier<'a> {
         runs: &[(Range<ByteOffset>, bool)],
         payload: &Bytes,
         kept: Option<Kept>,
-        read: impl Fn(Option<PieceSet>) -> Result<Vec<u8>>,
+        read: impl Fn(Option<PieceSet>) -> Result<PooledBuffer>,
     ) -> Result<New> {
         let block_len = self.geometry.block_len(block);
         let start = self.geometry.start_of(block);
@@ -251,19 +252,19 @@ impl<'a> Applier<'a> {
             _ => (all, read(None)?, None),
         };
         let mut bytes = bytes;
-        lay(&mut bytes, set, start, runs, payload);
+        lay(bytes.bytes_mut(), set, start, runs, payload);
         let leaf = match (self.is_hashed, pieces) {
             (false, _) => None,
-            (true, None) => Some(self.hasher.leaf(&bytes)),
+            (true, None) => Some(self.hasher.leaf(bytes.as_ref())),
             (true, Some(mut pieces)) => {
-                let hashed = set.indices().zip(bytes.chunks(PIECE_LEN));
+                let hashed = set.indices().zip(bytes.as_ref().chunks(PIECE_LEN));
                 for (index, piece) in hashed {
                     pieces.set(index, self.hasher.piece(block_len, index, piece));
                 }
                 Some(self.hasher.leaf_of(&pieces))
             }
         };
-        let bytes = Bytes::from(bytes);
+        let bytes = Bytes::from_owner(bytes);
         Ok(New { bytes, set, leaf })
     }
 }

@@ -380,6 +380,7 @@ pub(super) fn session_of(begun: &Begun) -> Result<Session> {
         until: Until::End,
         source_mark: 0,
         target_root: None,
+        may_send_whole: false,
     };
     Session::new(options, begun.disk_len)
 }

@@ -8,8 +8,9 @@ use super::maps::MapStanding;
 use super::sides::SessionOutcome;
 use crate::endpoint::Endpoint;
 use crate::hash::HashKind;
+use crate::plan::BlockPlan;
 use crate::report::{
-    Blocks, Bytes, Maps, Outcome, Predicted, REPORT_SCHEMA, Report, Roots, Seconds, Side,
+    Blocks, Bytes, Maps, Outcome, Predicted, REPORT_SCHEMA, Replans, Report, Roots, Seconds, Side,
 };
 use crate::units::BlockSize;
 
@@ -40,6 +41,7 @@ pub(super) fn new_report(
         undo: None,
         predicted: Predicted::default(),
         plan: None,
+        replans: Replans::default(),
         seconds: Seconds::default(),
         map: Maps::default(),
         error: None,
@@ -87,6 +89,15 @@ pub(super) fn tell(report: &mut Report, outcome: &SessionOutcome, started: Insta
             result.zeroed_blocks
         },
         resumed: result.resumed_blocks,
+    };
+    report.replans = Replans {
+        count: end.replans,
+        whole_regions: end.whole_regions,
+        whole_bytes: end.whole_bytes,
+        reasons: match end.whole_regions {
+            0 => Vec::new(),
+            _ => BlockPlan::Whole.reasons().to_vec(),
+        },
     };
     report.root = Roots {
         source: end.root.map(|root| root.to_string()),

@@ -289,5 +289,6 @@ fn to_wire(options: &SessionOptions, peer_role: Role) -> SessionParams {
         goes_on: options.goes_on,
         source_mark: options.source_mark,
         target_root: options.target_root,
+        may_send_whole: options.may_send_whole,
     }
 }

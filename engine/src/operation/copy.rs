@@ -493,6 +493,7 @@ impl Job<'_> {
             until: request.until,
             source_mark: source_mark(&source.info().identity),
             target_root: is_by_tree.then_some(target_map.root).flatten(),
+            may_send_whole: request.objective != Objective::Transfer,
         };
         let outcome = run(
             source,
@@ -575,6 +576,7 @@ fn run_verify(
         until: Until::End,
         source_mark: 0,
         target_root: None,
+        may_send_whole: false,
     };
     report.seconds.plan = started.elapsed().as_secs_f64();
     let outcome = run(
@@ -757,6 +759,7 @@ mod tests {
             until: Until::End,
             source_mark: 0,
             target_root: None,
+            may_send_whole: false,
         }
     }
 

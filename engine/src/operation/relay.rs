@@ -1,5 +1,5 @@
-//! Both disks are behind agents: their messages pass through here, and the closing words are kept
-//! for the report.
+//! Both disks are behind agents: their messages pass through here, changes of plan are told, and
+//! the closing words are kept for the report.
 
 use std::sync::Arc;
 
@@ -7,8 +7,10 @@ use failback_transport::{Message, MessageReceiver, MessageSender, SourceEnd, Tar
 
 use crate::abort::Abort;
 use crate::error::{Error, ErrorKind, Result, peer_error};
+use crate::plan::BlockPlan;
 use crate::schedule::channel::bounded;
-use crate::sync::{SessionLink, watch};
+use crate::sync::{Session, SessionLink, watch};
+use crate::units::BlockIndex;
 
 /// Messages read from one side and not yet taken by the other.
 const QUEUE: usize = 16;
@@ -20,6 +22,7 @@ const QUEUE: usize = 16;
 pub(super) fn relay(
     source: SessionLink,
     target: SessionLink,
+    session: &Session,
     abort: &Arc<Abort>,
 ) -> Result<(SourceEnd, TargetResult)> {
     abort.add_closer(source.closer);
@@ -37,6 +40,13 @@ pub(super) fn relay(
                 abort,
                 |message| match message {
                     Message::End(end) => Some(end.clone()),
+                    Message::Replan {
+                        first_block,
+                        sends_whole,
+                    } => {
+                        tell_replan(session, *first_block, *sends_whole);
+                        None
+                    }
                     _ => None,
                 },
             )
@@ -58,6 +68,16 @@ pub(super) fn relay(
     abort.verdict()?;
     end.zip(result)
         .ok_or_else(|| Error::new(ErrorKind::Protocol, "peer: ended without a result"))
+}
+
+/// The target's agent refuses a block that there is not.
+fn tell_replan(session: &Session, first_block: u64, sends_whole: bool) {
+    if first_block < session.geometry.block_count().0 {
+        let from = session.geometry.start_of(BlockIndex(first_block)).0;
+        session
+            .progress
+            .replanned(from, BlockPlan::of_wire(sends_whole));
+    }
 }
 
 /// Carries one direction until its side closes, says goodbye, or fails; then the other direction

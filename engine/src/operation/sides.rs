@@ -18,7 +18,7 @@ use crate::error::{Error, Result, peer_error};
 use crate::event::{Event, Observer};
 use crate::report::Bytes;
 use crate::sync::{
-    Beside, Peer, Phase, Session, SessionLink, SessionOptions, SessionProgress, SideMap,
+    Beside, Peer, Phase, Replanned, Session, SessionLink, SessionOptions, SessionProgress, SideMap,
     run_source, run_target,
 };
 
@@ -178,7 +178,7 @@ fn run_sides(
         (SourceSide::Remote(source, _), TargetSide::Remote(target, _)) => {
             let (to_source, source_counters) = source.start(&session.options, Role::Source)?;
             let (to_target, target_counters) = target.start(&session.options, Role::Target)?;
-            let (end, result) = relay(to_source, to_target, &abort())?;
+            let (end, result) = relay(to_source, to_target, session, &abort())?;
             let (a, b) = (count(&source_counters), count(&target_counters));
             Ok(SessionOutcome {
                 end,
@@ -283,6 +283,7 @@ fn tell_progress(
         done.recv_timeout(PROGRESS_EVERY),
         Err(RecvTimeoutError::Timeout)
     ) {
+        tell_replans(progress, observer);
         let phase = progress.phase();
         let (name, at, of) = match phase {
             Phase::Copy => ("copy", progress.scan.position.load(Relaxed), total),
@@ -307,6 +308,17 @@ fn tell_progress(
             differing: progress.differing.load(Relaxed),
             backlog: progress.backlog(),
             seconds,
+        });
+    }
+    tell_replans(progress, observer);
+}
+
+fn tell_replans(progress: &SessionProgress, observer: &dyn Observer) {
+    while let Some(Replanned { from, plan }) = progress.take_replan() {
+        observer.event(&Event::Replan {
+            from,
+            plan: plan.name(),
+            reasons: plan.reasons().to_vec(),
         });
     }
 }

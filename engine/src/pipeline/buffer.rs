@@ -16,6 +16,8 @@ pub struct BufferPool {
 #[derive(Debug)]
 struct Inner {
     free: Mutex<Vec<Vec<u8>>>,
+    /// Buffers that are kept for the next ones.
+    count: usize,
     returned: Condvar,
 }
 
@@ -29,7 +31,11 @@ impl BufferPool {
         let free = Mutex::new(vec![Vec::new(); count]);
         let returned = Condvar::new();
         Self {
-            inner: Arc::new(Inner { free, returned }),
+            inner: Arc::new(Inner {
+                free,
+                count,
+                returned,
+            }),
         }
     }
 
@@ -66,6 +72,15 @@ impl BufferPool {
         let bytes = free.pop()?;
         drop(free);
         Some(self.lend(bytes, len))
+    }
+
+    /// A buffer that is free now, or else a new one: it costs what new memory costs, and is let go
+    /// of when the pool has as many as it was made with. Whoever takes it bounds how many there
+    /// are.
+    #[must_use]
+    pub fn take_or_new(&self, len: usize) -> PooledBuffer {
+        self.try_take(len)
+            .unwrap_or_else(|| self.lend(Vec::new(), len))
     }
 
     fn lend(&self, mut bytes: Vec<u8>, len: usize) -> PooledBuffer {
@@ -109,7 +124,9 @@ impl Drop for PooledBuffer {
             .free
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        free.push(std::mem::take(&mut self.bytes));
+        if free.len() < self.pool.count {
+            free.push(std::mem::take(&mut self.bytes));
+        }
         drop(free);
         self.pool.returned.notify_one();
     }

@@ -7,6 +7,7 @@
 //! on_wire  picks and readings as messages
 //! cost     seconds, bytes and downtime of either strategy                              pure
 //! choice   what the operator asked for, and the better one                             pure
+//! region   within a delta: whether blocks that differ are asked about or sent whole    pure
 //! ```
 //! The measurements are the engine's, the numbers are seconds and bytes per second in `f64`:
 //! nothing that is decided here can make a result wrong, only slow.
@@ -16,6 +17,7 @@ mod cost;
 mod interval;
 mod number;
 mod on_wire;
+mod region;
 mod sample;
 mod survey;
 
@@ -26,6 +28,7 @@ pub use cost::{
 pub use interval::Interval;
 pub(crate) use number::float;
 pub(crate) use on_wire::probe_payload;
+pub use region::{BlockPlan, RegionFacts, plan_region};
 pub use sample::{
     Comparison, PIECE_COUNT_MAX, PIECE_LEN, Picks, PieceSums, SPAN_COUNT_MAX, SPAN_LEN, compare,
     pick,

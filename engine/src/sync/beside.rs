@@ -447,7 +447,7 @@ impl Comparison<'_> {
             changed_bytes: counts.changed.load(Ordering::Relaxed),
             raw_bytes: sent,
             sent_bytes: sent,
-            vouched_bytes: 0,
+            ..SourceEnd::default()
         }
     }
 

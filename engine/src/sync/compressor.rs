@@ -165,6 +165,14 @@ impl Compressor {
         }
     }
 
+    /// What the link takes, in bytes per second, once that is known.
+    pub(super) fn link_rate(&self) -> Option<u64> {
+        match self.link.rate() {
+            LinkRate::Known(rate) => Some(rate),
+            LinkRate::Unknown | LinkRate::Slow => None,
+        }
+    }
+
     /// `raw` in fewer bytes; `None`: it is sent as it is.
     pub(super) fn compressed(&self, raw: &[u8]) -> Option<Vec<u8>> {
         if raw.len() < LEN_MIN {

@@ -5,7 +5,7 @@
 //!   scan: read, hash ---.                       .--- scan: read, hash        both at the same time
 //!                        v     HASHES, ZEROS    |
 //!                     compare <-----------------'
-//!            differs: WANT --------------------------> sums of its 4 KiB pieces
+//!            differs: WANT --------------------------> sums of its 4 KiB pieces, where asked for
 //!                              SUB HASHES <-----------'
 //!   pack dirty pieces: DATA -------------------------> patch, check the block's hash, apply
 //!   COMPARED up to n ------------------------------->  the others below n are equal
@@ -23,11 +23,13 @@ mod compressor;
 mod conclusion;
 mod descending;
 mod hash_batch;
+mod kept_blocks;
 mod ledger;
 mod map_keeper;
 mod outbox;
 mod pack;
 mod packing;
+mod regions;
 mod role;
 mod session;
 mod source_role;
@@ -37,10 +39,12 @@ mod their_stream;
 pub use beside::Beside;
 pub(crate) use outbox::KEEP_ALIVE;
 pub(crate) use pack::unpack;
+pub use regions::RegionPolicy;
 pub(crate) use role::watch;
 pub(crate) use session::scan_threads;
 pub use session::{
-    Phase, Session, SessionLink, SessionOptions, SessionProgress, SideMap, Task, Until, source_mark,
+    Phase, Replanned, Session, SessionLink, SessionOptions, SessionProgress, SideMap, Task, Until,
+    source_mark,
 };
 pub(crate) use source_role::map_rejected;
 pub use source_role::run_source;

@@ -9,8 +9,40 @@ use failback_transport::{Base, BlockData, Encoding, RunKind, SubRun};
 use super::compressor::Compressor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Digest, PieceSet, is_zero, sub_block_sum};
-use crate::pipeline::PooledBuffer;
+use crate::pipeline::{BufferPool, PooledBuffer};
 use crate::units::SUB_BLOCK_LEN;
+
+/// What packing needs beside the block.
+#[derive(Debug)]
+pub(super) struct Packer {
+    compressor: Compressor,
+    /// For payloads that are put together. There are never more than blocks whose buffers are lent.
+    joined: BufferPool,
+}
+
+impl Packer {
+    /// `count` blocks may be under way.
+    pub(super) fn new(compressor: Compressor, count: usize) -> Self {
+        let joined = BufferPool::new(count);
+        Self { compressor, joined }
+    }
+
+    /// What the link takes, in bytes per second, once that is known.
+    pub(super) fn link_rate(&self) -> Option<u64> {
+        self.compressor.link_rate()
+    }
+
+    fn join(&self, bytes: &[u8], runs: &[Range<usize>], len: usize) -> PooledBuffer {
+        let mut joined = self.joined.take_or_new(len);
+        let mut rest = joined.bytes_mut();
+        for run in runs {
+            let (part, behind) = rest.split_at_mut(run.len());
+            part.copy_from_slice(&bytes[run.clone()]);
+            rest = behind;
+        }
+        joined
+    }
+}
 
 /// A block ready to be sent.
 #[derive(Debug)]
@@ -18,6 +50,8 @@ pub(super) struct Packed {
     pub(super) data: BlockData,
     /// Bytes of the sub-blocks that differ.
     pub(super) changed_len: u64,
+    /// Bytes that the whole block would be sent in, as far as it was looked at.
+    pub(super) whole_len: u64,
 }
 
 /// Some pieces of a block, or all of them.
@@ -54,6 +88,13 @@ impl Held {
         place.expect("only what is held was asked for")
     }
 
+    /// Bytes of the block, without sub-blocks that are held and zero.
+    fn whole_len(&self) -> u64 {
+        let held = self.bytes.as_ref().chunks(SUB_BLOCK_LEN);
+        let zeros: usize = held.filter(|page| is_zero(page)).map(<[u8]>::len).sum();
+        (self.block_len - zeros) as u64
+    }
+
     fn sub_block(&self, index: usize) -> &[u8] {
         &self.bytes.as_ref()[self.place_of(index, 1)]
     }
@@ -80,7 +121,7 @@ pub(super) fn pack_difference(
     held: Held,
     (asked, theirs): (PieceSet, &[u8]),
     seed: u64,
-    compressor: &Compressor,
+    packer: &Packer,
 ) -> Result<Packed> {
     let sums = theirs.chunks_exact(8);
     let wanted = asked.sub_blocks(held.block_len).count();
@@ -102,13 +143,13 @@ pub(super) fn pack_difference(
         }
     }
     if runs.is_empty() && held.is_whole() {
-        return Ok(pack_whole(block, new_hash, held.bytes, compressor));
+        return Ok(pack_whole(block, new_hash, held.bytes, packer));
     }
     if runs.is_empty() {
         let all = held.pieces.sub_blocks(held.block_len);
         all.for_each(|index| push_run(&mut runs, index, RunKind::Data));
     }
-    Ok(pack(block, Base::Old, new_hash, held, runs, compressor))
+    Ok(pack(block, Base::Old, new_hash, held, runs, packer))
 }
 
 /// The whole block, for a target that holds zeros there or whose content does not matter. Zero
@@ -117,7 +158,7 @@ pub(super) fn pack_whole(
     block: u64,
     new_hash: Digest,
     bytes: PooledBuffer,
-    compressor: &Compressor,
+    packer: &Packer,
 ) -> Packed {
     let mut runs = Vec::new();
     for (index, piece) in bytes.as_ref().chunks(SUB_BLOCK_LEN).enumerate() {
@@ -136,7 +177,7 @@ pub(super) fn pack_whole(
         });
     }
     let held = Held::whole(bytes);
-    pack(block, Base::Zero, new_hash, held, runs, compressor)
+    pack(block, Base::Zero, new_hash, held, runs, packer)
 }
 
 fn push_run(runs: &mut Vec<SubRun>, index: usize, kind: RunKind) {
@@ -153,14 +194,14 @@ fn push_run(runs: &mut Vec<SubRun>, index: usize, kind: RunKind) {
 
 /// Keeps the block's buffer lent for as long as its payload waits to be sent: the pool bounds what
 /// is under way.
-struct HeldPayload {
-    bytes: Vec<u8>,
+struct HeldPayload<T> {
+    bytes: T,
     _buffer: PooledBuffer,
 }
 
-impl AsRef<[u8]> for HeldPayload {
+impl<T: AsRef<[u8]>> AsRef<[u8]> for HeldPayload<T> {
     fn as_ref(&self) -> &[u8] {
-        &self.bytes
+        self.bytes.as_ref()
     }
 }
 
@@ -170,9 +211,10 @@ fn pack(
     new_hash: Digest,
     held: Held,
     runs: Vec<SubRun>,
-    compressor: &Compressor,
+    packer: &Packer,
 ) -> Packed {
     let span = |run: &SubRun| held.place_of(run.first.into(), run.count.into());
+    let whole_len = held.whole_len();
     let changed_len = runs.iter().map(|run| span(run).len() as u64).sum();
     let data_runs: Vec<_> = runs
         .iter()
@@ -183,15 +225,13 @@ fn pack(
     let bytes = held.bytes;
     let joined = match data_runs.as_slice() {
         [_one] => None,
-        several => {
-            let runs = several.iter().map(|run| &bytes.as_ref()[run.clone()]);
-            Some(runs.collect::<Vec<_>>().concat())
-        }
+        several => Some(packer.join(bytes.as_ref(), several, raw_len)),
     };
     let raw = joined
-        .as_deref()
+        .as_ref()
+        .map(AsRef::as_ref)
         .unwrap_or_else(|| &bytes.as_ref()[data_runs[0].clone()]);
-    let (encoding, payload) = match compressor.compressed(raw) {
+    let (encoding, payload) = match packer.compressor.compressed(raw) {
         Some(shorter) => (Encoding::Zstd, lasting(shorter, bytes)),
         None => (
             Encoding::Raw,
@@ -204,6 +244,7 @@ fn pack(
     };
     let raw_len = u32::try_from(raw_len).expect("a block is at most 4 MiB");
     Packed {
+        whole_len,
         data: BlockData {
             block,
             base,
@@ -217,7 +258,7 @@ fn pack(
     }
 }
 
-fn lasting(bytes: Vec<u8>, buffer: PooledBuffer) -> Bytes {
+fn lasting<T: AsRef<[u8]> + Send + 'static>(bytes: T, buffer: PooledBuffer) -> Bytes {
     Bytes::from_owner(HeldPayload {
         bytes,
         _buffer: buffer,
@@ -259,8 +300,8 @@ mod tests {
         buffer
     }
 
-    fn compressor(wish: Compress) -> Compressor {
-        Compressor::new(wish, LinkPace::default())
+    fn packer(wish: Compress) -> Packer {
+        Packer::new(Compressor::new(wish, LinkPace::default()), 1)
     }
 
     fn leaf(bytes: &[u8]) -> Digest {
@@ -279,7 +320,7 @@ mod tests {
         let held = Held::whole(buffer(&new));
         let asked = (held.pieces, sums.as_ref());
         let packed =
-            pack_difference(9, leaf(&new), held, asked, 42, &compressor(Compress::Off)).unwrap();
+            pack_difference(9, leaf(&new), held, asked, 42, &packer(Compress::Off)).unwrap();
         assert_eq!(
             packed.data.runs,
             [
@@ -297,6 +338,8 @@ mod tests {
         );
         assert_eq!(packed.data.payload, new[SUB_BLOCK_LEN..2 * SUB_BLOCK_LEN]);
         assert_eq!(packed.changed_len, 3 * SUB_BLOCK_LEN as u64 + 100);
+        // Three pages are not zero.
+        assert_eq!(packed.whole_len, 3 * SUB_BLOCK_LEN as u64);
     }
 
     // Goal: a collision of sub-block sums loses nothing. Method: claim the new block's own sums for
@@ -308,7 +351,7 @@ mod tests {
         let held = Held::whole(buffer(&new));
         let asked = (held.pieces, sums.as_ref());
         let packed =
-            pack_difference(0, leaf(&new), held, asked, 1, &compressor(Compress::Off)).unwrap();
+            pack_difference(0, leaf(&new), held, asked, 1, &packer(Compress::Off)).unwrap();
         assert_eq!(packed.data.base, Base::Zero);
         assert_eq!(packed.data.payload.len(), new.len());
     }
@@ -334,7 +377,7 @@ mod tests {
                 held,
                 (asked, sums),
                 1,
-                &compressor(Compress::Off),
+                &packer(Compress::Off),
             )
         };
         let sums = sub_block_sums(&in_pieces(&old), 1);
@@ -365,8 +408,7 @@ mod tests {
     #[test]
     fn compressed_payload_unpacks_to_its_stated_length_only() {
         let new = vec![9; 4 * SUB_BLOCK_LEN];
-        let mut packed =
-            pack_whole(0, leaf(&new), buffer(&new), &compressor(Compress::Zstd(1))).data;
+        let mut packed = pack_whole(0, leaf(&new), buffer(&new), &packer(Compress::Zstd(1))).data;
         assert_eq!(packed.encoding, Encoding::Zstd);
         assert_eq!(unpack(&packed).unwrap(), new);
         packed.raw_len -= 1;

@@ -1,19 +1,18 @@
 //! The source's differing blocks on their way out: announced, waiting for sums, packed on the pool.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use failback_transport::{Digest, Message, Task};
 
-use super::compressor::Compressor;
 use super::outbox::Outbox;
-use super::pack::Packed;
+use super::pack::{Packed, Packer};
+use super::regions::DirtyShare;
 use super::session::{SessionOptions, SessionProgress};
 use crate::abort::Abort;
 use crate::error::Result;
-use crate::hash::PieceSet;
 use crate::pipeline::PooledBuffer;
 use crate::schedule::{Condvar, Mutex, MutexGuard, Pool};
 
@@ -48,37 +47,12 @@ pub(super) struct Counts {
 #[derive(Debug)]
 pub(super) struct Packing {
     pub(super) options: SessionOptions,
-    pub(super) compressor: Compressor,
+    pub(super) packer: Packer,
     pub(super) abort: Arc<Abort>,
     pub(super) outstanding: Outstanding,
     pub(super) counts: Counts,
     pub(super) dirty_share: DirtyShare,
     pub(super) progress: Arc<SessionProgress>,
-}
-
-/// How much of a differing block differs, of the last few of them: in 64ths, by pieces.
-#[derive(Debug)]
-pub(super) struct DirtyShare(AtomicU32);
-
-impl Default for DirtyShare {
-    /// All of it, until more is known.
-    fn default() -> Self {
-        Self(AtomicU32::new(64))
-    }
-}
-
-impl DirtyShare {
-    /// Called by one thread.
-    pub(super) fn push(&self, dirty: PieceSet, block_len: usize) {
-        let all = PieceSet::all(block_len).count();
-        let share = u32::try_from(64 * dirty.count() / all).expect("at most 64");
-        let before = self.0.load(Ordering::Relaxed);
-        self.0.store((7 * before + share) / 8, Ordering::Relaxed);
-    }
-
-    pub(super) fn get(&self) -> u32 {
-        self.0.load(Ordering::Relaxed)
-    }
 }
 
 /// Blocks that were announced and are not queued for sending yet.
@@ -139,7 +113,13 @@ impl Jobs<'_> {
 }
 
 impl Packing {
-    pub(super) fn send(&self, Packed { data, changed_len }: Packed, outbox: &Outbox) {
+    pub(super) fn send(
+        &self,
+        Packed {
+            data, changed_len, ..
+        }: Packed,
+        outbox: &Outbox,
+    ) {
         let sent = data.payload.len() as u64;
         if self.options.task != Task::Full {
             self.counts

@@ -1,16 +1,19 @@
 //! What both roles of a session agree on, and the progress they share with whoever watches.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use failback_transport as wire;
 use failback_transport::Message;
 
+use super::regions::RegionPolicy;
 use crate::error::{Error, ErrorKind, Result, peer_error};
 use crate::hash::{Digest, HashKind, Hasher};
 use crate::map::{CarriedMap, MapStore, TrustedMap};
 use crate::pipeline::ScanCounts;
+use crate::plan::BlockPlan;
 use crate::units::{BlockSize, Geometry};
 
 pub use failback_transport::Task;
@@ -103,6 +106,9 @@ pub struct SessionOptions {
     /// Root of the target's map, when both sides have one that is believed: what differs is found
     /// from the roots down. `None`: the target sends all its hashes.
     pub target_root: Option<Digest>,
+    /// Whether blocks that differ may be sent whole where that is likely to be done sooner: more
+    /// bytes than differ travel then.
+    pub may_send_whole: bool,
 }
 
 /// A number that changes when the identity of a source does.
@@ -141,6 +147,8 @@ pub struct Session {
     pub progress: Arc<SessionProgress>,
     /// The map of this side's disk.
     pub map: Arc<SideMap>,
+    /// Where the plan may be changed.
+    pub regions: RegionPolicy,
 }
 
 /// The saved map of the disk of one side.
@@ -168,6 +176,7 @@ impl Session {
             threads: scan_threads(options.block_size),
             progress: Arc::default(),
             map: Arc::default(),
+            regions: RegionPolicy::default(),
         })
     }
 
@@ -259,6 +268,21 @@ pub struct SessionProgress {
     /// Bytes that the proof has to read back, once they are known.
     pub verify_total: AtomicU64,
     phase: AtomicU8,
+    /// Changes of plan that nobody was told of yet.
+    replans: Mutex<VecDeque<Replanned>>,
+}
+
+/// Changes of plan that wait to be told: more than regions are walked over between two looks. A
+/// peer that says more has its older ones dropped.
+const REPLANS_MAX: usize = 1024;
+
+/// The plan for blocks that differ was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Replanned {
+    /// Byte of the disk from which on.
+    pub from: u64,
+    /// The plan.
+    pub plan: BlockPlan,
 }
 
 /// What a session is doing.
@@ -287,6 +311,22 @@ impl SessionProgress {
         self.differing
             .load(Ordering::Relaxed)
             .saturating_sub(settled)
+    }
+
+    /// The plan is another one from the byte `from` on.
+    pub(crate) fn replanned(&self, from: u64, plan: BlockPlan) {
+        let mut replans = self.replans.lock().unwrap_or_else(PoisonError::into_inner);
+        if replans.len() == REPLANS_MAX {
+            replans.pop_front();
+        }
+        replans.push_back(Replanned { from, plan });
+    }
+
+    /// The next change of plan that nobody was told of.
+    #[must_use]
+    pub fn take_replan(&self) -> Option<Replanned> {
+        let mut replans = self.replans.lock().unwrap_or_else(PoisonError::into_inner);
+        replans.pop_front()
     }
 
     pub(crate) fn enter_verify(&self) {

@@ -11,10 +11,11 @@ use super::compressor::Compressor;
 use super::descending::Descending;
 use super::map_keeper::MapKeeper;
 use super::outbox::Outbox;
-use super::pack::{Held, pack_difference, pack_whole};
+use super::pack::{Held, Packer, pack_difference, pack_whole};
 use super::packing::{
-    Announced, Counts, DirtyShare, Jobs, OUTSTANDING_MAX, Outstanding, Packing, Waiting, locked,
+    Announced, Counts, Jobs, OUTSTANDING_MAX, Outstanding, Packing, Waiting, locked,
 };
+use super::regions::{DirtyShare, Recent, Regions};
 use super::role::{drain, pump, receive, watch};
 use super::session::{Session, SessionLink};
 use super::their_stream::{Reached, TheirHashes, TheirStream, their_stream};
@@ -25,6 +26,7 @@ use crate::hash::{Hasher, PieceSet, Pieces};
 use crate::map::descent::{Difference, Step};
 use crate::map::{MapBuilder, TrustedMap};
 use crate::pipeline::{BufferPool, Keep, PooledBuffer, Scanned, Scanner, read_pieces};
+use crate::plan::{BlockPlan, float};
 use crate::schedule::channel::bounded;
 use crate::schedule::{Pool, scope, with_pool};
 use crate::tree::Leaf;
@@ -59,7 +61,10 @@ pub fn run_source(
     let reached = hashes.reached();
     let packing = Arc::new(Packing {
         options: session.options,
-        compressor: Compressor::new(session.options.compress, outgoing.pace()),
+        packer: Packer::new(
+            Compressor::new(session.options.compress, outgoing.pace()),
+            session.buffer_count(),
+        ),
         abort: abort.clone(),
         outstanding: Outstanding::default(),
         counts: Counts::default(),
@@ -228,7 +233,11 @@ impl Incoming<'_, '_> {
             }
             let asked = (asked, sums.as_ref());
             let seed = packing.options.sub_hash_seed;
-            pack_difference(block, digest, held, asked, seed, &packing.compressor)
+            let packer = &packing.packer;
+            let packed = pack_difference(block, digest, held, asked, seed, packer)?;
+            let dirty_share = &packing.dirty_share;
+            dirty_share.push_pages(packed.changed_len, packed.whole_len);
+            Ok(packed)
         });
         Ok(())
     }
@@ -269,7 +278,7 @@ impl Incoming<'_, '_> {
         let digest = hasher.leaf(bytes.as_ref());
         self.jobs.packing.outstanding.add();
         self.jobs
-            .spawn(move |packing| Ok(pack_whole(block, digest, bytes, &packing.compressor)));
+            .spawn(move |packing| Ok(pack_whole(block, digest, bytes, &packing.packer)));
         Ok(())
     }
 }
@@ -292,6 +301,7 @@ struct Comparison<'a, 's> {
     /// Bytes that were not read, since the map says what they are.
     vouched: u64,
     recent: Recent,
+    regions: Regions,
 }
 
 /// Reads blocks whose bytes were not kept.
@@ -318,29 +328,6 @@ impl Again<'_> {
     }
 }
 
-/// Which of the last 64 blocks of data differed, one bit for each.
-///
-/// While few do, it is cheaper to read those again than to keep the bytes of all until they are
-/// compared.
-#[derive(Clone, Copy, Debug, Default)]
-struct Recent(u64);
-
-impl Recent {
-    /// A second read costs one block a whole copy; keeping costs every block from a quarter of one
-    /// to more than half, as busy as the memory is (docs/decisions/0016).
-    const MANY: u32 = 24;
-
-    fn push(&mut self, differs: bool) {
-        self.0 = self.0 << 1 | u64::from(differs);
-    }
-
-    /// Whether much of the blocks differs, where `dirty_share` 64ths of one that does are read
-    /// again.
-    fn much_differs(self, dirty_share: u32) -> bool {
-        self.0.count_ones() * dirty_share > Self::MANY * 64
-    }
-}
-
 impl<'a, 's> Comparison<'a, 's> {
     fn new(
         session: &'a Session,
@@ -361,6 +348,7 @@ impl<'a, 's> Comparison<'a, 's> {
             differing: 0,
             zeroed: 0,
             recent: Recent::default(),
+            regions: Regions::new(session),
             vouched: 0,
         }
     }
@@ -440,9 +428,10 @@ impl<'a, 's> Comparison<'a, 's> {
             Task::Full => self.send_unseen(scanned),
             _ => {
                 self.compare(scanned, again)?;
-                let dirty_share = self.jobs.packing.dirty_share.get();
+                let dirty_share = self.jobs.packing.dirty_share.pieces();
                 let much_differs = self.recent.much_differs(dirty_share);
-                keeps.store(much_differs, Ordering::Relaxed);
+                let keeps_all = much_differs || self.regions.sends_whole();
+                keeps.store(keeps_all, Ordering::Relaxed);
                 Ok(())
             }
         })
@@ -553,9 +542,11 @@ impl<'a, 's> Comparison<'a, 's> {
             } => {
                 let digest = digest.expect("a comparison hashes");
                 self.tree.push(Leaf::Data(digest), 1);
+                self.enter_region(block);
                 let (theirs, _) = self.theirs.next(1, again.abort)?;
                 let is_equal = theirs == Leaf::Data(digest);
                 self.recent.push(!is_equal);
+                self.regions.compared(!is_equal);
                 if !is_equal {
                     self.differs(block, (digest, pieces), bytes, theirs, again)?;
                 }
@@ -563,6 +554,21 @@ impl<'a, 's> Comparison<'a, 's> {
             }
         }
         Ok(())
+    }
+
+    /// The plan may be another one from here on.
+    fn enter_region(&mut self, block: BlockIndex) {
+        let packing = &self.jobs.packing;
+        let link = packing.packer.link_rate().map(float);
+        let Some(plan) = self.regions.enter(block.0, &packing.dirty_share, link) else {
+            return;
+        };
+        let from = self.session.geometry.start_of(block).0;
+        self.session.progress.replanned(from, plan);
+        self.jobs.outbox.send(Message::Replan {
+            first_block: block.0,
+            sends_whole: plan == BlockPlan::Whole,
+        });
     }
 
     fn differs(
@@ -584,21 +590,23 @@ impl<'a, 's> Comparison<'a, 's> {
         outstanding.wait_until_below(OUTSTANDING_MAX, again.abort)?;
         outstanding.add();
         let number = block.0;
-        let is_zero = theirs == Leaf::Zero;
+        // Nothing has to be asked about zeros.
+        let asks = theirs != Leaf::Zero && self.regions.asks(len);
         let want = Message::Want {
             block: number,
+            asks,
             payload: pieces
-                .filter(|_| !is_zero)
+                .filter(|_| asks)
                 .map_or_else(Bytes::new, |pieces| pieces.ids()),
         };
-        if is_zero {
+        if !asks {
             let bytes = match bytes {
                 Some(bytes) => bytes,
                 None => again.read(self.session, block, digest)?,
             };
             self.jobs.outbox.send(want);
             self.jobs
-                .spawn(move |packing| Ok(pack_whole(number, digest, bytes, &packing.compressor)));
+                .spawn(move |packing| Ok(pack_whole(number, digest, bytes, &packing.packer)));
             return Ok(());
         }
         locked(self.waiting).insert(number, Announced { digest, bytes });
@@ -635,9 +643,8 @@ impl<'a, 's> Comparison<'a, 's> {
                 self.compared += 1;
                 self.jobs.packing.outstanding.add();
                 let block = block.0;
-                self.jobs.spawn(move |packing| {
-                    Ok(pack_whole(block, digest, bytes, &packing.compressor))
-                });
+                self.jobs
+                    .spawn(move |packing| Ok(pack_whole(block, digest, bytes, &packing.packer)));
             }
         }
         Ok(())
@@ -714,6 +721,9 @@ impl<'a, 's> Comparison<'a, 's> {
             raw_bytes: counts.raw.load(Ordering::Relaxed),
             sent_bytes: counts.sent.load(Ordering::Relaxed),
             vouched_bytes: self.vouched,
+            replans: self.regions.counts.replans,
+            whole_regions: self.regions.counts.whole_regions,
+            whole_bytes: self.regions.counts.whole_bytes,
         }
     }
 }

@@ -1,19 +1,22 @@
 //! The side that is made equal: hashes its disk ahead of the comparison, applies what comes, proves
 //! the result.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use failback_transport as wire;
-use failback_transport::{BlockData, Message, MessageReceiver, SourceEnd, TargetResult, Task};
+use failback_transport::{
+    Base, BlockData, Message, MessageReceiver, SourceEnd, TargetResult, Task,
+};
 
 use super::beside::{self, Beside};
 use super::conclusion::{Conclusion, is_changed};
 use super::descending::{answer_all, take_question};
 use super::hash_batch::HashBatch;
+use super::kept_blocks::{KEPT_BUDGET, KeptBlocks};
 use super::ledger::Ledger;
 use super::map_keeper::MapKeeper;
 use super::outbox::Outbox;
@@ -29,7 +32,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Digest, PieceSet, Pieces, is_zero};
 use crate::map::descent::Question;
 use crate::map::{MapBuilder, MapWriter, TrustedMap};
-use crate::pipeline::{BufferPool, Keep, Scanned, Scanner, read_pieces};
+use crate::pipeline::{BufferPool, Keep, PooledBuffer, Scanned, Scanner, read_pieces};
+use crate::plan::BlockPlan;
 use crate::schedule::channel::{Receiver, Sender, bounded, unbounded};
 use crate::schedule::{Condvar, Mutex, MutexGuard, scope};
 use crate::state::Barriers;
@@ -38,8 +42,6 @@ use crate::units::BlockIndex;
 
 /// Blocks that may be announced and not yet sent: more than any honest source has buffers for.
 const WANTED_MAX: u64 = 1024;
-/// Bytes of old blocks kept between the question for their sums and their patch.
-const KEPT_BUDGET: usize = 24 << 20;
 /// Bytes of work waiting for the applying threads.
 const WORK_BUDGET: usize = 16 << 20;
 /// Messages that wait to be sent before the scan pauses: a peer that acknowledges what it has not
@@ -269,30 +271,6 @@ enum Work {
     },
 }
 
-/// What is known of wanted blocks between the question for their sums and their patch; their bytes
-/// as far as there is room.
-#[derive(Default)]
-struct KeptBlocks {
-    blocks: HashMap<u64, Kept>,
-    len: usize,
-}
-
-impl KeptBlocks {
-    fn insert(&mut self, block: u64, kept: Kept) {
-        let len = kept.bytes.as_ref().map_or(0, Vec::len);
-        let has_room = self.len + len <= KEPT_BUDGET;
-        let bytes = kept.bytes.filter(|_| has_room);
-        self.len += if has_room { len } else { 0 };
-        self.blocks.insert(block, Kept { bytes, ..kept });
-    }
-
-    fn remove(&mut self, block: u64) -> Option<Kept> {
-        let kept = self.blocks.remove(&block)?;
-        self.len -= kept.bytes.as_ref().map_or(0, Vec::len);
-        Some(kept)
-    }
-}
-
 struct Role<'a> {
     session: &'a Session,
     disk: &'a dyn Source,
@@ -306,6 +284,8 @@ struct Role<'a> {
     /// The ledger changed: there is room for the scan, or a block is settled.
     moved: Condvar,
     kept: Mutex<KeptBlocks>,
+    /// For old bytes, kept or not.
+    olds: BufferPool,
     wanted: AtomicU64,
     /// Blocks whose patch did not give the right hash; the source sends them whole.
     resending: Mutex<HashSet<u64>>,
@@ -340,6 +320,7 @@ impl<'a> Role<'a> {
             ledger: Mutex::new(ledger),
             moved: Condvar::new(),
             kept: Mutex::default(),
+            olds: BufferPool::new(KEPT_BUDGET / session.options.block_size.len() + session.threads),
             wanted: AtomicU64::new(0),
             resending: Mutex::default(),
             busy: AtomicU64::new(0),
@@ -513,14 +494,18 @@ impl<'a> Role<'a> {
                 self.moved.notify_all();
                 return Ok(());
             }
-            Message::Want { block, payload } => {
+            Message::Want {
+                block,
+                asks,
+                payload,
+            } => {
                 self.ledger().announce(block, 1)?;
                 self.found_differing(block, 1);
                 let old = self.old_leaf(block)?;
                 if self.wanted.fetch_add(1, Ordering::SeqCst) >= WANTED_MAX {
                     return Err(protocol("asks for more blocks than it has buffers for"));
                 }
-                if old == Some(Leaf::Zero) {
+                if !asks || old == Some(Leaf::Zero) {
                     return Ok(());
                 }
                 Work::Want(block, payload)
@@ -549,6 +534,10 @@ impl<'a> Role<'a> {
                 down,
                 payload,
             } => return take_question(&queues.questions, (level, down), &payload),
+            Message::Replan {
+                first_block,
+                sends_whole,
+            } => return self.replanned(first_block, sends_whole),
             _ => return Err(protocol("a message out of place")),
         };
         if self.applier.is_none() {
@@ -557,6 +546,18 @@ impl<'a> Role<'a> {
         self.busy.fetch_add(1, Ordering::SeqCst);
         let sent = queues.work.send(job);
         sent.map_err(|_| Error::new(ErrorKind::Cancelled, "cancelled"))
+    }
+
+    /// For whoever watches.
+    fn replanned(&self, first_block: u64, sends_whole: bool) -> Result<()> {
+        let geometry = &self.session.geometry;
+        if first_block >= geometry.block_count().0 {
+            return Err(protocol("has a plan for a block past the end"));
+        }
+        let from = geometry.start_of(BlockIndex(first_block)).0;
+        let plan = BlockPlan::of_wire(sends_whole);
+        self.session.progress.replanned(from, plan);
+        Ok(())
     }
 
     fn check_expected(&self, data: &BlockData) -> Result<()> {
@@ -630,19 +631,19 @@ impl<'a> Role<'a> {
             }
             None => {
                 let all = PieceSet::all(block_len);
-                let mut bytes = vec![0; block_len];
-                match self.read_old(block, &mut bytes)? {
-                    None => (all, bytes, None),
-                    Some(mine) => {
-                        let set = mine.differing(names);
-                        let parts = set.ranges(block_len).into_iter();
-                        let parts: Vec<_> = parts.map(|range| &bytes[range]).collect();
-                        (set, parts.concat(), Some(mine))
-                    }
+                let (mut bytes, mine) = self.read_old(block)?;
+                let set = mine.as_ref().map_or(all, |mine| mine.differing(names));
+                let mut len = 0;
+                for range in set.ranges(block_len) {
+                    let moved = range.len();
+                    bytes.bytes_mut().copy_within(range, len);
+                    len += moved;
                 }
+                bytes.truncate(len);
+                (set, bytes, mine)
             }
         };
-        let payload = sub_block_sums(&bytes, self.session.options.sub_hash_seed);
+        let payload = sub_block_sums(bytes.as_ref(), self.session.options.sub_hash_seed);
         let kept = Kept {
             set,
             bytes: Some(bytes),
@@ -657,11 +658,12 @@ impl<'a> Role<'a> {
         Ok(())
     }
 
-    fn read_pieces(&self, block: u64, set: PieceSet) -> Result<Vec<u8>> {
+    fn read_pieces(&self, block: u64, set: PieceSet) -> Result<PooledBuffer> {
         let (geometry, index) = (&self.session.geometry, BlockIndex(block));
-        let mut bytes = vec![0; set.len(geometry.block_len(index))];
-        read_pieces(self.disk, geometry, index, set, &mut bytes)?;
-        self.reread.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        let len = set.len(geometry.block_len(index));
+        let mut bytes = self.olds.take_or_new(len);
+        read_pieces(self.disk, geometry, index, set, bytes.bytes_mut())?;
+        self.reread.fetch_add(len as u64, Ordering::Relaxed);
         Ok(bytes)
     }
 
@@ -676,10 +678,12 @@ impl<'a> Role<'a> {
     }
 
     /// Reads a whole block, and holds it against the map where that was believed; its pieces then.
-    fn read_old(&self, block: u64, bytes: &mut [u8]) -> Result<Option<Pieces>> {
+    fn read_old(&self, block: u64) -> Result<(PooledBuffer, Option<Pieces>)> {
+        let (geometry, index) = (&self.session.geometry, BlockIndex(block));
+        let mut buffer = self.olds.take_or_new(geometry.block_len(index));
+        let bytes = buffer.bytes_mut();
         self.reread.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        self.disk
-            .read(self.session.geometry.start_of(BlockIndex(block)), bytes)?;
+        self.disk.read(geometry.start_of(index), bytes)?;
         let old = match self.session.trusted() {
             Some(_) => self.old_leaf(block)?,
             None => None,
@@ -688,41 +692,37 @@ impl<'a> Role<'a> {
             Some(Leaf::Data(digest)) => {
                 let pieces = self.session.hasher.pieces(bytes);
                 match self.session.hasher.leaf_of(&pieces) == digest {
-                    true => Ok(Some(pieces)),
+                    true => Ok((buffer, Some(pieces))),
                     false => Err(map_rejected()),
                 }
             }
             Some(Leaf::Zero) if !is_zero(bytes) => Err(map_rejected()),
-            _ => Ok(None),
+            _ => Ok((buffer, None)),
         }
     }
 
-    /// A block that the map says is zero becomes something else: what an undo brings back rests on
+    /// A block that only the map spoke of becomes something else: what an undo brings back rests on
     /// that.
-    fn check_zero(&self, block: u64) -> Result<()> {
+    fn check_unread(&self, block: u64, shown: Option<Leaf>) -> Result<()> {
         let range = self.session.geometry.range_of(BlockIndex(block), 1);
         let extent = self.disk.extent_at(range.start)?;
-        if extent.kind != ExtentKind::Data && extent.end >= range.end {
+        let is_hole = extent.kind != ExtentKind::Data && extent.end >= range.end;
+        if is_hole && shown == Some(Leaf::Zero) {
             return Ok(());
         }
-        let mut bytes = vec![0; self.session.geometry.block_len(BlockIndex(block))];
-        self.read_old(block, &mut bytes).map(drop)
+        self.read_old(block).map(drop)
     }
 
     fn apply(&self, applier: &Applier<'_>, data: &BlockData) -> Result<()> {
         let block = data.block;
         let shown = self.old_leaf(block)?;
-        if self.session.trusted().is_some() && shown == Some(Leaf::Zero) {
-            self.check_zero(block)?;
-        }
         let kept = self.kept().remove(block);
+        if self.session.trusted().is_some() && data.base == Base::Zero {
+            self.check_unread(block, shown)?;
+        }
         let applied = applier.block(data, shown, kept, |set| match set {
             Some(set) => self.read_pieces(block, set),
-            None => {
-                let mut bytes = vec![0; self.session.geometry.block_len(BlockIndex(block))];
-                self.read_old(block, &mut bytes)?;
-                Ok(bytes)
-            }
+            None => self.read_old(block).map(|(bytes, _)| bytes),
         })?;
         if applied == Applied::NeedsWhole {
             if !self.resending().insert(block) {

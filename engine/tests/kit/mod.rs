@@ -39,6 +39,7 @@ pub(crate) fn delta() -> SessionOptions {
         until: Until::End,
         source_mark: 0,
         target_root: None,
+        may_send_whole: false,
     }
 }
 
@@ -61,6 +62,8 @@ pub(crate) struct Ended {
     pub target: Result<(SourceEnd, TargetResult)>,
     /// Bytes that the target put on the link.
     pub wire_out: u64,
+    /// Bytes that it got.
+    pub wire_in: u64,
 }
 
 /// Runs both roles over the loopback.
@@ -86,10 +89,28 @@ pub(crate) fn run_aborting(
 
 /// The same over any link: the source's end, then the target's.
 pub(crate) fn run_over(
-    (near, far): (Link, Link),
+    links: (Link, Link),
     source: &dyn Source,
     target: &dyn Target,
     options: SessionOptions,
+    is_new: bool,
+    abort: &Arc<Abort>,
+) -> Ended {
+    let session = || Session::new(options, source.info().virtual_size).unwrap();
+    run_sessions(
+        links,
+        (source, session()),
+        (target, session()),
+        is_new,
+        abort,
+    )
+}
+
+/// The same with the sessions of both sides as the caller made them.
+pub(crate) fn run_sessions(
+    (near, far): (Link, Link),
+    (source, source_session): (&dyn Source, Session),
+    (target, target_session): (&dyn Target, Session),
     is_new: bool,
     abort: &Arc<Abort>,
 ) -> Ended {
@@ -103,11 +124,9 @@ pub(crate) fn run_over(
         closer,
         peer,
     };
-    let new_session = || Session::new(options, source.info().virtual_size).unwrap();
-    let (source_session, target_session) = (new_session(), new_session());
     std::thread::scope(|scope| {
         let sending = scope.spawn(|| run_source(&source_session, source, near, abort));
-        let changes = (options.task != Task::Compare)
+        let changes = (target_session.options.task != Task::Compare)
             .then(|| Changes::InPlace(InPlaceChanges::new(target, is_new, Box::new(|_| Ok(None)))));
         let target = run_target(
             &target_session,
@@ -120,6 +139,7 @@ pub(crate) fn run_over(
             source: sending.join().unwrap(),
             target,
             wire_out: counters.bytes_out(),
+            wire_in: counters.bytes_in(),
         }
     })
 }

@@ -124,6 +124,7 @@ pub(crate) fn options(task: Task, apply: Apply) -> SessionOptions {
         until: Until::End,
         source_mark: 1,
         target_root: None,
+        may_send_whole: false,
     }
 }
 

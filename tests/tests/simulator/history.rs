@@ -48,6 +48,8 @@ pub(crate) struct Tally {
     pub(crate) power_cuts: u64,
     pub(crate) lies: u64,
     pub(crate) resumed: u64,
+    /// Sessions that changed their plan.
+    pub(crate) replanned: u64,
 }
 
 impl Tally {
@@ -58,6 +60,7 @@ impl Tally {
         self.power_cuts += other.power_cuts;
         self.lies += other.lies;
         self.resumed += other.resumed;
+        self.replanned += other.replanned;
     }
 }
 
@@ -273,6 +276,7 @@ impl History {
             };
         }
         self.tally.ended_well += 1;
+        self.tally.replanned += u64::from(end.replans > 0);
         if self.has_lied && !self.is_found(manner.verify) {
             return Ok(());
         }

@@ -55,6 +55,8 @@ fn assert_kept(campaign: &Campaign, seeds: u64) {
         .collect();
     assert!(told.is_empty(), "\n{}", told.join("\n"));
     assert_eq!(campaign.seeds, seeds);
+    // Else nothing was shown of it.
+    assert!(campaign.tally.replanned > 0 || seeds < SEEDS);
 }
 
 #[test]

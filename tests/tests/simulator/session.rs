@@ -6,11 +6,12 @@ use std::sync::Arc;
 use failback_engine::commit::{Staging, Unfinished};
 use failback_engine::disk::TargetAccess;
 use failback_engine::hash::HashKind;
+use failback_engine::plan::DiskRates;
 use failback_engine::schedule::{Dice, scope, sleep};
 use failback_engine::state::{Barrier, Barriers, Begun, Container, Entry, Journal, Word};
 use failback_engine::sync::{
-    Changes, InPlaceChanges, Session, SessionLink, SessionOptions, Task, Until, run_source,
-    run_target, source_mark,
+    Changes, InPlaceChanges, RegionPolicy, Session, SessionLink, SessionOptions, Task, Until,
+    run_source, run_target, source_mark,
 };
 use failback_engine::transport::link::{IDLE_LIMIT, Link};
 use failback_engine::transport::{Apply, Compress, SourceEnd, TargetResult, VerifyLevel, split};
@@ -155,10 +156,22 @@ impl Place {
             until: Until::End,
             source_mark: mark,
             target_root: None,
+            may_send_whole: manner.sub_hash_seed.is_multiple_of(2),
         };
         let session = || {
             let mut session = Session::new(options, bytes.len() as u64).expect("a small disk");
             session.threads = manner.threads;
+            // So small that there are some, and as if bytes cost nothing.
+            session.regions = RegionPolicy {
+                len: BLOCK as u64,
+                assumed_link: Some(1e12),
+                disk: DiskRates {
+                    write: 1e12,
+                    scattered_write: 1e12,
+                    read_back: 1e12,
+                },
+                answers_min: 0,
+            };
             session
         };
         let cancels = [0, 1].map(|side| {

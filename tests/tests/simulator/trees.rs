@@ -74,6 +74,7 @@ fn session(seed: u64, dir: &Path) {
         until: Until::End,
         source_mark: 0,
         target_root: Some(theirs.map.root()),
+        may_send_whole: true,
     };
     let [ours, theirs] = [ours, theirs].map(|trusted| {
         let mut session = Session::new(options, old.len() as u64).expect("a small disk");

@@ -151,11 +151,12 @@ pub(super) fn check_sub_hashes(block: u64, pieces: u64, payload: &Bytes) -> Resu
 }
 
 /// The names of the pieces of one block, where there are any.
-pub(super) fn check_want(block: u64, payload: &Bytes) -> Result<(), Fault> {
+pub(super) fn check_want(block: u64, asks: bool, payload: &Bytes) -> Result<(), Fault> {
     check_blocks(block, 1)?;
-    match payload.is_empty() {
-        true => Ok(()),
-        false => hash_count(payload, PIECE_ID_LEN, PIECE_COUNT_MAX).map(drop),
+    match (asks, payload.is_empty()) {
+        (_, true) => Ok(()),
+        (false, false) => Err("names of pieces that nobody asks about"),
+        (true, false) => hash_count(payload, PIECE_ID_LEN, PIECE_COUNT_MAX).map(drop),
     }
 }
 

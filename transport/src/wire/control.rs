@@ -150,6 +150,9 @@ pub struct SessionParams {
     /// asks for what is below the nodes of its tree that differ, and no hash is sent unasked.
     /// `None`: the target sends all of them.
     pub target_root: Option<Digest>,
+    /// Whether the source may send blocks whole without asking what of them differs, where that is
+    /// likely to be done sooner.
+    pub may_send_whole: bool,
 }
 
 /// What a session does.
@@ -411,7 +414,8 @@ fields!(SessionParams {
     container,
     goes_on,
     source_mark,
-    target_root
+    target_root,
+    may_send_whole
 });
 fields!(Failure {
     kind,

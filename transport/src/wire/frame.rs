@@ -121,6 +121,7 @@ message_types! {
     Hashes = 16, ZeroBlocks = 17, ScanEnd = 18, SubHashes = 19, Resend = 20, Result = 21,
     Nodes = 22, Settled = 23,
     Compared = 32, Want = 33, Data = 34, Zero = 35, End = 36, Descend = 37,
+    Replan = 38,
     Control = 48, Controlled = 49, Ask = 50, Told = 51,
 }
 

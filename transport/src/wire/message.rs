@@ -110,13 +110,15 @@ pub enum Message {
         /// First block that is not compared yet.
         up_to_block: u64,
     },
-    /// Source to target: a block differs; the hashes of its sub-blocks are needed.
+    /// Source to target: a block differs.
     Want {
         /// The block.
         block: u64,
+        /// Whether the hashes of its sub-blocks are needed; if not, all of it comes unasked.
+        asks: bool,
         /// [`PIECE_ID_LEN`](super::PIECE_ID_LEN) bytes for each piece of it: names of what the
         /// source has, so that the target need not look at pieces that are equal; at most
-        /// [`PIECE_COUNT_MAX`](super::PIECE_COUNT_MAX) pieces, none where nothing is needed.
+        /// [`PIECE_COUNT_MAX`](super::PIECE_COUNT_MAX) pieces, none where nothing is asked.
         payload: Bytes,
     },
     /// Source to target: the new content of one block.
@@ -138,6 +140,14 @@ pub enum Message {
         /// Their indices, [`NODE_INDEX_LEN`](super::NODE_INDEX_LEN) bytes each, ascending: 1 to
         /// [`NODE_COUNT_MAX`](super::NODE_COUNT_MAX).
         payload: Bytes,
+    },
+    /// Source to target: from a block on it has another plan for blocks that differ. For whoever
+    /// watches: what is done with each block, `Want` says.
+    Replan {
+        /// The block.
+        first_block: u64,
+        /// Whether they are sent whole, most of them; else all are asked about.
+        sends_whole: bool,
     },
     /// Source to target: nothing more follows but what `Resend` asks for.
     End(SourceEnd),
@@ -198,6 +208,7 @@ impl Message {
             Self::Data(_) => MessageType::Data,
             Self::Zero { .. } => MessageType::Zero,
             Self::Descend { .. } => MessageType::Descend,
+            Self::Replan { .. } => MessageType::Replan,
             Self::End(_) => MessageType::End,
             Self::Control(_) => MessageType::Control,
             Self::Controlled(_) => MessageType::Controlled,
@@ -237,7 +248,11 @@ impl Message {
                 pieces,
                 payload,
             } => check_sub_hashes(*block, *pieces, payload),
-            Self::Want { block, payload } => check_want(*block, payload),
+            Self::Want {
+                block,
+                asks,
+                payload,
+            } => check_want(*block, *asks, payload),
             Self::Nodes {
                 level,
                 first,
@@ -249,7 +264,10 @@ impl Message {
                 down,
                 payload,
             } => check_descend(*level, *down, payload),
-            Self::Resend { block } => check_blocks(*block, 1),
+            Self::Resend { block }
+            | Self::Replan {
+                first_block: block, ..
+            } => check_blocks(*block, 1),
             Self::Data(data) => data.check(),
             Self::Control(request) => request.check(),
             Self::Controlled(info) => info.check(),
@@ -298,7 +316,22 @@ impl Message {
                 block.put(out);
                 pieces.put(out);
             }
-            Self::Resend { block } | Self::Want { block, payload: _ } => block.put(out),
+            Self::Resend { block } => block.put(out),
+            Self::Want {
+                block,
+                asks,
+                payload: _,
+            } => {
+                block.put(out);
+                asks.put(out);
+            }
+            Self::Replan {
+                first_block,
+                sends_whole,
+            } => {
+                first_block.put(out);
+                sends_whole.put(out);
+            }
             Self::Nodes {
                 level,
                 first,
@@ -391,6 +424,7 @@ impl Message {
             },
             MessageType::Want => Self::Want {
                 block: Field::take(head)?,
+                asks: Field::take(head)?,
                 payload,
             },
             MessageType::Data => Self::Data(take_block_data(head, payload)?),
@@ -402,6 +436,10 @@ impl Message {
                 level: Field::take(head)?,
                 down: Field::take(head)?,
                 payload,
+            },
+            MessageType::Replan => Self::Replan {
+                first_block: Field::take(head)?,
+                sends_whole: Field::take(head)?,
             },
             MessageType::End => Self::End(Field::take(head)?),
             MessageType::Control => Self::Control(Field::take(head)?),

@@ -27,6 +27,12 @@ pub struct SourceEnd {
     pub sent_bytes: u64,
     /// Bytes with data that were not read, since a saved map says what they are.
     pub vouched_bytes: u64,
+    /// How often the plan for blocks that differ was changed.
+    pub replans: u64,
+    /// Regions of which blocks were sent whole by that.
+    pub whole_regions: u64,
+    /// Bytes of these blocks.
+    pub whole_bytes: u64,
 }
 
 /// The verdict of the target. Counts are of this session.
@@ -92,6 +98,9 @@ fields!(SourceEnd {
     raw_bytes,
     sent_bytes,
     vouched_bytes,
+    replans,
+    whole_regions,
+    whole_bytes,
 });
 fields!(TargetResult {
     root,

@@ -10,10 +10,11 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::kit::{decode, encode, samples};
+use crate::kit::{decode, encode, numbered, samples};
 use crate::strategy::message;
 
 const HEADER_LEN: usize = 40;
+const WANT: u16 = 33;
 const DATA: u16 = 34;
 
 /// What rule is broken, and how.
@@ -118,8 +119,9 @@ fn forged_frames_are_refused() {
     assert!(refusal(&forge(7, 2, 0, &[], &[])).contains("unknown frame flags"));
     assert!(refusal(&forge(7, 0, 0, &[0], &[])).contains("bytes after its last field"));
     assert!(refusal(&forge(7, 0, 0, &[], &[0])).contains("payload is too long"));
-    assert!(refusal(&forge(33, 0, 0, &[0; 7], &[])).contains("head ends"));
-    assert!(refusal(&forge(33, 0, 0, &u64::MAX.to_le_bytes(), &[])).contains("largest disk"));
+    assert!(refusal(&forge(WANT, 0, 0, &[0; 7], &[])).contains("head ends"));
+    let past_the_end = [&u64::MAX.to_le_bytes()[..], &[1]].concat();
+    assert!(refusal(&forge(WANT, 0, 0, &past_the_end, &[])).contains("largest disk"));
     let overflow = [u64::MAX.to_le_bytes(), 2_u64.to_le_bytes()].concat();
     assert!(refusal(&forge(35, 0, 0, &overflow, &[])).contains("largest disk"));
     assert!(refusal(b"GET / HTTP/1.1\r\nHost: failback.example\r\n\r\n").contains("magic"));
@@ -216,6 +218,25 @@ fn sample_rules_are_enforced() {
     assert!(is_sent(probe(PROBE_LEN_MAX, 1 << 20)));
     assert!(!is_sent(probe(PROBE_LEN_MAX + 1, 0)));
     assert!(!is_sent(probe(0, PROBE_LEN_MAX as usize + 1)));
+}
+
+// Goal: a block that is only announced has no names. Method: at the encoder, and in a frame.
+#[test]
+fn names_are_for_questions() {
+    let want = |asks| Message::Want {
+        block: 1,
+        asks,
+        payload: numbered(8),
+    };
+    let mut frame = encode(&[want(true)]);
+    assert!(decode(&frame).is_ok());
+    let mut encoder = Encoder::new(false);
+    assert!(encoder.encode(&want(false), &mut Vec::new()).is_err());
+    // The same with the bit of the question taken away: block, asks, names.
+    frame[HEADER_LEN + 8] = 0;
+    let head = frame[HEADER_LEN..HEADER_LEN + 9].to_vec();
+    let forged = forge(WANT, 0, 0, &head, &numbered(8));
+    assert!(refusal(&forged).contains("nobody asks"));
 }
 
 // Goal: nodes lie in a tree, and no more are asked for than fit one answer. Method: break one rule

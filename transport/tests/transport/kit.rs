@@ -69,6 +69,7 @@ fn samples_of_opening() -> Vec<Message> {
             goes_on: true,
             source_mark: 0x0102_0304_0506_0708,
             target_root: Some(Digest::from([0x9a; 32])),
+            may_send_whole: true,
         }),
         Message::Start(SessionParams {
             task: Task::Full,
@@ -83,6 +84,7 @@ fn samples_of_opening() -> Vec<Message> {
             goes_on: false,
             source_mark: 0,
             target_root: None,
+            may_send_whole: false,
         }),
         Message::Failure(Failure {
             kind: 6,
@@ -186,6 +188,7 @@ fn samples_of_copy() -> Vec<Message> {
         Message::Compared { up_to_block: 13 },
         Message::Want {
             block: 14,
+            asks: true,
             payload: numbered(8),
         },
         Message::Data(BlockData {
@@ -217,6 +220,10 @@ fn samples_of_copy() -> Vec<Message> {
             down: 4,
             payload: vec![22, 0, 0, 0, 23, 1, 0, 0].into(),
         },
+        Message::Replan {
+            first_block: 18,
+            sends_whole: true,
+        },
         Message::End(SourceEnd {
             root: None,
             source_read: 1,
@@ -228,6 +235,9 @@ fn samples_of_copy() -> Vec<Message> {
             raw_bytes: 7,
             sent_bytes: 8,
             vouched_bytes: 9,
+            replans: 10,
+            whole_regions: 11,
+            whole_bytes: 12,
         }),
     ]
 }
@@ -354,6 +364,7 @@ pub(crate) fn name(message: &Message) -> &'static str {
         Message::Data(_) => "Data",
         Message::Zero { .. } => "Zero",
         Message::Descend { .. } => "Descend",
+        Message::Replan { .. } => "Replan",
         Message::End(_) => "End",
         Message::Control(_) => "Control",
         Message::Controlled(_) => "Controlled",

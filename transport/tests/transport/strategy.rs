@@ -35,9 +35,18 @@ pub(crate) fn message() -> BoxedStrategy<Message> {
         descend(),
         (
             block(),
+            any::<bool>(),
             prop_oneof![Just(Bytes::new()), payload(PIECE_ID_LEN as usize)]
         )
-            .prop_map(|(block, payload)| Message::Want { block, payload }),
+            .prop_map(|(block, asks, payload)| Message::Want {
+                block,
+                asks: asks || !payload.is_empty(),
+                payload,
+            }),
+        (block(), any::<bool>()).prop_map(|(first_block, sends_whole)| Message::Replan {
+            first_block,
+            sends_whole,
+        }),
         block_data().prop_map(Message::Data),
         result(),
         end(),
@@ -220,6 +229,7 @@ fn start() -> BoxedStrategy<Message> {
                     source_mark: sub_hash_seed.rotate_left(7),
                     target_root: (sub_hash_seed % 3 == 1)
                         .then(|| Digest::from([sub_hash_seed.to_le_bytes()[2]; 32])),
+                    may_send_whole: sub_hash_seed % 5 < 2,
                 })
             },
         )
@@ -502,7 +512,7 @@ fn result() -> BoxedStrategy<Message> {
 }
 
 fn end() -> BoxedStrategy<Message> {
-    (option::of(digest()), any::<[u64; 8]>())
+    (option::of(digest()), any::<[u64; 11]>())
         .prop_map(|(root, counts)| {
             Message::End(SourceEnd {
                 root,
@@ -515,6 +525,9 @@ fn end() -> BoxedStrategy<Message> {
                 raw_bytes: counts[6],
                 sent_bytes: counts[7],
                 vouched_bytes: counts[6].rotate_left(9),
+                replans: counts[8],
+                whole_regions: counts[9],
+                whole_bytes: counts[10],
             })
         })
         .boxed()
