@@ -131,7 +131,7 @@ fn drive(job: &mut Job, scene: &Scene, wish: Wish) {
                 job.ask(Ask::Complete).unwrap();
             }
             (Phase::CommitPending, Wish::Accept | Wish::AcceptHeld) => {
-                job.ask(Ask::Commit).unwrap()
+                job.ask(Ask::Commit).unwrap();
             }
             (Phase::CommitPending, _) => job.ask(Ask::Undo).unwrap(),
             (phase, _) => panic!("rests in {phase:?}"),
