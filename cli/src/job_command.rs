@@ -98,7 +98,7 @@ fn ask(args: &AskArgs, ask: Ask, stay: Stay) -> anyhow::Result<u8> {
     let spec = JobReport::spec_of(&look(&jobs, &args.name)?);
     let sides = Sides::of(&spec)?;
     let mut job = match Job::open(&jobs, &args.name, sides) {
-        Err(error) if error.kind() == ErrorKind::InUse => {
+        Err(error) if error.kind() == ErrorKind::InUse && jobs.is_worked_on(&args.name)? => {
             // The process that runs it does it.
             let report = ask_another(&jobs, &args.name, ask, &cancel)?;
             return job_output::job(&report, args.watch.json);

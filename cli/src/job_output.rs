@@ -53,9 +53,10 @@ pub(crate) fn show(report: &JobReport) -> anyhow::Result<()> {
                 Some(bytes) => format!("{} of blocks", show_size(bytes)),
                 None => "nobody knows where".to_owned(),
             };
+            let end = if state == "kept" { "kept" } else { "undone" };
             writeln!(
                 out,
-                "             written by the target's guest, and undone: {what}"
+                "             written since it was proven, and {end}: {what}"
             )?;
         }
     }
@@ -106,8 +107,14 @@ fn alone(report: &JobReport) -> Option<String> {
         let said = format!("held, both machines are off: `failback job complete {name}`");
         return Some(said);
     }
-    (report.worked_on == Some(false) && !is_over)
-        .then(|| format!("no process works on it: `failback job resume {name}`"))
+    let next = match report.phase {
+        // Nothing is left to do but to say so; a resume sees to deadlines and scans.
+        "commit_pending" if !report.suspended && report.allowed.contains(&"commit") => {
+            format!("`failback job commit {name}`, or `undo`; `resume` keeps its deadline")
+        }
+        _ => format!("`failback job resume {name}`"),
+    };
+    (report.worked_on == Some(false) && !is_over).then(|| format!("no process works on it: {next}"))
 }
 
 /// How far the disks are, as the process that moves them told it last; nothing where none move.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use failback_engine::agent::ControlSpec;
-use failback_engine::job::{Job, JobReport, Sides, Stay, look, reverse_of};
+use failback_engine::job::{Job, Sides, Stay, accepted, look, reverse_of};
 
 use crate::command::control;
 use crate::job_args::{PlaceArgs, WatchArgs};
@@ -80,8 +80,9 @@ fn reverse(args: &ReverseArgs) -> anyhow::Result<u8> {
 }
 
 fn print_control(args: &ControlArgs) -> anyhow::Result<u8> {
-    let spec = JobReport::spec_of(&look(&jobs(&args.place)?, &args.name)?);
-    let text = ControlSpec::of_target(&spec)?.to_toml()?;
+    let records = look(&jobs(&args.place)?, &args.name)?;
+    let spec = accepted(&records)?;
+    let text = ControlSpec::of_target(spec)?.to_toml()?;
     output::say(text.trim_end())?;
     Ok(0)
 }

@@ -102,6 +102,68 @@ fn a_device_that_is_staged_for_cannot_be_mounted() {
     run("cmp", &[&source, &target.device]);
 }
 
+// Goal: a write to a device after its machine was stopped is found, though a device notes no time
+// of change: the target is not sealed, and the source runs again. Method: a job whose stop hook
+// leaves something behind that writes once the first look is over, when its probe of power is asked
+// again; the same without.
+#[test]
+fn a_late_write_to_a_device_is_found() {
+    for writes in [true, false] {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let (below, home) = (dir.path().join("below.raw"), dir.path().join("home.raw"));
+        disk::write_raw(&below, LEN, 30, 1);
+        std::fs::copy(&below, &home).expect("copy");
+        let Some(source) = Loop::over(&below) else {
+            return;
+        };
+        let at = |name: &str| dir.path().join(name).display().to_string();
+        std::fs::write(at("cloud"), "on\n").expect("power");
+        std::fs::write(at("home"), "off\n").expect("power");
+        // `final` is asked after the machine was proven quiet, and before the copy.
+        let late = match writes {
+            true => "printf late | dd of=$D bs=1 seek=4096 conv=notrunc status=none",
+            false => ":",
+        };
+        let power = format!(
+            "D={}; [ $FAILBACK_STEP = final ] && {{ {late}; }}; cat {}",
+            source.device.display(),
+            at("cloud")
+        );
+        let definition = format!(
+            "name = \"web\"\n[policy]\nstrategy = \"full\"\n[source.machine]\nkind = \"hooks\"\n\
+             power = [\"sh\", \"-c\", \"{power}\"]\nstart = [\"sh\", \"-c\", \"echo on > {0}\"]\n\
+             shut_down = [\"sh\", \"-c\", \"echo off > {0}\"]\n[source.snapshots]\n\
+             kind = \"hooks\"\ncreate = [\"sh\", \"-c\", \"cp {2} {0}.snap; echo {0}.snap\"]\n\
+             release = [\"rm\", \"-f\", \"{0}.snap\"]\n[target.machine]\nkind = \"hooks\"\n\
+             power = [\"cat\", \"{1}\"]\nstart = [\"sh\", \"-c\", \"echo on > {1}\"]\n\
+             power_off = [\"sh\", \"-c\", \"echo off > {1}\"]\n[[disk]]\nid = \"os\"\n\
+             source = \"{2}\"\ntarget = \"{3}\"\n",
+            at("cloud"),
+            at("home"),
+            source.device.display(),
+            home.display()
+        );
+        std::fs::write(at("web.toml"), definition).expect("definition");
+        let job = |args: &[&str]| {
+            let state = at("state");
+            let more = ["--state-dir", &state, "--json"];
+            cli::failback(["job"].iter().chain(args).chain(&more))
+        };
+        let _ = job(&["start", &at("web.toml"), "--no-wait"]).exits(0);
+        let completed = job(&["complete", "web"]).exits(if writes { 3 } else { 0 });
+        let report = completed.json();
+        match writes {
+            true => {
+                assert_eq!(report["phase"], "waiting", "{report}");
+                let message = report["error"]["message"].as_str().expect("message");
+                assert!(message.contains("changed after its machine"), "{message}");
+                assert_eq!(std::fs::read(at("cloud")).expect("power"), b"on\n");
+            }
+            false => assert_eq!(report["phase"], "commit_pending", "{report}"),
+        }
+    }
+}
+
 #[test]
 fn a_mounted_device_is_refused() {
     let dir = tempfile::tempdir().expect("temporary folder");

@@ -264,9 +264,21 @@ fn a_machine_goes_back_to_another_host() {
     assert_eq!(too_early["error"]["kind"], "refused", "{too_early}");
     hosts.failback_job(&["start", &definition, "--no-wait"], 0);
     hosts.failback_job(&["complete", "web"], 0);
+    let state = hosts.show("job-state");
+    // An undo may still want the machine back.
+    let printed = cli::failback(["pair", "control", "web", "--state-dir", &state]);
+    assert!(printed.exits(3).error_line().contains("commit_pending"));
+    let control = hosts.show("control.toml");
+    let mut serve = vec!["serve", "--listen", "tcp://127.0.0.1:0"];
+    serve.extend(["--control", &control, "--state-dir", &state]);
+    assert!(
+        cli::failback(serve)
+            .exits(3)
+            .error_line()
+            .contains("commit_pending")
+    );
     hosts.failback_job(&["commit", "web"], 0);
     disk::write_changes(&hosts.at("home.raw"), &disk::changes(DISK_LEN, 5, 7));
-    let state = hosts.show("job-state");
     let here = cli::failback(["pair", "reverse", "web", "--json", "--state-dir", &state]);
     let here = here.exits(3).json();
     let said = here["error"]["message"].as_str().expect("message");

@@ -61,6 +61,9 @@ pub struct PairDiskSpec {
     /// Parents of differencing images are taken from where the images name them.
     #[serde(default)]
     pub follow_parents: bool,
+    /// Images that seem to stand on it do not.
+    #[serde(default)]
+    pub skip_sibling_check: bool,
 }
 
 impl ControlSpec {
@@ -152,6 +155,7 @@ impl PairDiskSpec {
         Ok(OpenOptions {
             format,
             follow_parents: self.follow_parents,
+            skip_sibling_check: self.skip_sibling_check,
             ..OpenOptions::default()
         })
     }

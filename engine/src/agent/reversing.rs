@@ -22,6 +22,7 @@ impl ControlSpec {
             path: disk.target.clone(),
             format: disk.target_format.clone(),
             follow_parents: disk.follow_parents,
+            skip_sibling_check: disk.skip_sibling_check,
         };
         let pair = PairSpec {
             side: job.side_of_target().to_owned(),
@@ -74,6 +75,7 @@ impl ControlSpec {
         let disk = |disk: &PairDiskSpec| DiskSpec {
             target_format: disk.format.clone(),
             follow_parents: disk.follow_parents,
+            skip_sibling_check: disk.skip_sibling_check,
             ..DiskSpec::new(&disk.id, &disk.path)
         };
         let spec = JobSpec {

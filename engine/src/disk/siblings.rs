@@ -47,13 +47,13 @@ pub(crate) fn refuse_children(
 ///
 /// # Errors
 /// As [`find_children`]; `Damaged`, `Unsupported`.
-pub(crate) fn children_of(path: &Path, format: Option<Format>) -> Result<Vec<PathBuf>> {
+pub(crate) fn children_of(path: &Path, format: Option<Format>) -> Result<Children> {
     let file = Arc::new(HostFile::open(path, Access::Inspect)?);
     if decide_format(&file, format)? != Format::Vhdx {
-        return Ok(Vec::new());
+        return Ok(Children::default());
     }
     let found = Image::inspect(file.clone()).map_err(|e| convert(&e, &file))?;
-    Ok(find_children(&file, &found, &[])?.paths)
+    find_children(&file, &found, &[])
 }
 
 /// Children of an image that lie beside it.

@@ -43,16 +43,16 @@ impl History<'_> {
         let at = self.position();
         let next = at.next(Outcome::Asked(ask))?;
         // Who starts the target is not asked to, unless it was told to wait for that.
-        let is_begun = ask == Ask::Complete && at.phase == Phase::StartingTarget;
+        let is_begun = ask.completes() && at.phase == Phase::StartingTarget;
         (!is_begun || self.is_held()).then_some(next)
     }
 
     fn not_allowed(self, ask: Ask) -> Error {
         let at = self.position();
-        let allowed: Vec<_> = self.allowed().into_iter().map(Ask::name).collect();
+        let allowed: Vec<_> = self.allowed().into_iter().map(Ask::typed).collect();
         let message = format!(
             "`{}` cannot be asked of a job that is {}{}; {}",
-            ask.name(),
+            ask.typed(),
             at.phase.name(),
             if at.is_suspended { ", suspended" } else { "" },
             match allowed.is_empty() {

@@ -32,6 +32,30 @@ impl Job {
             .map(drop)
     }
 
+    /// Whether another job of the pair has begun an epoch since, by either fence.
+    ///
+    /// # Errors
+    /// `Refused` where one has; those of asking the source's host.
+    pub(super) fn refuse_overtaken(&self, step: &Step<'_>) -> Result<()> {
+        let begun = self.journal.begun().epoch;
+        let own = self.history().epoch().map_or(begun, |(epoch, _)| epoch);
+        let theirs = self
+            .sides
+            .source
+            .fence(step)?
+            .map_or(0, |found| found.epoch);
+        let now = self.fence.number().max(theirs);
+        if now <= own {
+            return Ok(());
+        }
+        let message = format!(
+            "pair `{}` is in epoch {now} of another job, this one in {own}: the machine is not \
+             its any more",
+            self.spec().pair_name()
+        );
+        Err(Error::new(ErrorKind::Refused, message))
+    }
+
     /// Begins an epoch: noted here first, so that after a crash the same one is begun again.
     pub(super) fn begin_epoch(&mut self, authority: Option<&str>, step: &Step<'_>) -> Result<u64> {
         self.begin_epoch_after(0, authority, step)

@@ -191,9 +191,11 @@ impl Job {
         done?;
         for disk in &spec.disks {
             let standing = operation::standing(&disk.target, None)?;
+            let open = disk.open(disk.target_format.as_deref())?;
             self.journal.note(Fact::Applied {
                 disk: disk.id.clone(),
                 word: standing.map_or("none", |it| it.word.name()).to_owned(),
+                identity: Some(operation::state_of(&disk.target, &open)?),
             })?;
         }
         Ok(Went::On(Outcome::Done, None))
@@ -226,6 +228,21 @@ impl Job {
         }
     }
 
+    /// A target that is not what it was when it was proven. Hours may lie between, and somebody may
+    /// have looked at it by more than looking.
+    fn written_since_applied(&self, spec: &JobSpec) -> Result<Option<String>> {
+        for disk in &spec.disks {
+            let open = disk.open(disk.target_format.as_deref())?;
+            let applied = self.history().applied(&disk.id);
+            if applied.is_some_and(|was| {
+                operation::state_of(&disk.target, &open).is_ok_and(|is| is != was)
+            }) {
+                return Ok(Some(disk.id.clone()));
+            }
+        }
+        Ok(None)
+    }
+
     pub(super) fn start_target(&mut self, run: &Run<'_>) -> Result<Went> {
         let spec = self.spec();
         let step = run.step(&spec.name, "start-target");
@@ -238,6 +255,12 @@ impl Job {
         if is_begun {
             // A crash may have been between the record and the fences, which are asked next.
             self.begin_epoch(Some(side), &step)?;
+        } else if let Some(disk) = self.written_since_applied(&spec)? {
+            let message = format!(
+                "disk `{disk}` was written to since it was proven, before its machine was \
+                 started: it is neither disk; undo"
+            );
+            return Err(Error::new(ErrorKind::VerifyFailed, message));
         } else if machine.power(&step)? == Power::On {
             let message = "somebody else started the target's machine, on what was there before";
             return Err(Error::new(ErrorKind::Refused, message));

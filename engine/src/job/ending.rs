@@ -53,6 +53,8 @@ impl Job {
         let spec = self.spec();
         let machine = self.sides.target.clone();
         let step = run.step(&spec.name, "stop-target");
+        // A machine that another job moved on is not this one's to stop.
+        self.refuse_overtaken(&step)?;
         // Each time: somebody may have started it since.
         let said = stop(machine.as_ref(), &spec, &step)?;
         self.once("stop:target".to_owned(), |_| Ok(said))?;
@@ -79,9 +81,8 @@ impl Job {
     }
 
     fn restore_all(&mut self, spec: &JobSpec, run: &Run<'_>) -> Result<()> {
-        let has_run = self.history().target_started().is_some();
         for disk in &spec.disks {
-            let said = self.once(restored_item(&disk.id), |_| restore(disk, has_run, run))?;
+            let said = self.once(restored_item(&disk.id), |_| restore(disk, run))?;
             if let Some(said) = said.filter(|said| said.starts_with(KEPT)) {
                 run.observer.event(&Event::Warning {
                     message: format!("disk `{}`: {said}", disk.id),
@@ -156,19 +157,18 @@ fn accept(disk: &DiskSpec) -> Result<String> {
     }
 }
 
-/// Brings the old disk back, from whatever the job made of it. `has_run`: the target was started.
-fn restore(disk: &DiskSpec, has_run: bool, run: &Run<'_>) -> Result<String> {
+/// Brings the old disk back, from whatever the job made of it.
+fn restore(disk: &DiskSpec, run: &Run<'_>) -> Result<String> {
     let standing = operation::standing(&disk.target, None)?;
     let word = standing.map(|standing| standing.word);
     match word {
         None | Some(Word::Aborted | Word::OldRestored | Word::Done) => Ok(RESTORED.to_owned()),
         Some(word) => match operation::roll_back(&disk.target, None, run.cancel) {
             Ok(_) => Ok(RESTORED.to_owned()),
-            // A guest wrote to it: with the old blocks back it would be neither disk. It stays what
-            // it is, and is nobody's to start.
+            // Its guest, or somebody, wrote to it: with the old blocks back it would be neither
+            // disk. It stays what it is, and is nobody's to start.
             Err(error)
-                if has_run
-                    && error.kind() == ErrorKind::Refused
+                if error.kind() == ErrorKind::Refused
                     && matches!(word, Word::NewVerified | Word::NewUnverified) =>
             {
                 Ok(format!("{KEPT}: {}", error.chain()))

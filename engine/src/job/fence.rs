@@ -100,7 +100,7 @@ impl Fence {
     /// # Errors
     /// `InUse` while another job of the pair runs; `Damaged`, `Refused`, `Io`.
     pub fn open(directory: &Path) -> Result<Self> {
-        let folder = HostFolder::lock(directory)?;
+        let folder = HostFolder::lock_for(directory, "has the machine of this pair in hand")?;
         let barriers = Barriers::new();
         let log = RecordLog::open(&folder, barriers)?;
         Ok(Self {

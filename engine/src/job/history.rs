@@ -244,6 +244,16 @@ impl<'a> History<'a> {
         })
     }
 
+    /// A target as it was when it was applied.
+    pub(crate) fn applied(self, disk: &str) -> Option<&'a str> {
+        self.facts().rev().find_map(|(_, fact)| match fact {
+            Fact::Applied {
+                disk: of, identity, ..
+            } if of == disk => identity.as_deref(),
+            _ => None,
+        })
+    }
+
     /// What an undo takes away of a disk, once that was looked at.
     pub(crate) fn lost(self, disk: &str) -> Option<&'a Writes> {
         self.facts().rev().find_map(|(_, fact)| match fact {

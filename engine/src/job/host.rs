@@ -13,7 +13,7 @@ use crate::hash::Digest;
 use crate::hook::Hook;
 use crate::machine::{Machine, Power};
 use crate::map::CarriedMap;
-use crate::operation::{Held, hold_against, keep_map};
+use crate::operation::{Held, hold_against, keep_map, state_of};
 use crate::snapshot::{SnapshotId, SnapshotProvider};
 use crate::step::Step;
 use crate::track::{ChangeTracker, Changed};
@@ -387,10 +387,13 @@ impl Tracked<'_> {
 /// `InUse` when somebody has; `Refused` where another image stands on it: the machine has a
 /// checkpoint, and wrote to that; `Damaged`, `Io`.
 pub(crate) fn prove_quiet(image: &Path, open: &OpenOptions) -> Result<String> {
-    // Open for reading it shares the image with other readers and with no writer.
-    let identity = open_source(image, open)?.info().identity;
-    match children_of(image, open.format)?.first() {
-        None => Ok(identity),
+    let state = state_of(image, open)?;
+    let children = match open.skip_sibling_check {
+        true => Vec::new(),
+        false => children_of(image, open.format)?.paths,
+    };
+    match children.first() {
+        None => Ok(state),
         Some(child) => {
             let child = one_line(&child.to_string_lossy());
             let message = format!(

@@ -156,6 +156,9 @@ pub enum Fact {
         disk: String,
         /// State of the target in a word.
         word: String,
+        /// What tells it in this state from any other.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        identity: Option<String>,
     },
     /// Who is in charge of the pair.
     Epoch {

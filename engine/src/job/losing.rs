@@ -10,7 +10,7 @@ use super::run::{Job, Run};
 use super::spec::{DiskSpec, JobSpec};
 use crate::disk::{Format, OpenOptions};
 use crate::endpoint::Endpoint;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::event::Event;
 use crate::operation::{self, SyncRequest, Writes, try_sync, writes_since};
 use crate::plan::Strategy;
@@ -52,14 +52,20 @@ impl Job {
         let writes = match &root {
             Some(root) => {
                 let of = (&map, root.as_str());
-                let found = writes_since(&disk.target, &open, of, run.observer, run.cancel);
-                found.map_err(|error| error.path(&disk.target))?
+                match writes_since(&disk.target, &open, of, run.observer, run.cancel) {
+                    Ok(found) => found,
+                    Err(error) if error.kind() == ErrorKind::Cancelled => return Err(error),
+                    // One that cannot be read is no reason to keep the old disk from coming back.
+                    Err(error) => {
+                        let why = error.path(&disk.target).chain();
+                        let message = format!("disk `{}` cannot be looked at: {why}", disk.id);
+                        run.observer.event(&Event::Warning { message });
+                        unknown()
+                    }
+                }
             }
             // Nothing was hashed: nothing can be told.
-            None => Writes {
-                any: true,
-                ..Writes::default()
-            },
+            None => unknown(),
         };
         if writes.any {
             let said = match writes.bytes {
@@ -68,7 +74,8 @@ impl Job {
             };
             run.observer.event(&Event::Warning {
                 message: format!(
-                    "disk `{}`: the target's guest wrote to it ({said}), which goes with the undo",
+                    "disk `{}`: it was written to since it was proven ({said}): an undo takes that \
+                     away",
                     disk.id
                 ),
             });
@@ -81,11 +88,25 @@ impl Job {
     }
 }
 
+/// Something was written, nobody knows where.
+fn unknown() -> Writes {
+    Writes {
+        any: true,
+        ..Writes::default()
+    }
+}
+
 /// Copies a target as its guest left it to an image: `stem`, with the format's suffix. What is
 /// there under that name is the same copy, made before a crash.
 fn export(disk: &DiskSpec, stem: &Path, run: &Run<'_>) -> Result<String> {
     let source_open = disk.open(disk.target_format.as_deref())?;
-    let info = operation::info(&disk.target, &source_open, None)?;
+    // Where nothing can be read, nothing can be kept; all else can be mended, and is tried again.
+    let info = match operation::info(&disk.target, &source_open, None) {
+        Err(error) if error.kind() == ErrorKind::Damaged || !disk.target.exists() => {
+            return Ok(format!("not kept: {}", error.chain()));
+        }
+        info => info?,
+    };
     let format: Format = info.format.parse()?;
     let mut to = stem.as_os_str().to_owned();
     to.push(format!(".{}", info.format));

@@ -73,7 +73,7 @@ pub use report::{
 };
 pub use retry::{Clock, HostClock};
 pub(crate) use reverse::reverse_name;
-pub use reverse::reverse_of;
+pub use reverse::{accepted, reverse_of};
 pub use run::{Job, Sides, Stay};
 pub use spec::{
     Complete, DiskSpec, FinalCopy, JobSpec, MachineSpec, Policy, SideSpec, SnapshotSpec,

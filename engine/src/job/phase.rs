@@ -177,6 +177,15 @@ impl Ask {
         matches!(self, Self::Complete | Self::Hold)
     }
 
+    /// As an operator types it after `failback job`.
+    #[must_use]
+    pub fn typed(self) -> &'static str {
+        match self {
+            Self::Hold => "complete --hold",
+            ask => ask.name(),
+        }
+    }
+
     /// The word in journals and reports, and the verb of `failback job`: `hold` is
     /// `complete --hold`.
     #[must_use]
@@ -323,8 +332,13 @@ impl Position {
                 can.then(|| Self::at(P::Releasing))
             }
             Ask::Complete | Ask::Hold if self.is_suspended => None,
-            // What it holds before; whether it does, the journal knows.
-            Ask::Complete if self.phase == P::StartingTarget => Some(self),
+            // On the way there: whether it holds before the start. The journal knows what was
+            // asked.
+            Ask::Complete | Ask::Hold
+                if self.phase >= P::StoppingSource && self.phase <= P::StartingTarget =>
+            {
+                Some(self)
+            }
             Ask::Complete | Ask::Hold => match self.phase {
                 P::Waiting => Some(Self::at(P::StoppingSource)),
                 // Noted, and done when it waits.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::fence::Epoch;
+use super::history::History;
 use super::phase::Ask;
 use super::spec::is_name;
 use crate::error::{Error, ErrorKind, Result};
@@ -56,6 +57,29 @@ impl Jobs {
         create_private_directories(&directory)
             .map_err(|e| Error::io(e, "make directory of pairs").path(&directory))?;
         self.refuse_foreign()
+    }
+
+    /// Whether all jobs of a pair on this host are over: until then each of them may want the
+    /// machine back.
+    ///
+    /// # Errors
+    /// `Refused` where one is not; `Damaged`, `Io`.
+    pub(crate) fn refuse_unfinished_of(&self, pair: &str) -> Result<()> {
+        for name in self.names()? {
+            let Some(records) = super::journal::peek(&self.directory(&name)?)? else {
+                continue;
+            };
+            let history = History(&records);
+            let phase = history.position().phase;
+            if history.spec().pair_name() == pair && !phase.is_end() {
+                let message = format!(
+                    "job `{name}` of pair `{pair}` is {}: it is to end first",
+                    phase.name()
+                );
+                return Err(Error::new(ErrorKind::Refused, message));
+            }
+        }
+        Ok(())
     }
 
     /// Who is in charge of a pair, as this host knows it, whoever holds its fence now; `None`

@@ -268,8 +268,17 @@ fn unused(disk: &DiskSpec) -> Result<(bool, String)> {
 /// Whether no other image stands on this one: a machine with a checkpoint runs from another file,
 /// and a checkpoint whose parent is written to is lost.
 fn childless(path: &Path, open: &OpenOptions) -> Result<(bool, String)> {
-    Ok(match children_of(path, open.format)?.first() {
-        None => (true, "no checkpoint stands on it".to_owned()),
+    if open.skip_sibling_check {
+        return Ok((true, "not looked for, as the definition says".to_owned()));
+    }
+    let children = children_of(path, open.format)?;
+    Ok(match children.paths.first() {
+        None if children.notes.is_empty() => (true, "no checkpoint stands on it".to_owned()),
+        None => {
+            let notes = children.notes.join("; ");
+            let said = format!("no checkpoint is known to stand on it; not all was seen: {notes}");
+            (true, said)
+        }
         Some(child) => {
             let child = one_line(&child.to_string_lossy());
             let said = format!("{child} stands on it: merge or delete that first");

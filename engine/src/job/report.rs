@@ -280,7 +280,7 @@ fn disk_of(history: History<'_>, disk: &super::DiskSpec) -> DiskReport {
             true => "kept".to_owned(),
             false => "old".to_owned(),
         }),
-        Fact::Applied { disk: of, word } if *of == disk.id => Some(word.clone()),
+        Fact::Applied { disk: of, word, .. } if *of == disk.id => Some(word.clone()),
         _ => None,
     });
     DiskReport {

@@ -101,10 +101,18 @@ fn reversed_disk(disk: &DiskSpec) -> Result<DiskSpec> {
 /// # Errors
 /// `Refused` unless that job was accepted.
 pub fn reverse_of(records: &[Record]) -> Result<JobSpec> {
+    accepted(records)?.reversed()
+}
+
+/// What the job of these records was, which was accepted.
+///
+/// # Errors
+/// `Refused` unless it was.
+pub fn accepted(records: &[Record]) -> Result<&JobSpec> {
     let history = History(records);
     let phase = history.position().phase;
     match phase {
-        Phase::Finished => history.spec().reversed(),
+        Phase::Finished => Ok(history.spec()),
         _ => {
             let name = &history.spec().name;
             let message = format!(

@@ -130,6 +130,9 @@ pub struct DiskSpec {
     /// Parents of differencing images are taken from where the images name them.
     #[serde(default, skip_serializing_if = "is_false")]
     pub follow_parents: bool,
+    /// Images that seem to stand on one of its images do not.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub skip_sibling_check: bool,
 }
 
 /// How a job is done.
@@ -467,6 +470,7 @@ impl DiskSpec {
             source_format: None,
             target_format: None,
             follow_parents: false,
+            skip_sibling_check: false,
         }
     }
 
@@ -493,6 +497,7 @@ impl DiskSpec {
         Ok(OpenOptions {
             format,
             follow_parents: self.follow_parents,
+            skip_sibling_check: self.skip_sibling_check,
             ..OpenOptions::default()
         })
     }

@@ -180,7 +180,9 @@ impl SyncRequest {
     fn maps_of_source(&self, maps: Option<&MapUse>) -> Option<MapUse> {
         let is_hinted = |carried: &Carried| {
             let made = carried.source.as_ref();
-            made.is_some_and(|made| made.map.is_none())
+            // The place for the next map alone says nothing against one that is there.
+            let is_place = carried.left.is_none() && made.is_none();
+            is_place || made.is_some_and(|made| made.map.is_none())
         };
         let may_trust = self.carried.as_ref().is_none_or(is_hinted);
         maps.map(|maps| MapUse {
@@ -427,11 +429,12 @@ impl Job<'_> {
         if let (Some((loaded, standing)), SourceSide::Local(_, map)) = (loaded, &mut source) {
             (*map, source_map) = (loaded, standing);
         }
-        let hinted = request.carried.as_ref().and_then(|it| it.source.as_ref());
-        if let (Some(hinted), SourceSide::Local(_, map)) = (hinted, &mut source) {
+        let carried = request.carried.as_ref();
+        let hinted = carried.and_then(|carried| Some((carried, carried.source.as_ref()?)));
+        if let (Some((carried, hinted)), SourceSide::Local(_, map)) = (hinted, &mut source) {
             (*map, source_map) = (SideMap::default(), MapStanding::default());
             let made = hinted.map.as_ref().map(|made| (made, &hinted.root));
-            if let (Some((made, root)), true) = (made, is_carried_on(&target)) {
+            if let (Some((made, root)), true) = (made, is_carried_on(carried, &target)) {
                 let (loaded, standing) = carried_map(made, Some(root))?;
                 let loaded = SideMap {
                     carried: None,
@@ -521,11 +524,11 @@ struct OpenedSides {
     standings: (MapStanding, MapStanding),
 }
 
-/// Whether what a job carries on stands for reads of the target.
-fn is_carried_on(target: &Result<OpenedTarget>) -> bool {
-    target
-        .as_ref()
-        .is_ok_and(|target| target.map.root.is_some())
+/// Whether what a job carries on stands for reads of the target, and not a map that a sync saved.
+fn is_carried_on(carried: &Carried, target: &Result<OpenedTarget>) -> bool {
+    let left = carried.left.as_ref().map(|left| &left.root);
+    let root = target.as_ref().ok().and_then(|target| target.map.root);
+    left.is_some() && left == root.map(|root| root.to_string()).as_ref()
 }
 
 /// Lets go of both sides without a session. Bytes on the links, from this side and to it.

@@ -214,8 +214,8 @@ fn standing_of(loaded: &std::result::Result<Option<TrustedMap>, Refusal>) -> Map
     }
 }
 
-/// What is known of the saved map of a disk that is open for reading; it is left as it is, whatever
-/// that may be.
+/// What is known of the saved map of a disk that is open for reading. One that was found to lie
+/// goes, here as well: another look might miss it, and believe it.
 pub(crate) fn look_at_map(
     path: &Path,
     state: Option<&Path>,
@@ -226,7 +226,13 @@ pub(crate) fn look_at_map(
         return MapStanding::default();
     };
     match MapStore::of(path, state) {
-        Ok(store) => standing_of(&store.load(disk, &wanted.wish)),
+        Ok(store) => {
+            let loaded = store.load(disk, &wanted.wish);
+            if matches!(loaded, Err(Refusal::Audit | Refusal::Mac)) {
+                store.remove();
+            }
+            standing_of(&loaded)
+        }
         Err(_) => MapStanding::default(),
     }
 }

@@ -37,7 +37,7 @@ pub(crate) use recovery::refuse_mixed_source;
 pub use recovery::{RecoveryReport, accept, recover, roll_back};
 pub(crate) use recovery::{Standing, stage_mark, standing};
 pub use since::Writes;
-pub(crate) use since::{keep_map, writes_since};
+pub(crate) use since::{keep_map, state_of, writes_since};
 
 pub use connection::LinkOptions;
 pub(crate) use connection::{SOFTWARE, call, in_one, in_shape};

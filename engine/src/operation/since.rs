@@ -14,6 +14,7 @@ use crate::event::Observer;
 use crate::hash::{HashKind, Hasher};
 use crate::identity::seal;
 use crate::map::{Audit, CarriedMap, MapBuilder, MapFile, MapStore, MapWish};
+use crate::system::{Access, HostFile};
 use crate::units::BlockSize;
 
 /// Writes to a disk, rounded to blocks.
@@ -44,8 +45,28 @@ impl Writes {
     }
 }
 
+/// What tells an image, which nobody has open for writing, in this state from any other: what it
+/// says of itself, when its file was changed, and of a device how much was ever written to it.
+///
+/// # Errors
+/// `InUse` when somebody has it open for writing; `Damaged`, `Io`.
+pub(crate) fn state_of(image: &Path, open: &OpenOptions) -> Result<String> {
+    // Open for reading it shares the image with other readers and with no writer.
+    let disk = open_source(image, open)?;
+    let identity = disk.info().identity;
+    // A GUID says what the last writer called it; its file may have been exchanged, or written to
+    // by somebody who knows no GUIDs.
+    let file = HostFile::open(image, Access::Read)?;
+    let failed = |e| Error::io(e, "look up").path(image);
+    let changed = file.content_mark().map_err(failed)?;
+    Ok(match file.sectors_written().map_err(failed)? {
+        Some(sectors) => format!("{identity} {changed} written:{sectors}"),
+        None => format!("{identity} {changed}"),
+    })
+}
+
 /// Leaves `map`, which has the root, as the saved map of the disk at `path`, whose content it is as
-/// long as `identity` tells it: the next sync need not read it.
+/// long as [`state_of`] it is `identity`: the next sync need not read it.
 ///
 /// # Errors
 /// `Refused` where the disk has changed; `Damaged` for a map that has not that root, and why it
@@ -60,7 +81,8 @@ pub(crate) fn keep_map(
     let map = trusted.map;
     let disk = open_source(path, open)?;
     let facts = seal(disk.as_ref())?;
-    let is_same = disk.info().identity == identity;
+    // After the facts were taken: a change since then makes them those of another disk.
+    let is_same = state_of(path, open)? == identity;
     let Some(facts) = facts.filter(|_| is_same) else {
         let message = "is not what it was when its machine was stopped, or nothing tells";
         return Err(Error::new(ErrorKind::Refused, message).path(path));

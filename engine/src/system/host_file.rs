@@ -255,6 +255,20 @@ impl HostFile {
         Ok(Some(format!("{}:{boot}", self.content_mark()?)))
     }
 
+    /// Sectors that were written to a device since it was there, by the system's own count, once
+    /// all that waits in memory has been: of it nothing else tells a write. `None` of a file, which
+    /// notes when it was changed, and where the system does not count.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub(crate) fn sectors_written(&self) -> io::Result<Option<u64>> {
+        if !self.is_device {
+            return Ok(None);
+        }
+        FileAt::sync(&self.file)?;
+        Ok(platform::sectors_written(&self.file.metadata()?))
+    }
+
     /// What the system notes of the file when its bytes change; `None` where it notes nothing.
     ///
     /// # Errors

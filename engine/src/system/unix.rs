@@ -128,6 +128,14 @@ pub(super) fn device_id(metadata: &Metadata, len: u64) -> String {
     format!("device:{name}:{len:x}")
 }
 
+/// The count of a device's `stat` (Documentation/block/stat.rst), its seventh field.
+pub(super) fn sectors_written(metadata: &Metadata) -> Option<u64> {
+    let number = metadata.rdev();
+    let (major, minor) = (libc::major(number), libc::minor(number));
+    let text = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/stat")).ok()?;
+    text.split_whitespace().nth(6)?.parse().ok()
+}
+
 /// `id` is what the file is known by, whatever state it is in.
 pub(super) fn identity(id: &str, metadata: &Metadata) -> String {
     let (seconds, nanoseconds) = (metadata.ctime(), metadata.ctime_nsec());

@@ -48,6 +48,11 @@ pub(super) fn keep_private(_options: &mut OpenOptions) {}
 
 pub(super) fn keep_directory_private(_builder: &mut DirBuilder) {}
 
+/// Devices are not opened here.
+pub(super) fn sectors_written(_metadata: &Metadata) -> Option<u64> {
+    None
+}
+
 /// Windows has no such id.
 pub(super) fn boot_id() -> Option<String> {
     None

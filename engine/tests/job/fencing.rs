@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use failback_engine::job::{
-    Ask, Charge, DiskSpec, Job, Jobs, Phase, RemoteHost, Sides, SourceHost,
+    Ask, Charge, DiskSpec, Fence, Job, Jobs, Phase, RemoteHost, Sides, SourceHost,
 };
 use failback_engine::machine::{Behaviour, Call, Power};
 use failback_engine::operation::{SyncRequest, sync};
@@ -441,4 +441,33 @@ fn a_definition_with_an_agent_is_checked() {
     wrong(&|spec| spec.disks[0].source_format = Some("raw".to_owned()));
     wrong(&|spec| spec.policy.stop_timeout = Duration::from_hours(25));
     wrong(&|spec| spec.source.control = None);
+}
+
+// Goal: a machine that another job moved on is not stopped by an undo of the one before. Method: a
+// job that waits to be accepted, and a later epoch of somebody else.
+#[test]
+fn an_undo_does_not_stop_what_is_not_its_own_any_more() {
+    let scene = Scene::new(&["os"]);
+    let mut job = scene.start();
+    run(&mut job);
+    ask(&mut job, Ask::Complete);
+    assert_eq!(
+        job.position().phase,
+        Phase::CommitPending,
+        "{:?}",
+        job.report()
+    );
+    drop(job);
+    let mut fence = Fence::open(&scene.dir.path().join("state/pairs/web")).unwrap();
+    fence.advance(99, Some("primary"), "later").unwrap();
+    drop(fence);
+    let mut job = Job::open(&scene.jobs(), "web", scene.sides()).unwrap();
+
+    ask(&mut job, Ask::Undo);
+
+    let report = job.report();
+    assert_eq!((report.phase, report.suspended), ("undoing", true));
+    assert_eq!(report.error.unwrap().kind, "refused");
+    assert_eq!(scene.target.real_power(), Power::On);
+    assert_eq!(scene.source.real_power(), Power::Off);
 }

@@ -6,7 +6,7 @@ use failback_engine::ErrorKind;
 use failback_engine::job::{Ask, Job, Phase, Position};
 use failback_engine::machine::{Behaviour, Call, Power};
 
-use super::scene::{Scene, ask, run};
+use super::scene::{Scene, ask, overwrite, run};
 
 fn powers(scene: &Scene) -> (Power, Power) {
     (scene.source.real_power(), scene.target.real_power())
@@ -36,7 +36,8 @@ fn a_held_job_starts_nothing_until_it_is_completed() {
     assert_eq!(powers(&scene), (Power::Off, Power::Off));
     let report = job.report();
     assert!(report.held, "{report:?}");
-    assert_eq!(report.allowed, ["complete", "undo"]);
+    assert_eq!(report.allowed, ["complete", "hold", "undo"]);
+    job.ask(Ask::Hold).unwrap();
     assert_eq!(report.authority, None);
     let refused = job.ask(Ask::Resume).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Refused);
@@ -82,6 +83,28 @@ fn a_hold_can_be_undone_and_taken_back() {
         run(&mut job);
         assert_eq!(job.position().phase, end, "{:?}", job.report());
     }
+}
+
+// Goal: G2, what was proven is what is started, however long the hold lasted: a target that
+// somebody wrote to meanwhile is not, and the way back is open. Method: bytes written to the held
+// target.
+#[test]
+fn a_held_target_that_was_written_to_is_not_started() {
+    let scene = Scene::new(&["os"]);
+    let mut job = scene.start();
+    run(&mut job);
+    ask(&mut job, Ask::Hold);
+    overwrite(&scene.target_of("os"), 5000, b"somebody");
+
+    ask(&mut job, Ask::Complete);
+
+    let report = job.report();
+    assert_eq!((report.phase, report.suspended), ("starting_target", true));
+    assert_eq!(report.error.unwrap().kind, "verify_failed");
+    assert_eq!(powers(&scene), (Power::Off, Power::Off));
+    ask(&mut job, Ask::Undo);
+    assert_eq!(job.position().phase, Phase::Undone, "{:?}", job.report());
+    assert_eq!(powers(&scene), (Power::On, Power::Off));
 }
 
 // Goal: where nothing was told to wait, completing is asked for once: a job on the way to the start
