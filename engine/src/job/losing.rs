@@ -127,6 +127,6 @@ fn export(disk: &DiskSpec, stem: &Path, run: &Run<'_>) -> Result<String> {
 }
 
 /// The item of keeping a target as its guest left it.
-fn export_item(disk: &str) -> String {
+pub(super) fn export_item(disk: &str) -> String {
     format!("export:{disk}")
 }

@@ -16,7 +16,7 @@ use failback_engine::transport::{
 };
 use failback_engine::{CancelToken, Error, ErrorKind, Result, Silent, Step};
 
-use super::scene::{Scene, ask, run};
+use super::scene::{Scene, ask, bring_home, run};
 use super::two_hosts::{grants, sides, spec, start, with_agent};
 
 /// Does something for the step `name` of job `web`.
@@ -449,14 +449,7 @@ fn a_definition_with_an_agent_is_checked() {
 fn an_undo_does_not_stop_what_is_not_its_own_any_more() {
     let scene = Scene::new(&["os"]);
     let mut job = scene.start();
-    run(&mut job);
-    ask(&mut job, Ask::Complete);
-    assert_eq!(
-        job.position().phase,
-        Phase::CommitPending,
-        "{:?}",
-        job.report()
-    );
+    bring_home(&mut job);
     drop(job);
     let mut fence = Fence::open(&scene.dir.path().join("state/pairs/web")).unwrap();
     fence.advance(99, Some("primary"), "later").unwrap();

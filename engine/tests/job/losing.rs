@@ -11,7 +11,7 @@ use failback_engine::plan::Strategy;
 use failback_engine::units::ByteOffset;
 
 use super::hinted::HONEST;
-use super::scene::{DISK_LEN, Scene, ask, overwrite, run};
+use super::scene::{DISK_LEN, Scene, ask, bring_home, overwrite, run};
 
 const BLOCK: u64 = 1 << 20;
 
@@ -37,14 +37,7 @@ fn accepted_by_nobody(scene: &Scene, strategy: Strategy, is_tracked: bool) -> Jo
     spec.policy.export_on_undo = Some(scene.dir.path().join("undone"));
     fs::create_dir(scene.dir.path().join("undone")).unwrap();
     let mut job = Job::start(&scene.jobs(), spec, None, sides).unwrap();
-    run(&mut job);
-    ask(&mut job, Ask::Complete);
-    assert_eq!(
-        job.position().phase,
-        Phase::CommitPending,
-        "{:?}",
-        job.report()
-    );
+    bring_home(&mut job);
     assert_eq!(scene.target.real_power(), Power::On);
     job
 }
@@ -100,6 +93,12 @@ fn what_an_undo_takes_away_is_listed_and_kept() {
             "{name}"
         );
         assert!(bytes_of(&kept[0]) == left, "not what the guest left");
+        let page = report.to_html(&[]);
+        assert!(
+            page.contains(kept[0].to_str().unwrap()),
+            "the page does not say where"
+        );
+        assert!(page.contains("0+1048576, 2097152+1048576"), "nor what");
         let at = |wanted: &dyn Fn(&Fact) -> bool| {
             let facts = report.timeline.iter().map(|moment| moment.fact.as_ref());
             facts

@@ -211,6 +211,18 @@ pub(crate) fn ask(job: &mut Job, ask: Ask) {
     run(job);
 }
 
+/// Passes, a stop, a start: the job waits to be accepted.
+pub(crate) fn bring_home(job: &mut Job) {
+    run(job);
+    ask(job, Ask::Complete);
+    let report = job.report();
+    assert_eq!(
+        (report.phase, report.suspended),
+        ("commit_pending", false),
+        "{report:?}"
+    );
+}
+
 /// Runs for every number of these until it says that there was nothing to be met any more, some at
 /// a time: most of the time they wait. How often it met something.
 pub(crate) fn count_met(numbers: Range<usize>, meets: impl Fn(usize) -> bool + Sync) -> usize {

@@ -7,16 +7,19 @@ mod spans;
 mod throughput;
 
 use super::journal::{Fact, Moved};
+use super::losing::export_item;
 use super::recording::Recorded;
 use super::report::{DiskReport, JobReport, Moment};
 use markup::{bytes, cut, moment, newest_within, seconds, section, table, text};
 
 /// Bytes of a page, at most.
 pub const PAGE_LEN_MAX: usize = 1 << 20;
-/// Bytes that one table may have. There are seven.
+/// Ranges of a disk that are shown: the document has more.
+const RANGES_SHOWN: usize = 8;
+/// Bytes that one table may have. There are eight.
 const TABLE_LEN_MAX: usize = 96 << 10;
 /// Bytes that the outputs of hooks may have.
-const HOOKS_LEN_MAX: usize = 240 << 10;
+const HOOKS_LEN_MAX: usize = 144 << 10;
 
 const STYLE: &str = "\
 body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:66rem;padding:0 1rem;\
@@ -53,6 +56,7 @@ impl JobReport {
         page.push_str(&section("Timeline", &spans::timeline(&self.timeline)));
         page.push_str(&section("Throughput", &throughput::chart(recorded)));
         page.push_str(&section("Disks", &self.disk_table()));
+        page.push_str(&self.lost_part());
         page.push_str(&section("Passes", &self.pass_table()));
         page.push_str(&section("Strategy", &self.strategy()));
         page.push_str(&section("Preflight", &self.findings_table()));
@@ -174,6 +178,32 @@ impl JobReport {
             "disk", "images", "target", "read", "changed", "sent", "root", "reasons",
         ];
         table(&heads, self.disks.iter().map(row).collect())
+    }
+
+    /// What an undo took away, and where it was kept.
+    fn lost_part(&self) -> String {
+        let row = |disk: &DiskReport| {
+            let writes = disk.lost.as_ref().filter(|writes| writes.any)?;
+            let item = export_item(&disk.id);
+            let kept = self.timeline.iter().find_map(|at| match &at.fact {
+                Some(Fact::Item { item: of, said }) if *of == item => Some(said.as_str()),
+                _ => None,
+            });
+            let first = writes.ranges.iter().take(RANGES_SHOWN);
+            let first: Vec<_> = first.map(|(at, len)| format!("{at}+{len}")).collect();
+            Some(vec![
+                text(&disk.id),
+                writes.bytes.map_or("nobody knows".to_owned(), bytes),
+                text(&first.join(", ")),
+                text(cut(kept.unwrap_or("-"), 500)),
+            ])
+        };
+        let rows: Vec<_> = self.disks.iter().filter_map(row).collect();
+        if rows.is_empty() {
+            return String::new();
+        }
+        let heads = ["disk", "blocks of", "the first of them", "kept as"];
+        section("Written since the target was started", &table(&heads, rows))
     }
 
     fn pass_table(&self) -> String {
