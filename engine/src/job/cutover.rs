@@ -232,11 +232,12 @@ impl Job {
     /// have looked at it by more than looking.
     fn written_since_applied(&self, spec: &JobSpec) -> Result<Option<String>> {
         for disk in &spec.disks {
+            let Some(was) = self.history().applied(&disk.id) else {
+                continue;
+            };
             let open = disk.open(disk.target_format.as_deref())?;
-            let applied = self.history().applied(&disk.id);
-            if applied.is_some_and(|was| {
-                operation::state_of(&disk.target, &open).is_ok_and(|is| is != was)
-            }) {
+            let is = operation::state_of(&disk.target, &open);
+            if is.map_err(|error| error.path(&disk.target))? != was {
                 return Ok(Some(disk.id.clone()));
             }
         }
