@@ -81,13 +81,31 @@ impl FileDisk {
         if len != expected.len() {
             return Ok(Some(len.min(expected.len())));
         }
+        self.find_piece(|at, found| {
+            let expected = &expected[at..at + found.len()];
+            if found == expected {
+                return None;
+            }
+            let within = found.iter().zip(expected).position(|(a, b)| a != b);
+            within.map(|within| at + within)
+        })
+    }
+
+    /// Reads all of it, whatever it holds.
+    pub(crate) fn read_through(&self) -> Result<()> {
+        self.find_piece(|_, _| None).map(drop)
+    }
+
+    /// Reads piece by piece until one is found.
+    fn find_piece(&self, find: impl Fn(usize, &[u8]) -> Option<usize>) -> Result<Option<usize>> {
+        let len = usize::try_from(self.len()).unwrap();
         PIECE.with_borrow_mut(|piece| {
-            for (number, expected) in expected.chunks(PIECE_LEN).enumerate() {
-                let (at, found) = (number * PIECE_LEN, &mut piece[..expected.len()]);
+            for at in (0..len).step_by(PIECE_LEN) {
+                let found = &mut piece[..PIECE_LEN.min(len - at)];
                 self.read(ByteOffset(at as u64), found)?;
-                if found != expected {
-                    let within = found.iter().zip(expected).position(|(a, b)| a != b);
-                    return Ok(within.map(|within| at + within));
+                let place = find(at, found);
+                if place.is_some() {
+                    return Ok(place);
                 }
             }
             Ok(None)

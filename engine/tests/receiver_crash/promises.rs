@@ -36,7 +36,9 @@ pub(crate) fn check(record: &Record, state: &State) -> std::result::Result<Optio
             is_new("the target, written", seen.as_ref(), disk)?;
         }
         // Mixed, and says so.
-        Some(Word::Committing | Word::RollingBack) if is_mixed => {}
+        Some(Word::Committing | Word::RollingBack) if is_mixed => {
+            is_readable("the target, mixed", seen.as_ref())?;
+        }
         Some(Word::Committing | Word::RollingBack) => {
             is_old("the target, replaced", seen.as_ref(), disk)
                 .or_else(|_| is_new("the target, replaced", seen.as_ref(), disk))?;
@@ -116,7 +118,7 @@ fn is_marked(what: &str, world: &World, disk: &Disk) -> std::result::Result<Opti
     let word = journal.map(|journal| journal.word());
     let seen = seen(world, disk.format).map_err(told)?;
     match word {
-        _ if is_mixed => {}
+        _ if is_mixed => is_readable(what, seen.as_ref())?,
         None => is_old(what, seen.as_ref(), disk)?,
         Some(_) => is_new(what, seen.as_ref(), disk)?,
     }
@@ -250,6 +252,11 @@ fn is_old(what: &str, seen: Option<&FileDisk>, disk: &Disk) -> std::result::Resu
 
 fn is_new(what: &str, seen: Option<&FileDisk>, disk: &Disk) -> std::result::Result<(), String> {
     is(what, seen.ok_or(format!("{what}: is missing"))?, &disk.new)
+}
+
+fn is_readable(what: &str, seen: Option<&FileDisk>) -> std::result::Result<(), String> {
+    let read = seen.map_or(Ok(()), FileDisk::read_through);
+    read.map_err(|error| format!("{what}: {}", error.chain()))
 }
 
 fn is(what: &str, seen: &FileDisk, expected: &[u8]) -> std::result::Result<(), String> {
