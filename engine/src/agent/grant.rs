@@ -145,8 +145,7 @@ impl Grants {
     ///
     /// # Errors
     /// `Usage` for what makes no sense; `InUse` while another agent serves one of them, or a job
-    /// of this host moves one; `Damaged`,
-    /// `Refused`, `Io`.
+    /// of this host moves one; `Damaged`, `Refused`, `Io`.
     pub fn add_control(&mut self, spec: &ControlSpec, state: &Path) -> Result<()> {
         spec.check()?;
         for (name, pair) in &spec.pairs {

@@ -143,8 +143,8 @@ impl ServedPair {
     ///
     /// # Errors
     /// `Usage` for names that are none; `InUse` while another agent serves it, or a job of this
-    /// host moves it; `Refused` where others can write to `state`, and while
-    /// a job of the pair is not over here; `Damaged`, `Io`.
+    /// host moves it; `Refused` where others can write to `state`, and while a job of the pair is
+    /// not over here; `Damaged`, `Io`.
     pub(super) fn open(name: &str, pair: Pair, state: &Path) -> Result<Self> {
         for name in [name, &pair.side]
             .into_iter()
@@ -165,7 +165,6 @@ impl ServedPair {
         // Where jobs of this host keep who is in charge, too: one fence for both.
         let jobs = Jobs::below(state);
         jobs.make_pairs()?;
-        jobs.refuse_unfinished_of(name)?;
         let before = state.join("control").join(name);
         if before.exists() {
             let message = "who is in charge was kept here by an earlier build: move it to `pairs`, \
@@ -173,10 +172,13 @@ impl ServedPair {
             return Err(Error::new(ErrorKind::Refused, message).path(&before));
         }
         let directory = jobs.pair(name);
+        // Held from here on: no job of the pair begins behind the look at those that are there.
+        let fence = Fence::open(&directory)?;
+        jobs.refuse_unfinished_of(name)?;
         Ok(Self {
             name: name.to_owned(),
             pair,
-            fence: Mutex::new(Fence::open(&directory)?),
+            fence: Mutex::new(fence),
             directory,
             turn: Mutex::default(),
             frozen: Mutex::default(),
