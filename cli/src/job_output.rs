@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use failback_engine::job::{JobPlan, JobReport, Recorded, moment};
+use failback_engine::job::{Ask, JobPlan, JobReport, Recorded, moment};
 use failback_engine::report::Outcome;
 
 use crate::output;
@@ -86,10 +86,8 @@ pub(crate) fn show(report: &JobReport) -> anyhow::Result<()> {
         writeln!(out, "  deadline   {} at {at}", deadline.ask)?;
     }
     if !report.allowed.is_empty() {
-        let asks = report.allowed.iter().map(|ask| match *ask {
-            "hold" => "complete --hold",
-            ask => ask,
-        });
+        let is_allowed = |ask: &Ask| report.allowed.contains(&ask.name());
+        let asks = Ask::ALL.into_iter().filter(is_allowed).map(Ask::typed);
         let asks: Vec<_> = asks.collect();
         writeln!(out, "  now        {}", asks.join(", "))?;
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use failback_vhdx::{Description, Image};
 
 use super::vhdx::convert;
-use super::{Format, decide_format};
+use super::{Format, OpenOptions, decide_format};
 use crate::error::{Error, ErrorKind, Remedy, Result, one_line};
 use crate::snapshot::is_clone_name;
 use crate::system::{Access, HostFile};
@@ -43,13 +43,16 @@ pub(crate) fn refuse_children(
 }
 
 /// Images beside the one at `path` that stand on it, as [`find_children`] finds them; none where it
-/// is no VHDX.
+/// is no VHDX, and where they are not to be looked for.
 ///
 /// # Errors
 /// As [`find_children`]; `Damaged`, `Unsupported`.
-pub(crate) fn children_of(path: &Path, format: Option<Format>) -> Result<Children> {
+pub(crate) fn children_of(path: &Path, options: &OpenOptions) -> Result<Children> {
+    if options.skip_sibling_check {
+        return Ok(Children::default());
+    }
     let file = Arc::new(HostFile::open(path, Access::Inspect)?);
-    if decide_format(&file, format)? != Format::Vhdx {
+    if decide_format(&file, options.format)? != Format::Vhdx {
         return Ok(Children::default());
     }
     let found = Image::inspect(file.clone()).map_err(|e| convert(&e, &file))?;

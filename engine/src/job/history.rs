@@ -105,26 +105,22 @@ impl<'a> History<'a> {
         self.0.iter().any(|record| stages(record.position.phase))
     }
 
-    /// Whether somebody asked for it.
-    pub(crate) fn is_asked(self, wanted: Ask) -> bool {
-        let asked = |(_, fact): (u64, &Fact)| matches!(fact, Fact::Asked { ask } if *ask == wanted);
-        self.facts().any(asked)
+    /// How completing was asked for last, if it was.
+    fn completion(self) -> Option<Ask> {
+        self.facts().rev().find_map(|(_, fact)| match fact {
+            Fact::Asked { ask } if ask.completes() => Some(*ask),
+            _ => None,
+        })
     }
 
     /// Whether the source is to be stopped, once it is time.
     pub(crate) fn is_completing(self) -> bool {
-        self.is_asked(Ask::Complete) || self.is_asked(Ask::Hold)
+        self.completion().is_some()
     }
 
-    /// Whether the job is to stand before the target is started: what was asked last says.
+    /// Whether the job is to stand before the target is started.
     pub(crate) fn is_to_hold(self) -> bool {
-        let last = self.facts().rev().find_map(|(_, fact)| match fact {
-            Fact::Asked {
-                ask: ask @ (Ask::Complete | Ask::Hold),
-            } => Some(*ask),
-            _ => None,
-        });
-        last == Some(Ask::Hold)
+        self.completion() == Some(Ask::Hold)
     }
 
     /// Whether it stands there now, for no other reason.
@@ -137,8 +133,10 @@ impl<'a> History<'a> {
         let (mut is_to_hold, mut from, mut held) = (false, None, None);
         for record in self.0 {
             let is_there = record.position == Position::at(Phase::StartingTarget);
-            if let Some(Fact::Asked { ask }) = &record.fact {
-                is_to_hold = (is_to_hold || *ask == Ask::Hold) && *ask != Ask::Complete;
+            if let Some(Fact::Asked { ask }) = &record.fact
+                && ask.completes()
+            {
+                is_to_hold = *ask == Ask::Hold;
             }
             match (is_to_hold && is_there, from) {
                 (true, None) => from = Some(record.at_ms),

@@ -388,11 +388,7 @@ impl Tracked<'_> {
 /// checkpoint, and wrote to that; `Damaged`, `Io`.
 pub(crate) fn prove_quiet(image: &Path, open: &OpenOptions) -> Result<String> {
     let state = state_of(image, open)?;
-    let children = match open.skip_sibling_check {
-        true => Vec::new(),
-        false => children_of(image, open.format)?.paths,
-    };
-    match children.first() {
+    match children_of(image, open)?.paths.first() {
         None => Ok(state),
         Some(child) => {
             let child = one_line(&child.to_string_lossy());

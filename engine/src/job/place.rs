@@ -53,9 +53,15 @@ impl Jobs {
     /// # Errors
     /// As [`Jobs::refuse_foreign`].
     pub(crate) fn make_pairs(&self) -> Result<()> {
-        let directory = self.root.join("pairs");
-        create_private_directories(&directory)
-            .map_err(|e| Error::io(e, "make directory of pairs").path(&directory))?;
+        self.make(&["pairs"])
+    }
+
+    fn make(&self, names: &[&str]) -> Result<()> {
+        for name in names {
+            let directory = self.root.join(name);
+            create_private_directories(&directory)
+                .map_err(|e| Error::io(e, "make directory of jobs").path(&directory))?;
+        }
         self.refuse_foreign()
     }
 
@@ -103,11 +109,7 @@ impl Jobs {
     /// long; `Io`.
     pub(super) fn take_turn(&self) -> Result<fs::File> {
         super::refuse_relative("directory of jobs", &mut self.root.clone())?;
-        self.make_pairs()?;
-        let directory = self.root.join("jobs");
-        create_private_directories(&directory)
-            .map_err(|e| Error::io(e, "make directory of jobs").path(&directory))?;
-        self.refuse_foreign()?;
+        self.make(&["jobs", "pairs"])?;
         let at = self.root.join(TURN_NAME);
         let failed = |e| Error::io(e, "lock directory of jobs").path(&at);
         let mut options = fs::OpenOptions::new();

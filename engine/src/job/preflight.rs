@@ -271,7 +271,7 @@ fn childless(path: &Path, open: &OpenOptions) -> Result<(bool, String)> {
     if open.skip_sibling_check {
         return Ok((true, "not looked for, as the definition says".to_owned()));
     }
-    let children = children_of(path, open.format)?;
+    let children = children_of(path, open)?;
     Ok(match children.paths.first() {
         None if children.notes.is_empty() => (true, "no checkpoint stands on it".to_owned()),
         None => {

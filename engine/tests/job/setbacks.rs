@@ -52,6 +52,14 @@ fn goes_off_after(machine: &FakeMachine, millis: u64) {
     });
 }
 
+/// Something fails after the stop: the source runs again, and the job stands.
+fn complete_in_vain(scene: &Scene, job: &mut Job) {
+    ask(job, Ask::Complete);
+    let report = job.report();
+    assert_eq!(stands(&report), ("waiting", true), "{report:?}");
+    assert_eq!(powers(scene), (Power::On, Power::Off));
+}
+
 // Goal: a guest that shuts down after the limit was on when the job began, and every way back leads
 // there. Method: it goes off once the job stands; cancelled at once, or completed and undone.
 #[test]
@@ -184,14 +192,7 @@ fn one_disk_of_two_fails() {
         let path = scene.source_of("data");
         let is_stopped = |fact: &Fact| matches!(fact, Fact::Stopped { .. });
         at_first(&mut job, is_stopped, move || set_len(&path, 1 << 22));
-        ask(&mut job, Ask::Complete);
-        assert_eq!(
-            stands(&job.report()),
-            ("waiting", true),
-            "{:?}",
-            job.report()
-        );
-        assert_eq!(powers(&scene), (Power::On, Power::Off));
+        complete_in_vain(&scene, &mut job);
         set_len(&scene.source_of("data"), 3 << 20);
 
         if gives_up {
@@ -226,14 +227,7 @@ fn a_disk_that_is_not_let_go_of_gives_the_source_back() {
     at_first(&mut job, is_stopped, move || {
         *holds.lock().unwrap() = Some(Image::open(&path));
     });
-    ask(&mut job, Ask::Complete);
-    assert_eq!(
-        stands(&job.report()),
-        ("waiting", true),
-        "{:?}",
-        job.report()
-    );
-    assert_eq!(powers(&scene), (Power::On, Power::Off));
+    complete_in_vain(&scene, &mut job);
     drop(held.lock().unwrap().take());
     ask(&mut job, Ask::Resume);
     assert_eq!(
