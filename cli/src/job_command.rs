@@ -66,7 +66,13 @@ fn dispatch(command: &JobCommand) -> anyhow::Result<u8> {
             ask(&args.ask, wanted, Stay::default())
         }
         JobCommand::Cancel(args) => ask(args, Ask::Cancel, Stay::default()),
-        JobCommand::Commit(args) => ask(args, Ask::Commit, Stay::default()),
+        JobCommand::Commit(args) => {
+            if !args.watch.json {
+                let report = jobs(&args.place)?.report(&args.name)?;
+                output::unless_closed(job_output::releases(&report))?;
+            }
+            ask(args, Ask::Commit, Stay::default())
+        }
         JobCommand::Undo(args) => ask(args, Ask::Undo, Stay::default()),
         JobCommand::Resume(args) => {
             let stay = Stay {

@@ -53,10 +53,14 @@ pub(crate) fn show(report: &JobReport) -> anyhow::Result<()> {
                 Some(bytes) => format!("{} of blocks", show_size(bytes)),
                 None => "nobody knows where".to_owned(),
             };
-            let end = if state == "kept" { "kept" } else { "undone" };
+            let end = match state {
+                "kept" => "and kept",
+                "old" => "and undone",
+                _ => "which the undo takes away",
+            };
             writeln!(
                 out,
-                "             written since it was proven, and {end}: {what}"
+                "             written since it was proven, {end}: {what}"
             )?;
         }
     }
@@ -68,9 +72,18 @@ pub(crate) fn show(report: &JobReport) -> anyhow::Result<()> {
             .held
             .map(|it| format!(", {it:.1} s held on demand"));
         let held = held.unwrap_or_default();
+        let budget = downtime.budget.map(|budget| {
+            let is_within = if predicted <= budget {
+                "within"
+            } else {
+                "above"
+            };
+            format!(", {is_within} the budget of {budget:.1} s")
+        });
+        let budget = budget.unwrap_or_default();
         writeln!(
             out,
-            "  downtime   {measured}{predicted:.1} s predicted{held}"
+            "  downtime   {measured}{predicted:.1} s predicted{budget}{held}"
         )?;
         for part in &downtime.parts {
             let (name, seconds, basis) = (&part.part, part.seconds, part.basis.name());
@@ -85,6 +98,9 @@ pub(crate) fn show(report: &JobReport) -> anyhow::Result<()> {
         let at = moment(deadline.at_ms);
         writeln!(out, "  deadline   {} at {at}", deadline.ask)?;
     }
+    if report.allowed.contains(&Ask::Commit.name()) {
+        list_releases(&mut out, report)?;
+    }
     if !report.allowed.is_empty() {
         let is_allowed = |ask: &Ask| report.allowed.contains(&ask.name());
         let asks = Ask::ALL.into_iter().filter(is_allowed).map(Ask::typed);
@@ -95,6 +111,20 @@ pub(crate) fn show(report: &JobReport) -> anyhow::Result<()> {
         writeln!(out, "  process    {alone}")?;
     }
     Ok(out.flush()?)
+}
+
+/// Prints what a commit takes away, before it does.
+pub(crate) fn releases(report: &JobReport) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    list_releases(&mut out, report)?;
+    Ok(out.flush()?)
+}
+
+fn list_releases(out: &mut impl Write, report: &JobReport) -> anyhow::Result<()> {
+    for what in &report.commit_releases {
+        writeln!(out, "  commit     takes away {what}")?;
+    }
+    Ok(())
 }
 
 /// What to do about a job that is not over, and that nobody works on.

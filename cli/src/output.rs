@@ -76,6 +76,7 @@ fn advice(remedy: Option<Remedy>) -> &'static str {
             "; --format raw, in sync and verify --source-format raw or --target-format raw, takes \
              the file's own bytes"
         }
+        Some(Remedy::AcceptNew) => "; failback commit lets go of what an undo would need",
         _ => "",
     }
 }

@@ -141,6 +141,9 @@ pub enum Remedy {
     /// [`Format::Raw`](crate::disk::Format::Raw) as the format of a file that is there: its own
     /// bytes.
     OpenAsRaw,
+    /// [`accept`](crate::operation::accept) of the new disk: the old one cannot be put together
+    /// again.
+    AcceptNew,
 }
 
 /// What failed, where, and why.

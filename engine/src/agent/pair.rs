@@ -340,9 +340,13 @@ impl ServedPair {
                 | ControlTask::Release { .. }
                 | ControlTask::List { .. }
         );
+        // A job that was overtaken takes its own snapshots with it. Of a name that the present one
+        // has, too, they could be the present one's.
+        let tidies = matches!(what, ControlTask::Release { .. });
         let fence = lock(&self.fence);
         let message = match fence.now() {
             _ if visitor.epoch == 0 && only_looks => return Ok(()),
+            Some(now) if tidies && job_of(&now.job) != visitor.job => return Ok(()),
             _ if visitor.epoch == 0 => "a visitor without an epoch only looks".to_owned(),
             Some(now) if now.epoch == visitor.epoch && now.job == visitor.holder => return Ok(()),
             Some(now) => format!(

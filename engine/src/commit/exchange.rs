@@ -14,7 +14,7 @@ use super::finish::check_unchanged;
 use super::opening::{is_not_finished, waits_to_be_accepted};
 use crate::abort::Abort;
 use crate::disk::{NewFile, Standing, TargetAccess};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Remedy, Result};
 use crate::hash::Digest;
 use crate::state::{
     Barrier, Barriers, Entry, FileMark, Folder, Journal, Made, Word, lead_to, remove_needless,
@@ -138,7 +138,7 @@ impl Exchange<'_> {
             Placed::New if standing.beside == made.old => {}
             Placed::New => {
                 let message = "the old disk is not there any more, or was changed";
-                return Err(Error::new(ErrorKind::Refused, message));
+                return Err(Error::new(ErrorKind::Refused, message).remedy_is(Remedy::AcceptNew));
             }
             Placed::Neither => return Err(taken()),
         }

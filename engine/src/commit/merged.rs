@@ -6,7 +6,7 @@ use super::merging::{Progress, changed, layered_of};
 use super::recovery::{Unfinished, session_of};
 use crate::abort::{Abort, CancelToken};
 use crate::disk::TargetAccess;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Remedy, Result};
 use crate::state::{Barrier, Entry, Journal, Word, remove_needless};
 
 impl Unfinished<'_> {
@@ -70,7 +70,7 @@ impl Unfinished<'_> {
         }
         if !journal.begun().has_undo {
             let message = "was written without an undo: the old disk is gone";
-            return Err(Error::new(ErrorKind::Refused, message));
+            return Err(Error::new(ErrorKind::Refused, message).remedy_is(Remedy::AcceptNew));
         }
         let session = session_of(journal.begun())?;
         let abort = Abort::with_cancel(cancel);

@@ -27,7 +27,7 @@ use crate::abort::Abort;
 use crate::disk::{
     ImageFile, Layer, Layers, Source, Target, TargetAccess, VhdxDisk, open_chain, vhdx_error_at,
 };
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Remedy, Result};
 use crate::hash::Digest;
 use crate::state::{
     Barrier, Barriers, Entry, Folder, Journal, Layered, Word, lead_to, remove_needless,
@@ -251,7 +251,7 @@ impl Merging<'_> {
         // Before the word: a target that somebody else wrote to stays what it is.
         let found = self.progress(&layered)?;
         if found == Progress::Neither {
-            return Err(changed());
+            return Err(changed().remedy_is(Remedy::AcceptNew));
         }
         if let Some(left) = journal.left().filter(|_| found == Progress::New) {
             self.refuse_used(left, &layered)?;
@@ -294,7 +294,7 @@ impl Merging<'_> {
         let (root, _) = root_of_medium(&disk, self.session, &abort)?;
         match root.to_string() == new_root {
             true => Ok(()),
-            false => Err(changed()),
+            false => Err(changed().remedy_is(Remedy::AcceptNew)),
         }
     }
 

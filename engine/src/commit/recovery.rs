@@ -9,7 +9,7 @@ use super::exchange::{Exchange, is_placed};
 use super::finish::{Direction, Finisher, Job, Outcome, check_seal, is_old_as_staged};
 use crate::abort::{Abort, CancelToken};
 use crate::disk::{Layers, NewFile, Target, TargetAccess};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Remedy, Result};
 use crate::hash::HashKind;
 use crate::stage::StageLog;
 use crate::state::{
@@ -143,7 +143,7 @@ impl Unfinished<'_> {
             }
             _ if !journal.begun().has_undo => {
                 let message = "was written without an undo: the old disk is gone";
-                Err(Error::new(ErrorKind::Refused, message))
+                Err(Error::new(ErrorKind::Refused, message).remedy_is(Remedy::AcceptNew))
             }
             _ => {
                 let (job, session) = self.job(journal)?;

@@ -16,7 +16,7 @@ use std::ops::Range;
 
 use super::finish::{Direction, Finisher, Job, content, has_leaf};
 use crate::disk::{Source, Target};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Remedy, Result};
 use crate::hash::Digest;
 use crate::pipeline::{BufferPool, Keep, ScanCounts, Scanned, Scanner};
 use crate::stage::Record;
@@ -43,7 +43,7 @@ impl Finisher<'_> {
         let Some(new_root) = new_root else {
             let message = "was written to after the sync, or nobody can tell, and the sync did \
                            not hash all of it: with the old blocks back it could be neither disk";
-            return Err(Error::new(ErrorKind::Refused, message));
+            return Err(Error::new(ErrorKind::Refused, message).remedy_is(Remedy::AcceptNew));
         };
         match self.root_where_unstaged(target, job)? {
             Some(root) if root.to_string() == new_root => Ok(()),
@@ -139,5 +139,5 @@ pub(super) fn lay_over(record: &Record, block: &mut [u8], from: Option<&Vec<u8>>
 fn used() -> Error {
     let message = "was written to after the sync: with the old blocks back it would be neither \
                    disk; nothing was changed";
-    Error::new(ErrorKind::Refused, message)
+    Error::new(ErrorKind::Refused, message).remedy_is(Remedy::AcceptNew)
 }

@@ -32,11 +32,11 @@ impl Job {
             .map(drop)
     }
 
-    /// Whether another job of the pair has begun an epoch since, by either fence.
+    /// The epoch that another job of the pair has begun since, by either fence.
     ///
     /// # Errors
-    /// `Refused` where one has; those of asking the source's host.
-    pub(super) fn refuse_overtaken(&self, step: &Step<'_>) -> Result<()> {
+    /// Those of asking the source's host.
+    pub(super) fn overtaken(&self, step: &Step<'_>) -> Result<Option<u64>> {
         let begun = self.journal.begun().epoch;
         let own = self.history().epoch().map_or(begun, |(epoch, _)| epoch);
         let theirs = self
@@ -45,15 +45,7 @@ impl Job {
             .fence(step)?
             .map_or(0, |found| found.epoch);
         let now = self.fence.number().max(theirs);
-        if now <= own {
-            return Ok(());
-        }
-        let message = format!(
-            "pair `{}` is in epoch {now} of another job, this one in {own}: the machine is not \
-             its any more",
-            self.spec().pair_name()
-        );
-        Err(Error::new(ErrorKind::Refused, message))
+        Ok((now > own).then_some(now))
     }
 
     /// Begins an epoch: noted here first, so that after a crash the same one is begun again.

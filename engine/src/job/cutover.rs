@@ -31,27 +31,34 @@ impl Job {
             let was_on = is_on || self.history().was_on();
             self.journal.note(Fact::Stopping { was_on })?;
         }
-        // From here on nobody starts it but this job.
+        // From here on nobody starts it but this job, so whatever fails, it does.
         self.begin_epoch(None, &step)?;
+        let stopped = self.stop_and_prove(&spec, machine, &step);
+        stopped.or_else(|error| self.restart_source(error, run))
+    }
+
+    fn stop_and_prove(
+        &mut self,
+        spec: &JobSpec,
+        machine: &dyn Machine,
+        step: &Step<'_>,
+    ) -> Result<Went> {
         let mut forced = false;
-        if machine.power(&step)? == Power::On {
-            let (power, why) = shut_down(machine, spec.policy.stop_timeout, &step)?;
+        if machine.power(step)? == Power::On {
+            let (power, why) = shut_down(machine, spec.policy.stop_timeout, step)?;
             forced = power == Power::On && spec.policy.force_stop;
             if forced {
-                machine.power_off(&step)?;
+                machine.power_off(step)?;
             } else if power == Power::On {
-                // It runs on, and is in charge again.
-                self.give_back(&spec, run)?;
                 return Err(why.unwrap_or_else(|| not_shut_down(spec.policy.stop_timeout)));
             }
         }
-        if machine.power(&step)? == Power::On {
+        if machine.power(step)? == Power::On {
             let message = "the source's machine still has power";
             return Err(Error::new(ErrorKind::Refused, message));
         }
         self.journal.note(Fact::Stopped { forced })?;
-        let proven = self.prove_quiet(&spec, &step);
-        proven.or_else(|error| self.restart_source(error, run))
+        self.prove_quiet(spec, step)
     }
 
     /// That the machine has let go of its disks.
@@ -81,7 +88,7 @@ impl Job {
         let from: Result<Vec<_>> = spec.disks.iter().map(|disk| spec.source_of(disk)).collect();
         let legs = self.legs(&spec, from?, (way, Until::Sealed), run)?;
         // Since the source was asked to stop, and what still comes after the copy.
-        let since = self.history().stopping().map(|(at, _)| at);
+        let since = self.history().stopping();
         let before = since.map(|at| Duration::from_millis(now_ms().saturating_sub(at)));
         let times = self.fence.times();
         let downtime = |seconds| {
@@ -162,6 +169,7 @@ impl Job {
             let message = "another job has taken the pair over";
             return Err(Error::new(ErrorKind::Refused, message));
         }
+        self.refuse_changed_source(&spec, run)?;
         Ok(Went::On(Outcome::Done, None))
     }
 
@@ -228,22 +236,6 @@ impl Job {
         }
     }
 
-    /// A target that is not what it was when it was proven. Hours may lie between, and somebody may
-    /// have looked at it by more than looking.
-    fn written_since_applied(&self, spec: &JobSpec) -> Result<Option<String>> {
-        for disk in &spec.disks {
-            let Some(was) = self.history().applied(&disk.id) else {
-                continue;
-            };
-            let open = disk.open(disk.target_format.as_deref())?;
-            let is = operation::state_of(&disk.target, &open);
-            if is.map_err(|error| error.path(&disk.target))? != was {
-                return Ok(Some(disk.id.clone()));
-            }
-        }
-        Ok(None)
-    }
-
     pub(super) fn start_target(&mut self, run: &Run<'_>) -> Result<Went> {
         let spec = self.spec();
         let step = run.step(&spec.name, "start-target");
@@ -256,12 +248,6 @@ impl Job {
         if is_begun {
             // A crash may have been between the record and the fences, which are asked next.
             self.begin_epoch(Some(side), &step)?;
-        } else if let Some(disk) = self.written_since_applied(&spec)? {
-            let message = format!(
-                "disk `{disk}` was written to since it was proven, before its machine was \
-                 started: it is neither disk; undo"
-            );
-            return Err(Error::new(ErrorKind::VerifyFailed, message));
         } else if machine.power(&step)? == Power::On {
             let message = "somebody else started the target's machine, on what was there before";
             return Err(Error::new(ErrorKind::Refused, message));
@@ -269,6 +255,11 @@ impl Job {
         if self.sides.source.machine().power(&step)? == Power::On {
             let message = "somebody started the source's machine: stop it, and resume, or undo";
             return Err(Error::new(ErrorKind::Refused, message));
+        }
+        if !is_begun {
+            // Days may lie between, and somebody may have looked at a disk by more than looking.
+            self.refuse_changed_target(&spec, run)?;
+            self.refuse_changed_source(&spec, run)?;
         }
         let epoch = self.begin_epoch(Some(side), &step)?;
         let probe = spec.target.probe.as_ref();
@@ -308,6 +299,12 @@ impl Job {
             let from = self.history().target_started().unwrap_or_else(now_ms);
             let at_ms = from.saturating_add(after_ms);
             self.journal.note(Fact::Deadline { at_ms, ask })?;
+            // Who watches this step has to know.
+            return Ok(Went::Waits);
+        }
+        if self.is_undo_due() {
+            let ask = Ask::Undo;
+            return Ok(Went::On(Outcome::Asked(ask), Some(Fact::Asked { ask })));
         }
         while self.read_the_rest(&spec, run)? {}
         match self.history().deadline() {

@@ -6,7 +6,7 @@ use super::journal::Fact;
 use super::phase::Outcome;
 use super::run::{Job, Run, Went, left_ms};
 use super::spec::{DiskSpec, JobSpec};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Remedy, Result};
 use crate::event::Event;
 use crate::machine::{Machine, Power, await_power};
 use crate::operation;
@@ -24,26 +24,66 @@ impl Job {
             return Err(Error::new(ErrorKind::Refused, message));
         }
         self.thaw_all(&spec, run)?;
+        let spared = self.why_spared(&spec, run)?;
         for disk in &spec.disks {
             self.once(format!("accept:{}", disk.id), |_| accept(disk))?;
         }
         if !spec.policy.delete_source_disks {
             self.keep_base_maps(&spec, run);
         }
+        let unless_spared = |delete: &dyn Fn() -> Result<()>| match &spared {
+            Some(why) => Ok(format!("not deleted: {why}")),
+            None => deleted(delete()),
+        };
         if spec.policy.delete_source_machine {
             self.once("delete:source".to_owned(), |_| {
-                deleted(host.machine().delete(&step))
+                unless_spared(&|| host.machine().delete(&step))
             })?;
         }
         if spec.policy.delete_source_disks {
             for disk in &spec.disks {
                 self.once(format!("delete-disk:{}", disk.id), |_| {
-                    deleted(host.delete_disk(disk, &step))
+                    unless_spared(&|| host.delete_disk(disk, &step))
                 })?;
             }
         }
         self.drop_maps(&spec, run);
         Ok(Went::On(Outcome::Done, None))
+    }
+
+    /// Looks once, before anything of the source is deleted, whether its disks are what was copied:
+    /// what nobody else has is nobody's to delete. Why the source stays, if it does.
+    fn why_spared(&mut self, spec: &JobSpec, run: &Run<'_>) -> Result<Option<String>> {
+        let policy = &spec.policy;
+        if !policy.delete_source_machine && !policy.delete_source_disks {
+            return Ok(None);
+        }
+        let mut spared = None;
+        for disk in &spec.disks {
+            let item = format!("look:{}", disk.id);
+            self.once(item.clone(), |job| {
+                match job.is_source_changed(spec, disk, run) {
+                    Ok(false) => Ok(AS_COPIED.to_owned()),
+                    Ok(true) => Ok("was written to since it was copied".to_owned()),
+                    // It can be asked again.
+                    Err(error)
+                        if matches!(error.kind(), ErrorKind::Cancelled | ErrorKind::PeerGone) =>
+                    {
+                        Err(error)
+                    }
+                    Err(error) => Ok(format!("cannot be looked at: {}", error.chain())),
+                }
+            })?;
+            let said = self.history().said_of(&item).unwrap_or_default();
+            if said != AS_COPIED && spared.is_none() {
+                let why = format!("disk `{}` {said}", disk.id);
+                run.observer.event(&Event::Warning {
+                    message: format!("nothing of the source is deleted: {why}"),
+                });
+                spared = Some(why);
+            }
+        }
+        Ok(spared)
     }
 
     // On the ways back the service comes first: what is left of targets and snapshots can wait, and
@@ -53,29 +93,62 @@ impl Job {
         let spec = self.spec();
         let machine = self.sides.target.clone();
         let step = run.step(&spec.name, "stop-target");
-        // A machine that another job moved on is not this one's to stop.
-        self.refuse_overtaken(&step)?;
-        // Each time: somebody may have started it since.
-        let said = stop(machine.as_ref(), &spec, &step)?;
-        self.once("stop:target".to_owned(), |_| Ok(said))?;
-        self.give_back(&spec, run)?;
+        // Who was never put in charge was never started, and need not be there to be asked.
+        let may_run = self.history().handed_over().is_some();
+        let is_overtaken = self.overtaken(&step)?.is_some();
+        if is_overtaken {
+            // A machine that another job moved on is not this one's to stop, nor to start.
+            refuse_running(machine.as_ref(), &step)?;
+        } else {
+            if may_run {
+                // Each time: somebody may have started it since.
+                let said = stop(machine.as_ref(), &spec, &step)?;
+                self.once("stop:target".to_owned(), |_| Ok(said))?;
+            }
+            self.give_back(&spec, run)?;
+        }
         self.note_lost(&spec, run)?;
         self.restore_all(&spec, run)?;
-        self.thaw_all(&spec, run)?;
+        self.let_go(is_overtaken, &spec, run)?;
         self.drop_maps(&spec, run);
         Ok(Went::On(Outcome::Done, None))
     }
 
+    /// Lets the snapshots go. Those of a machine that another job has now may be out of reach, and
+    /// are no reason for this one never to end.
+    fn let_go(&mut self, is_overtaken: bool, spec: &JobSpec, run: &Run<'_>) -> Result<()> {
+        let frozen = self.history().frozen();
+        for pass in frozen {
+            match self.thaw(spec, pass, run) {
+                Err(error) if is_overtaken && error.kind() == ErrorKind::Refused => {
+                    run.observer.event(&Event::Warning {
+                        message: format!(
+                            "snapshots of pass {pass} may stay at the source: {}",
+                            error.chain()
+                        ),
+                    });
+                    self.journal.note(Fact::Released { pass })?;
+                }
+                thawed => thawed?,
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn cancel(&mut self, run: &Run<'_>) -> Result<Went> {
         let spec = self.spec();
-        if self.history().has_stopped() {
+        let step = run.step(&spec.name, "cancel");
+        // Where nothing was done to the source yet nobody has to be asked.
+        let has_touched = self.history().has_stopped() || !self.history().frozen().is_empty();
+        let is_overtaken = has_touched && self.overtaken(&step)?.is_some();
+        if self.history().has_stopped() && !is_overtaken {
             self.give_back(&spec, run)?;
         }
         // What was kept for a target before is somebody else's.
         if self.history().has_staged() {
             self.restore_all(&spec, run)?;
         }
-        self.thaw_all(&spec, run)?;
+        self.let_go(is_overtaken, &spec, run)?;
         self.drop_maps(&spec, run);
         Ok(Went::On(Outcome::Done, None))
     }
@@ -163,14 +236,11 @@ fn restore(disk: &DiskSpec, run: &Run<'_>) -> Result<String> {
     let word = standing.map(|standing| standing.word);
     match word {
         None | Some(Word::Aborted | Word::OldRestored | Word::Done) => Ok(RESTORED.to_owned()),
-        Some(word) => match operation::roll_back(&disk.target, None, run.cancel) {
+        Some(_) => match operation::roll_back(&disk.target, None, run.cancel) {
             Ok(_) => Ok(RESTORED.to_owned()),
             // Its guest, or somebody, wrote to it: with the old blocks back it would be neither
-            // disk. It stays what it is, and is nobody's to start.
-            Err(error)
-                if error.kind() == ErrorKind::Refused
-                    && matches!(word, Word::NewVerified | Word::NewUnverified) =>
-            {
+            // disk. It stays what it is, and is nobody's to start. All else can be mended.
+            Err(error) if error.remedy() == Some(Remedy::AcceptNew) => {
                 Ok(format!("{KEPT}: {}", error.chain()))
             }
             Err(error) => Err(error),
@@ -198,6 +268,20 @@ pub(super) fn restored_item(disk: &str) -> String {
     format!("restore:{disk}")
 }
 
+/// Refuses while the machine is on.
+fn refuse_running(machine: &dyn Machine, step: &crate::step::Step<'_>) -> Result<()> {
+    match machine.power(step)? {
+        Power::Off => Ok(()),
+        Power::On => {
+            let message = "another job has the pair now, and the target's machine is on: who \
+                           started it stops it; then resume";
+            Err(Error::new(ErrorKind::Refused, message))
+        }
+    }
+}
+
+/// What is said of a disk of the source that nobody wrote to.
+const AS_COPIED: &str = "is what was copied";
 /// What is said of a target that was brought back.
 pub(super) const RESTORED: &str = "as before the job";
 /// Begins what is said of a target that could not be brought back.

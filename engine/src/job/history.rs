@@ -158,6 +158,37 @@ impl<'a> History<'a> {
         })
     }
 
+    /// Whether there is a budget, and the downtime expected last is not within it, or is not known.
+    pub(crate) fn is_above_budget(self) -> bool {
+        let budget = self.spec().policy.downtime_budget;
+        budget.is_some_and(|budget| {
+            let within = |predicted| predicted <= budget.as_secs_f64();
+            !self.predicted().is_some_and(within)
+        })
+    }
+
+    /// What a commit would delete or let go of, in words; empty once it is over.
+    pub(crate) fn would_release(self) -> Vec<String> {
+        let spec = self.spec();
+        if self.position().phase.is_end() {
+            return Vec::new();
+        }
+        let undo = spec.disks.iter().map(|disk| {
+            let target = disk.target.display();
+            format!("what brings back the old disk `{}` ({target})", disk.id)
+        });
+        let machine = spec.policy.delete_source_machine.then(|| {
+            let side = spec.side_of_source();
+            format!("the machine of side `{side}`")
+        });
+        let disks = spec.disks.iter().map(|disk| {
+            let source = disk.source.as_deref().unwrap_or("its agent's");
+            format!("the source's disk `{}` ({source})", disk.id)
+        });
+        let disks = disks.filter(|_| spec.policy.delete_source_disks);
+        undo.chain(machine).chain(disks).collect()
+    }
+
     /// What the downtime expected last is made of.
     pub(crate) fn predicted_parts(self) -> &'a [DowntimePart] {
         let parts = self.facts().rev().find_map(|(_, fact)| match fact {
@@ -193,14 +224,14 @@ impl<'a> History<'a> {
         times
     }
 
-    /// When the source was asked to stop, and whether it was on; `None` unless that was not taken
-    /// back since.
-    pub(crate) fn stopping(self) -> Option<(u64, bool)> {
+    /// When the source was asked to stop; `None` where it was given back since, to whoever is its
+    /// owner: it is asked again then.
+    pub(crate) fn stopping(self) -> Option<u64> {
         let side = self.spec().side_of_source();
         let mut newest_first = self.facts().rev();
         newest_first.find_map(|(at, fact)| match fact {
-            Fact::Stopping { was_on } => Some(Some((at, *was_on))),
-            Fact::Started { side: started, .. } if started == side => Some(None),
+            Fact::Stopping { .. } => Some(Some(at)),
+            Fact::Epoch { authority, .. } if authority.as_deref() == Some(side) => Some(None),
             _ => None,
         })?
     }
@@ -218,12 +249,16 @@ impl<'a> History<'a> {
             .any(|(_, fact)| matches!(fact, Fact::Stopping { was_on: true }))
     }
 
-    /// When a guest was asked to shut down that was not seen to do so.
+    /// When a guest was asked to shut down that was not seen to do so, nor started again.
     pub(crate) fn asked_to_stop(self) -> Option<u64> {
-        let (at, was_on) = self.stopping()?;
-        let is_since =
-            |(when, fact): (u64, &Fact)| when >= at && matches!(fact, Fact::Stopped { .. });
-        (was_on && !self.facts().any(is_since)).then_some(at)
+        let side = self.spec().side_of_source();
+        let mut newest_first = self.facts().rev();
+        newest_first.find_map(|(at, fact)| match fact {
+            Fact::Stopping { was_on } => Some(was_on.then_some(at)),
+            Fact::Stopped { .. } => Some(None),
+            Fact::Started { side: started, .. } if started == side => Some(None),
+            _ => None,
+        })?
     }
 
     /// The stopped source's disk, as it was found.
@@ -270,15 +305,31 @@ impl<'a> History<'a> {
 
     /// Whether an item is done with.
     pub(crate) fn is_item_done(self, wanted: &str) -> bool {
-        let done =
-            |(_, fact): (u64, &Fact)| matches!(fact, Fact::Item { item, .. } if item == wanted);
-        self.facts().any(done)
+        self.said_of(wanted).is_some()
+    }
+
+    /// How it went with an item that is done with.
+    pub(crate) fn said_of(self, wanted: &str) -> Option<&'a str> {
+        self.facts().find_map(|(_, fact)| match fact {
+            Fact::Item { item, said } if item == wanted => Some(said.as_str()),
+            _ => None,
+        })
     }
 
     /// What is asked when nobody asks for anything before.
     pub(crate) fn deadline(self) -> Option<(u64, Ask)> {
         self.facts().rev().find_map(|(_, fact)| match fact {
             Fact::Deadline { at_ms, ask } => Some((*at_ms, *ask)),
+            _ => None,
+        })
+    }
+
+    /// When the target's side was first put in charge: from then on its guest may have run, also
+    /// where its start was not seen to succeed.
+    pub(crate) fn handed_over(self) -> Option<u64> {
+        let side = self.spec().side_of_target();
+        self.facts().find_map(|(at, fact)| match fact {
+            Fact::Epoch { authority, .. } if authority.as_deref() == Some(side) => Some(at),
             _ => None,
         })
     }

@@ -19,7 +19,7 @@ use crate::sync::Until;
 impl Job {
     /// Notes what the guest of the stopped target wrote, disk by disk; nothing where it never ran.
     pub(super) fn note_lost(&mut self, spec: &JobSpec, run: &Run<'_>) -> Result<()> {
-        let Some(started) = self.history().target_started() else {
+        let Some(started) = self.history().handed_over() else {
             return Ok(());
         };
         for disk in &spec.disks {

@@ -9,6 +9,7 @@
 //! moving    the disks, side by side               forecast the downtime to be expected: pure
 //! remote    that side behind an agent
 //! hints     what of a disk need not be read     losing  what an undo takes away
+//! unchanged that disks are what was proven
 //! paths     that an operator wrote
 //! place     where jobs are kept, and asked        report   what is told of one
 //! asking    from outside the process      overlap  what jobs must not share
@@ -50,6 +51,7 @@ mod reverse;
 mod run;
 mod span;
 mod spec;
+mod unchanged;
 mod wiring;
 
 pub use asking::{ask_another, look};

@@ -64,7 +64,19 @@ impl Job {
     }
 
     fn choose(&mut self, spec: &JobSpec, run: &Run<'_>) -> Result<Went> {
-        let from = self.freeze(spec, 1, run)?;
+        let from = match (self.freeze(spec, 1, run), full_anyway(spec)) {
+            // Nothing but a forecast is missed.
+            (Err(error), Some(reason)) if error.kind() == ErrorKind::Unsupported => {
+                let chosen = Fact::Chosen {
+                    way: Way::Full,
+                    reasons: vec![reason.to_owned()],
+                    downtime: None,
+                    plans: Vec::new(),
+                };
+                return Ok(Went::On(Outcome::Go(Way::Full), Some(chosen)));
+            }
+            (frozen, _) => frozen?,
+        };
         let mut way = Way::Full;
         let mut reasons: Vec<String> = Vec::new();
         let mut downtime: Option<f64> = None;
@@ -180,7 +192,7 @@ impl Job {
         }
         // Nobody asked, and no further pass is worth it.
         let is_by_itself = spec.policy.complete == Complete::WhenReady;
-        if is_by_itself && !is_early(&spec) {
+        if is_by_itself && !is_early(&spec) && !self.history().is_above_budget() {
             let ask = Fact::Asked { ask: Ask::Complete };
             return Ok(Went::On(Outcome::Asked(Ask::Complete), Some(ask)));
         }
@@ -293,6 +305,15 @@ fn is_early(spec: &JobSpec) -> bool {
 /// Records after which a job keeps warm no more. A pass has six: every 15 minutes that is nearly
 /// three months. A journal can hold more than twice as many of one page.
 const KEEP_WARM_RECORDS_MAX: usize = 50_000;
+
+/// Why everything is copied after the stop whatever a look at the disks would say: its reason code.
+pub(super) fn full_anyway(spec: &JobSpec) -> Option<&'static str> {
+    if spec.policy.strategy == Strategy::Full {
+        return Some("operator_forced");
+    }
+    let are_missing = spec.disks.iter().all(|disk| !disk.target.exists());
+    are_missing.then_some("target_missing")
+}
 
 /// How a disk is moved: one that is not there yet is made.
 pub(super) fn strategy_of(disk: &DiskSpec, way: Way) -> Strategy {

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::online::full_anyway;
 use super::overlap::Place;
 use super::profile::{Profile, Seen};
 use super::run::Sides;
@@ -51,6 +52,7 @@ pub(super) fn examine(spec: &JobSpec, sides: &Sides, step: &Step<'_>) -> Result<
         true,
         format!("it is {source}"),
     ));
+    found.extend(freezes(spec, source));
     found.extend(all_disks(spec, sides.source.disks(step)?));
     if let Some(directory) = &spec.policy.export_on_undo {
         let is_there = directory.is_dir();
@@ -152,6 +154,19 @@ fn finding(rule: &str, disk: &str, holds: bool, said: String) -> Finding {
 
 /// Whether the machines can do what the job will come to, as far as that can be told without asking
 /// them. An agent says nothing of its machine.
+/// Whether disks can be read while their machine runs, where they have to be. A program that embeds
+/// this, and an agent, have their own ways.
+fn freezes(spec: &JobSpec, power: Power) -> Option<Finding> {
+    let side = &spec.source;
+    let says = side.machine.is_some() && side.snapshots.is_none();
+    let has_to = power == Power::On && full_anyway(spec).is_none();
+    (says && has_to).then(|| {
+        let said = "the source runs, and nothing says how its disks are frozen: give \
+                    [source.snapshots], stop it first, or copy everything with strategy = \"full\"";
+        finding("source_snapshots", "", false, said.to_owned())
+    })
+}
+
 fn machines(spec: &JobSpec, sides: &Sides) -> Vec<Finding> {
     let (source, target) = (sides.source.machine(), sides.target.as_ref());
     let mut found = Vec::new();

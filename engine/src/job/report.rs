@@ -57,6 +57,8 @@ pub struct JobReport {
     pub retry: Option<RetryReport>,
     /// What is asked when nobody asks for anything before.
     pub deadline: Option<DeadlineReport>,
+    /// What a commit deletes or lets go of, in words; empty once the job is over.
+    pub commit_releases: Vec<String>,
     /// What happened, in order.
     pub timeline: Vec<Moment>,
 }
@@ -108,6 +110,8 @@ pub struct PassReport {
 /// Seconds from the request to stop the source until the target runs.
 #[derive(Clone, Debug, Serialize)]
 pub struct Downtime {
+    /// What the policy allows; `null`: nothing was said.
+    pub budget: Option<f64>,
     /// As it was expected last, before the source was stopped.
     pub predicted: Option<f64>,
     /// As it was.
@@ -207,7 +211,9 @@ impl JobReport {
                     disks: pass.disks,
                 })
                 .collect(),
+            commit_releases: history.would_release(),
             downtime: Downtime {
+                budget: spec.policy.downtime_budget.map(|it| it.as_secs_f64()),
                 predicted: history.predicted(),
                 measured: history.downtime(),
                 held: history.held(),

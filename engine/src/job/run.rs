@@ -253,7 +253,7 @@ impl Job {
                 });
             }
             let retries = stay.retries && retry::next(self.history()).is_some();
-            let goes_on = retries || self.undoes_later();
+            let goes_on = retries || self.undo_deadline().is_some();
             if at.phase.is_end() || (at.is_suspended && !goes_on) || self.rests(stay) {
                 return Ok(());
             }
@@ -261,7 +261,7 @@ impl Job {
                 return Err(Error::new(ErrorKind::Cancelled, "cancelled"));
             }
             if at.is_suspended {
-                if self.undoes_later() && self.is_due() {
+                if self.is_undo_due() {
                     self.ask(Ask::Undo)?;
                 } else if retries {
                     self.retry()?;
@@ -298,17 +298,21 @@ impl Job {
         }
     }
 
-    /// Whether the job goes back by itself although it stands: a policy that says so has no better
+    /// When the job goes back by itself, also where it stands: a policy that says so has no better
     /// reason than a target that is not right.
-    fn undoes_later(&self) -> bool {
-        let is_undo = matches!(self.history().deadline(), Some((_, Ask::Undo)));
-        is_undo && self.position().phase == Phase::CommitPending
+    fn undo_deadline(&self) -> Option<u64> {
+        match self.history().deadline() {
+            Some((at_ms, Ask::Undo)) if self.position().phase == Phase::CommitPending => {
+                Some(at_ms)
+            }
+            _ => None,
+        }
     }
 
-    /// Whether the deadline is over.
-    fn is_due(&self) -> bool {
-        let deadline = self.history().deadline();
-        deadline.is_some_and(|(at_ms, _)| left_ms(at_ms) == 0)
+    /// Whether that is now.
+    pub(super) fn is_undo_due(&self) -> bool {
+        self.undo_deadline()
+            .is_some_and(|at_ms| left_ms(at_ms) == 0)
     }
 
     /// Resumes a job that stands when it is time to, and waits a moment until then.
@@ -365,11 +369,14 @@ impl Job {
         // would begin again for it.
         let mut heard = Ask::ALL.to_vec();
         heard.retain(|ask| !ask.completes() && self.history().asked(*ask).is_ok());
+        // Going back by itself waits for no reading either.
+        let undo_at = self.undo_deadline();
         let is_done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let watcher = scope.spawn(|| {
                 while !is_done.load(Ordering::SeqCst) {
-                    let is_wanted = asks_left(&directory).any(|ask| heard.contains(&ask));
+                    let is_wanted = asks_left(&directory).any(|ask| heard.contains(&ask))
+                        || undo_at.is_some_and(|at_ms| left_ms(at_ms) == 0);
                     if cancel.is_cancelled() || is_wanted {
                         stop.cancel();
                     }

@@ -243,7 +243,8 @@ impl Verify {
 pub enum Complete {
     /// When somebody asks for it.
     Manual,
-    /// When the predicted downtime is within the budget, or does not shrink any more.
+    /// When the predicted downtime is within the budget; without one when it does not shrink any
+    /// more.
     WhenReady,
 }
 

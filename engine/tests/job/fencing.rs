@@ -444,7 +444,7 @@ fn a_definition_with_an_agent_is_checked() {
 }
 
 // Goal: a machine that another job moved on is not stopped by an undo of the one before. Method: a
-// job that waits to be accepted, and a later epoch of somebody else.
+// job that waits to be accepted, and a later epoch of somebody else; then the machine is stopped.
 #[test]
 fn an_undo_does_not_stop_what_is_not_its_own_any_more() {
     let scene = Scene::new(&["os"]);
@@ -462,5 +462,11 @@ fn an_undo_does_not_stop_what_is_not_its_own_any_more() {
     assert_eq!((report.phase, report.suspended), ("undoing", true));
     assert_eq!(report.error.unwrap().kind, "refused");
     assert_eq!(scene.target.real_power(), Power::On);
+    assert_eq!(scene.source.real_power(), Power::Off);
+    // Once its owner stopped it the job ends, and starts nothing.
+    scene.target.set_power(Power::Off);
+    ask(&mut job, Ask::Resume);
+    assert_eq!(job.position().phase, Phase::Undone, "{:?}", job.report());
+    assert_eq!(scene.target_bytes(), scene.old_target());
     assert_eq!(scene.source.real_power(), Power::Off);
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use failback_engine::disk::{OpenOptions, open_source};
+use failback_engine::hook::Hook;
 use failback_engine::job::{Ask, Fact, Job, JobReport, Phase};
 use failback_engine::machine::Power;
 use failback_engine::operation::Writes;
@@ -113,6 +114,32 @@ fn what_an_undo_takes_away_is_listed_and_kept() {
         let restored = at(&|fact| is(fact, "restore:data"));
         assert!(started < listed && listed < exported && exported < restored);
     }
+}
+
+// Goal: a guest may have run although its start was not seen to succeed: what it wrote is listed and
+// kept all the same. Method: a probe that fails, then writes, then an undo.
+#[test]
+fn what_a_guest_wrote_that_no_probe_saw_is_listed_and_kept() {
+    let scene = Scene::new(&["os"]);
+    let mut spec = scene.spec();
+    spec.policy.export_on_undo = Some(scene.dir.path().join("undone"));
+    spec.target.probe = Some(Hook::new(["false"]));
+    fs::create_dir(scene.dir.path().join("undone")).unwrap();
+    let mut job = Job::start(&scene.jobs(), spec, None, scene.sides()).unwrap();
+    run(&mut job);
+    ask(&mut job, Ask::Complete);
+    let at = job.position();
+    assert_eq!((at.phase, at.is_suspended), (Phase::StartingTarget, true));
+    assert_eq!(scene.target.real_power(), Power::On);
+    overwrite(&scene.target_of("os"), 4096, &[0x77; 4096]);
+
+    ask(&mut job, Ask::Undo);
+
+    let report = job.report();
+    assert_eq!(report.phase, "undone", "{report:?}");
+    assert_eq!(lost(&report, "os").unwrap().bytes, Some(BLOCK));
+    assert_eq!(exports(&scene).len(), 1);
+    assert_eq!(scene.target_bytes(), scene.old_target());
 }
 
 // Goal: where the map of what the target was is gone, an undo says that something was written, and

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test states its expectations by it")]
 
 mod asks;
+mod changed;
 mod crashes;
 mod fencing;
 mod hinted;
@@ -121,7 +122,7 @@ fn a_guest_that_does_not_shut_down() {
     run(&mut job);
     ask(&mut job, Ask::Complete);
     let report = job.report();
-    assert_eq!((report.phase, report.suspended), ("stopping_source", true));
+    assert_eq!((report.phase, report.suspended), ("waiting", true));
     assert!(report.error.unwrap().message.contains("did not shut down"));
     assert_eq!(scene.source.real_power(), Power::On);
     let old = scene.target_bytes();

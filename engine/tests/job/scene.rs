@@ -170,6 +170,11 @@ impl Scene {
             .collect()
     }
 
+    /// What the sources had at first.
+    pub(crate) fn old_source(&self) -> Vec<Vec<u8>> {
+        self.disks.iter().map(|_| pattern(1)).collect()
+    }
+
     /// What the targets had before the job.
     pub(crate) fn old_target(&self) -> Vec<Vec<u8>> {
         self.disks.iter().map(|_| pattern(2)).collect()

@@ -1,0 +1,120 @@
+//! That both sides' disks still are what was copied and proven, however long that is ago: before
+//! COMMIT, before the target is started, before anything of the source is deleted.
+//!
+//! A mark that differs is a suspicion: a file was touched, a device counts anew since its host was
+//! restarted. What the disk holds decides, and is read for it.
+
+use super::journal::Fact;
+use super::run::{Job, Run};
+use super::spec::{DiskSpec, JobSpec};
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::Event;
+use crate::operation::{self, writes_since};
+
+impl Job {
+    /// Refuses where somebody wrote to a disk of the source since it was found quiet.
+    ///
+    /// # Errors
+    /// `VerifyFailed`; `InUse` while somebody has it open; those of asking and of reading it.
+    pub(super) fn refuse_changed_source(&mut self, spec: &JobSpec, run: &Run<'_>) -> Result<()> {
+        for disk in &spec.disks {
+            if self.is_source_changed(spec, disk, run)? {
+                let message = format!(
+                    "disk `{}` of the source was written to since it was copied: the target does \
+                     not have that",
+                    disk.id
+                );
+                return Err(Error::new(ErrorKind::VerifyFailed, message));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a disk of the source has other content than was copied, or nobody can tell.
+    pub(super) fn is_source_changed(
+        &mut self,
+        spec: &JobSpec,
+        disk: &DiskSpec,
+        run: &Run<'_>,
+    ) -> Result<bool> {
+        let step = run.step(&spec.name, "look-again");
+        let host = self.sides.source.clone();
+        let identity = host.prove_quiet(disk, &step)?;
+        if self.history().quiet(&disk.id) == Some(identity.as_str()) {
+            return Ok(false);
+        }
+        let Some(moved) = self.history().sealed(&disk.id).cloned() else {
+            return Ok(true);
+        };
+        let Some(root) = &moved.root else {
+            return Ok(true);
+        };
+        told(run, &format!("disk `{}` of the source", disk.id));
+        let name = if moved.hinted { "source.map" } else { "map" };
+        let map = self.map_of(disk, name);
+        if !host.hold_against(disk, (&map, root), &step)?.is_equal {
+            return Ok(true);
+        }
+        self.journal.note(Fact::Quiet {
+            disk: disk.id.clone(),
+            identity,
+        })?;
+        Ok(false)
+    }
+
+    /// Refuses where somebody wrote to a target since it was proven.
+    ///
+    /// # Errors
+    /// `VerifyFailed`; those of reading it.
+    pub(super) fn refuse_changed_target(&mut self, spec: &JobSpec, run: &Run<'_>) -> Result<()> {
+        for disk in &spec.disks {
+            if self.is_target_changed(disk, run)? {
+                let message = format!(
+                    "disk `{}` was written to since it was proven, before its machine was \
+                     started: it is neither disk; undo",
+                    disk.id
+                );
+                return Err(Error::new(ErrorKind::VerifyFailed, message));
+            }
+        }
+        Ok(())
+    }
+
+    fn is_target_changed(&mut self, disk: &DiskSpec, run: &Run<'_>) -> Result<bool> {
+        let (Some(was), Some(moved)) = (
+            self.history().applied(&disk.id),
+            self.history().sealed(&disk.id).cloned(),
+        ) else {
+            return Ok(false);
+        };
+        let named = |error: Error| error.path(&disk.target);
+        let open = disk.open(disk.target_format.as_deref())?;
+        let identity = operation::state_of(&disk.target, &open).map_err(named)?;
+        if identity == was {
+            return Ok(false);
+        }
+        let Some(root) = &moved.root else {
+            return Ok(true);
+        };
+        told(run, &format!("target `{}`", disk.id));
+        let map = self.map_of(disk, "map");
+        let of = (&map, root.as_str());
+        let found = writes_since(&disk.target, &open, of, run.observer, run.cancel);
+        if found.map_err(named)?.any {
+            return Ok(true);
+        }
+        let standing = operation::standing(&disk.target, None)?;
+        self.journal.note(Fact::Applied {
+            disk: disk.id.clone(),
+            word: standing.map_or("none", |it| it.word.name()).to_owned(),
+            identity: Some(identity),
+        })?;
+        Ok(false)
+    }
+}
+
+fn told(run: &Run<'_>, what: &str) {
+    run.observer.event(&Event::Warning {
+        message: format!("{what} was touched since it was looked at: all of it is read"),
+    });
+}

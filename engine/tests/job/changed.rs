@@ -1,0 +1,387 @@
+//! Disks, machines and hosts that are not what the job left: each is found before it does harm, and
+//! none keeps a job from an end.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use failback_engine::hook::Hook;
+use failback_engine::job::{Ask, Complete, Job, JobReport, Jobs, LocalHost, Phase, Sides};
+use failback_engine::machine::{Behaviour, Call, Machine, Power};
+use failback_engine::plan::Strategy;
+use failback_engine::{CancelToken, ErrorKind, Silent};
+
+use super::hinted::HONEST;
+use super::scene::{Copies, Scene, ask, bring_home, overwrite, run};
+use super::slow_scan::SlowScan;
+use super::two_hosts::{self, ANYWHERE, sides as far_sides, spec as far_spec};
+
+fn said(report: &JobReport) -> String {
+    let error = report.error.as_ref();
+    error.map_or_else(String::new, |error| error.message.clone())
+}
+
+/// Somebody writes to the source once it was copied, and it is given back.
+fn complete_with_a_late_write(scene: &Scene, job: &mut Job) {
+    let path = scene.source_of("os");
+    let has_written = AtomicBool::new(false);
+    job.on_record(Arc::new(move |record| {
+        let is_sealing = record.position.phase == Phase::Sealing;
+        if is_sealing && !has_written.swap(true, Ordering::SeqCst) {
+            overwrite(&path, 0, b"a late write");
+        }
+    }));
+    ask(job, Ask::Complete);
+    let report = job.report();
+    assert_eq!((report.phase, report.suspended), ("waiting", true));
+}
+
+/// Touched and not changed.
+fn touch(path: &Path) {
+    std::thread::sleep(Duration::from_millis(20));
+    let file = fs::File::options().write(true).open(path).unwrap();
+    file.set_modified(std::time::SystemTime::now()).unwrap();
+}
+
+// Goal: G3: a source that somebody wrote to after the last copy is found before the target is
+// started: with a hold of days, and before COMMIT, where the source is given back. Method: bytes
+// written while it is held, and at the record after the copy.
+#[test]
+fn a_source_that_was_written_to_after_the_copy_is_found() {
+    for is_tracked in [false, true] {
+        let scene = Scene::new(&["os", "data"]);
+        let (spec, sides) = match is_tracked {
+            true => scene.tracked(HONEST),
+            false => (scene.spec(), scene.sides()),
+        };
+        let mut job = Job::start(&scene.jobs(), spec, None, sides).unwrap();
+        run(&mut job);
+        scene.guest_writes("data", 7, 0x44);
+        ask(&mut job, Ask::Hold);
+        overwrite(&scene.source_of("data"), 8192, &[0x66; 4096]);
+
+        ask(&mut job, Ask::Complete);
+
+        let report = job.report();
+        assert_eq!((report.phase, report.suspended), ("starting_target", true));
+        assert!(said(&report).contains("disk `data` of the source was written to"));
+        assert_eq!(scene.target.count(Call::Start), 0);
+        ask(&mut job, Ask::Undo);
+        assert_eq!(job.position().phase, Phase::Undone, "{:?}", job.report());
+        assert_eq!(scene.source.real_power(), Power::On);
+    }
+
+    let scene = Scene::new(&["os"]);
+    let mut job = scene.start();
+    run(&mut job);
+    complete_with_a_late_write(&scene, &mut job);
+    assert_eq!(scene.source.real_power(), Power::On);
+    assert_eq!(scene.target_bytes(), scene.old_target());
+    ask(&mut job, Ask::Resume);
+    assert_eq!(job.position().phase, Phase::CommitPending);
+    assert_eq!(scene.target_bytes(), scene.source_bytes());
+}
+
+// Goal: a mark is a suspicion and no verdict: disks of both sides that were touched and hold what
+// they held are read, and started. Method: new times on all of them while it is held.
+#[test]
+fn disks_that_were_only_touched_are_read_and_started() {
+    for is_tracked in [false, true] {
+        let scene = Scene::new(&["os"]);
+        let (spec, sides) = match is_tracked {
+            true => scene.tracked(HONEST),
+            false => (scene.spec(), scene.sides()),
+        };
+        let mut job = Job::start(&scene.jobs(), spec, None, sides).unwrap();
+        run(&mut job);
+        scene.guest_writes("os", 7, 0x44);
+        ask(&mut job, Ask::Hold);
+        touch(&scene.target_of("os"));
+        touch(&scene.source_of("os"));
+
+        ask(&mut job, Ask::Complete);
+
+        assert_eq!(
+            job.position().phase,
+            Phase::CommitPending,
+            "{:?}",
+            job.report()
+        );
+        assert_eq!(scene.target_bytes(), scene.source_bytes());
+    }
+}
+
+// Goal: what only the source has is not deleted by a commit, which says so; the target is accepted
+// all the same. Method: a source that was written to while the target ran, one that was touched,
+// and one that is what it was.
+#[test]
+fn a_commit_deletes_no_source_that_was_written_to() {
+    for (change, is_deleted) in [
+        (
+            (|path: &Path| overwrite(path, 0, b"somebody")) as fn(&Path),
+            false,
+        ),
+        (touch, true),
+        (|_| {}, true),
+    ] {
+        let scene = Scene::new(&["os", "data"]);
+        let mut spec = scene.spec();
+        spec.policy.delete_source_machine = true;
+        spec.policy.delete_source_disks = true;
+        let machine: Arc<dyn Machine> = Arc::new(scene.source.clone());
+        let delete = Hook::new(["sh", "-c", "rm \"$FAILBACK_IMAGE\""]);
+        let host = LocalHost::new(machine, Some(Arc::new(Copies))).deleting_by(delete);
+        let sides = Sides {
+            source: Arc::new(host),
+            ..scene.sides()
+        };
+        let mut job = Job::start(&scene.jobs(), spec, None, sides).unwrap();
+        bring_home(&mut job);
+        let listed = job.report().commit_releases;
+        assert_eq!(listed.len(), 5, "{listed:?}");
+        change(&scene.source_of("data"));
+
+        ask(&mut job, Ask::Commit);
+
+        let report = job.report();
+        assert_eq!((report.phase, report.suspended), ("finished", false));
+        assert_eq!(report.commit_releases, Vec::<String>::new());
+        assert_eq!(scene.source.is_deleted(), is_deleted);
+        let exists = |disk| scene.source_of(disk).exists();
+        assert_eq!((exists("os"), exists("data")), (!is_deleted, !is_deleted));
+        let page = report.to_html(&[]);
+        assert_eq!(page.contains("not deleted: disk `data` was"), !is_deleted);
+    }
+}
+
+// Goal: only what no try mends is left as it is by an undo: everything else suspends it, with the
+// source running, until it is mended. Method: a state directory that others may read, put right.
+#[test]
+fn an_undo_waits_for_what_can_be_mended() {
+    let scene = Scene::new(&["os"]);
+    let mut job = scene.start();
+    run(&mut job);
+    ask(&mut job, Ask::Hold);
+    let states = fs::read_dir(scene.dir.path().join(".failback")).unwrap();
+    let states: Vec<PathBuf> = states.map(|entry| entry.unwrap().path()).collect();
+    let allow = |mode| {
+        for state in states.iter().filter(|path| path.is_dir()) {
+            fs::set_permissions(state, fs::Permissions::from_mode(mode)).unwrap();
+        }
+    };
+    allow(0o755);
+
+    ask(&mut job, Ask::Undo);
+
+    let report = job.report();
+    assert_eq!((report.phase, report.suspended), ("undoing", true));
+    assert_eq!(scene.source.real_power(), Power::On);
+    allow(0o700);
+    ask(&mut job, Ask::Resume);
+    assert_eq!(job.position().phase, Phase::Undone, "{:?}", job.report());
+    assert_eq!(scene.target_bytes(), scene.old_target());
+}
+
+// Goal: a source that was given back is its owner's: started by him it is stopped as any that runs,
+// and runs again after a cancel. Method: one that was off, given back, started by its owner.
+#[test]
+fn a_source_that_was_given_back_is_found_as_it_is_then() {
+    let scene = Scene::new(&["os"]);
+    scene.source.set_power(Power::Off);
+    let mut job = scene.start();
+    run(&mut job);
+    complete_with_a_late_write(&scene, &mut job);
+    scene.source.set_power(Power::On);
+    std::thread::sleep(Duration::from_millis(300));
+
+    ask(&mut job, Ask::Resume);
+
+    let report = job.report();
+    assert_eq!(report.phase, "commit_pending", "{report:?}");
+    let measured = report.downtime.measured.unwrap();
+    assert!(measured < 0.3 + 0.2, "not from the first try: {measured}");
+    ask(&mut job, Ask::Undo);
+    assert_eq!(scene.source.real_power(), Power::On);
+}
+
+// Goal: whatever fails once the source was asked to stop, it runs in the end. Method: power that
+// cannot be found out once, and cannot be taken away, each after the guest was asked.
+#[test]
+fn a_stop_that_fails_half_way_gives_the_source_back() {
+    let scene = Scene::new(&["os"]);
+    let mut job = scene.start();
+    run(&mut job);
+    let source = scene.source.clone();
+    let fails = Behaviour::Fails(ErrorKind::Refused);
+    let is_set = AtomicBool::new(false);
+    job.on_record(Arc::new(move |record| {
+        let is_stopping = record.position.phase == Phase::StoppingSource;
+        if is_stopping && !is_set.swap(true, Ordering::SeqCst) {
+            // Before the stop, as the stop begins, and after it.
+            source.next(Call::Power, [Behaviour::Obeys, Behaviour::Obeys, fails]);
+        }
+    }));
+    ask(&mut job, Ask::Complete);
+    let report = job.report();
+    assert_eq!((report.phase, report.suspended), ("waiting", true));
+    assert!(said(&report).ends_with("the source is in charge again"));
+    assert_eq!(report.authority.as_deref(), Some("recovery"));
+    assert_eq!(scene.source.real_power(), Power::On);
+
+    let scene = Scene::new(&["os"]);
+    let mut spec = scene.spec();
+    spec.policy.force_stop = true;
+    spec.policy.stop_timeout = Duration::from_millis(200);
+    scene.source.always(Call::ShutDown, Behaviour::Ignores);
+    scene.source.always(Call::PowerOff, fails);
+    let mut job = Job::start(&scene.jobs(), spec, None, scene.sides()).unwrap();
+    run(&mut job);
+    ask(&mut job, Ask::Complete);
+    let report = job.report();
+    assert_eq!((report.phase, report.suspended), ("waiting", true));
+    assert_eq!(report.authority.as_deref(), Some("recovery"));
+}
+
+// Goal: an undo of a target that never ran does not need the target's host, which may be the reason
+// for it. Method: a held job whose target cannot be asked for anything.
+#[test]
+fn an_undo_before_the_start_does_not_need_the_target() {
+    let scene = Scene::new(&["os"]);
+    let mut job = scene.start();
+    run(&mut job);
+    ask(&mut job, Ask::Hold);
+    let fails = Behaviour::Fails(ErrorKind::Refused);
+    for call in [Call::Power, Call::ShutDown, Call::PowerOff, Call::Start] {
+        scene.target.always(call, fails);
+    }
+    ask(&mut job, Ask::Undo);
+    assert_eq!(job.position().phase, Phase::Undone, "{:?}", job.report());
+    assert_eq!(scene.source.real_power(), Power::On);
+    assert_eq!(scene.target_bytes(), scene.old_target());
+}
+
+// Goal: a job that goes back by itself does so in time, whatever is still read. Method: a scan of
+// the source that never ends.
+#[test]
+fn a_deadline_of_an_undo_does_not_wait_for_the_scan() {
+    let scene = Scene::new(&["os"]);
+    let (mut spec, sides) = scene.tracked(HONEST);
+    spec.policy.undo_after = Some(Duration::from_millis(300));
+    let slow = SlowScan::new(sides.source.clone());
+    let sides = Sides {
+        source: Arc::new(slow.clone()),
+        ..sides
+    };
+    let mut job = Job::start(&scene.jobs(), spec, None, sides).unwrap();
+    run(&mut job);
+    scene.guest_writes("os", 3, 0x33);
+    job.ask(Ask::Complete).unwrap();
+    let from = Instant::now();
+
+    run(&mut job);
+
+    assert!(slow.begun.load(Ordering::SeqCst) > 0, "nothing was read");
+    assert_eq!(job.position().phase, Phase::Undone, "{:?}", job.report());
+    assert!(from.elapsed() < Duration::from_secs(20));
+    assert_eq!(scene.source.real_power(), Power::On);
+}
+
+// Goal: a job that completes by itself stops nothing for longer than its budget. Method: a budget
+// that no forecast meets, one that every forecast does, none.
+#[test]
+fn a_job_completes_by_itself_within_its_budget_alone() {
+    for (budget, end) in [
+        (Some(Duration::from_millis(10)), "waiting"),
+        (Some(Duration::from_hours(1)), "commit_pending"),
+        (None, "commit_pending"),
+    ] {
+        let scene = Scene::new(&["os"]);
+        let mut spec = scene.spec();
+        spec.policy.complete = Complete::WhenReady;
+        spec.policy.downtime_budget = budget;
+        let mut job = Job::start(&scene.jobs(), spec, None, scene.sides()).unwrap();
+        let cancel = CancelToken::new();
+        std::thread::scope(|scope| {
+            let ended = scope.spawn(|| job.run(Default::default(), &Silent, &cancel));
+            let until = Instant::now() + Duration::from_secs(5);
+            while Instant::now() < until && !ended.is_finished() {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            cancel.cancel();
+            drop(ended.join().unwrap());
+        });
+        let report = job.report();
+        assert_eq!(report.phase, end, "{budget:?}: {report:?}");
+        assert_eq!(report.downtime.budget, budget.map(|it| it.as_secs_f64()));
+    }
+}
+
+// Goal: a full copy needs no snapshots: a disk that is missing, or a copy that was asked for, comes
+// home from a source that cannot be frozen. Method: both; a delta from there is refused before
+// anything is stopped.
+#[test]
+fn a_full_copy_needs_no_snapshots() {
+    let bare = |scene: &Scene| Sides {
+        source: Arc::new(LocalHost::new(Arc::new(scene.source.clone()), None)),
+        ..scene.sides()
+    };
+    for (strategy, is_missing, reason) in [
+        (Strategy::Full, false, "operator_forced"),
+        (Strategy::Auto, true, "target_missing"),
+    ] {
+        let scene = Scene::new(&["os"]);
+        let mut spec = scene.spec();
+        spec.policy.strategy = strategy;
+        if is_missing {
+            fs::remove_file(scene.target_of("os")).unwrap();
+        }
+        let mut job = Job::start(&scene.jobs(), spec, None, bare(&scene)).unwrap();
+        bring_home(&mut job);
+        assert_eq!(job.report().reasons, [reason]);
+        assert_eq!(scene.target_bytes(), scene.source_bytes());
+    }
+    let scene = Scene::new(&["os"]);
+    let mut job = Job::start(&scene.jobs(), scene.spec(), None, bare(&scene)).unwrap();
+    run(&mut job);
+    let report = job.report();
+    assert_eq!((report.phase, report.suspended), ("planning", true));
+    assert_eq!(scene.source.count(Call::ShutDown), 0);
+}
+
+// Goal: a job that another home overtook comes to an end, and stands in nobody's way: what is out
+// of its reach is told and left. Method: two homes, one agent that tracks, so that a snapshot is
+// kept; the first is cancelled once the second has the pair.
+#[test]
+fn a_job_that_was_overtaken_can_be_cancelled() {
+    let scene = Scene::new(&["os"]);
+    two_hosts::with_tracking_agent(&scene, (ANYWHERE, HONEST), |address| {
+        let mut first = two_hosts::start(&scene, address);
+        run(&mut first);
+        let elsewhere = Jobs::below(&scene.dir.path().join("elsewhere"));
+        let mut other = far_spec(&scene, address);
+        other.name = "other".to_owned();
+        other.pair = Some("web".to_owned());
+        other.disks[0].target = scene.dir.path().join("elsewhere.raw");
+        let mut second = Job::start(&elsewhere, other, None, far_sides(&scene, address)).unwrap();
+        run(&mut second);
+
+        ask(&mut first, Ask::Cancel);
+
+        let report = first.report();
+        assert_eq!(
+            (report.phase, report.suspended),
+            ("cancelled", false),
+            "{report:?}"
+        );
+        assert_eq!(scene.source.real_power(), Power::On);
+        assert_eq!(scene.target_bytes(), scene.old_target());
+        drop(first);
+        ask(&mut second, Ask::Complete);
+        ask(&mut second, Ask::Commit);
+        assert_eq!(second.position().phase, Phase::Finished);
+        assert_eq!(scene.leftovers(), Vec::<String>::new());
+    });
+}
