@@ -135,7 +135,7 @@ impl OpenArgs {
             format: self.format,
             parents: self.parents.clone(),
             follow_parents: self.follow_parents,
-            skip_sibling_check: false,
+            ..OpenOptions::default()
         }
     }
 }
@@ -379,7 +379,7 @@ impl SidesArgs {
             format: self.source_format,
             parents: self.source_parents.clone(),
             follow_parents: self.follow_parents,
-            skip_sibling_check: false,
+            ..OpenOptions::default()
         }
     }
 
@@ -389,6 +389,7 @@ impl SidesArgs {
             parents: self.target_parents.clone(),
             follow_parents: self.follow_parents,
             skip_sibling_check,
+            ..OpenOptions::default()
         }
     }
 }

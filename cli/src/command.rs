@@ -209,7 +209,7 @@ fn merge(args: MergeArgs) -> anyhow::Result<u8> {
         parents: args.parents,
         follow_parents: args.follow_parents,
         skip_sibling_check: args.no_sibling_check,
-        format: None,
+        ..OpenOptions::default()
     };
     let merged = operation::merge(&args.image, &open, &watchers, &cancel);
     drop(watchers);

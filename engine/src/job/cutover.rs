@@ -11,7 +11,7 @@ use super::spec::{JobSpec, Verify};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 use crate::machine::{Machine, Power, await_power};
-use crate::operation::{self, Standing};
+use crate::operation::{self, Standing, recover_for};
 use crate::schedule::now;
 use crate::state::Word;
 use crate::step::Step;
@@ -175,6 +175,7 @@ impl Job {
 
     pub(super) fn apply(&mut self, run: &Run<'_>) -> Result<Went> {
         let spec = self.spec();
+        let owner = Some(self.directory.as_path());
         let done: Result<Vec<()>> = std::thread::scope(|scope| {
             let running: Vec<_> = spec
                 .disks
@@ -186,7 +187,7 @@ impl Job {
                         let is_there = standing.is_some_and(|it| is_new(it.word, &spec));
                         match is_there {
                             true => Ok(()),
-                            false => operation::recover(&disk.target, None, run.cancel).map(drop),
+                            false => recover_for((&disk.target, None), owner, run.cancel).map(drop),
                         }
                     })
                 })
@@ -347,7 +348,7 @@ fn not_shut_down(limit: Duration) -> Error {
 }
 
 /// Whether a target in this state is the new disk, proven, unless nothing was to be proven.
-fn is_new(word: Word, spec: &JobSpec) -> bool {
+pub(super) fn is_new(word: Word, spec: &JobSpec) -> bool {
     match word {
         Word::NewVerified => true,
         Word::NewUnverified => spec.policy.verify == Verify::Off,

@@ -1,32 +1,41 @@
 //! The ends of a job: accepted, undone, given up. What is done with is noted, not touched again.
 
+use std::path::Path;
 use std::time::Duration;
 
+use super::cutover::is_new;
 use super::journal::Fact;
 use super::phase::Outcome;
-use super::run::{Job, Run, Went, left_ms};
+use super::run::{Job, Run, Went, failed, left_ms};
 use super::spec::{DiskSpec, JobSpec};
 use crate::error::{Error, ErrorKind, Remedy, Result};
 use crate::event::Event;
 use crate::machine::{Machine, Power, await_power};
-use crate::operation;
+use crate::operation::{self, accept_for, roll_back_for};
 use crate::state::Word;
+use crate::step::Step;
 
 impl Job {
     pub(super) fn release(&mut self, run: &Run<'_>) -> Result<Went> {
         let spec = self.spec();
         let step = run.step(&spec.name, "delete-source");
         let host = self.sides.source.clone();
-        // One that cannot be asked any more is on its way out.
-        if matches!(host.machine().power(&step), Ok(Power::On)) {
-            let message =
-                "somebody started the source's machine, and both run: stop it, and resume";
-            return Err(Error::new(ErrorKind::Refused, message));
+        if let Err(error) = self.refuse_unacceptable(&spec, &step) {
+            // As long as nothing was let go of an undo is as good as before.
+            let has_begun = spec.disks.iter().any(|disk| {
+                let items = [accepted_item(&disk.id), look_item(&disk.id)];
+                items.iter().any(|item| self.history().is_item_done(item))
+            });
+            if has_begun || error.is_transient() || error.kind() == ErrorKind::Cancelled {
+                return Err(error);
+            }
+            let fact = failed(run.observer, (error.kind(), false), error.chain());
+            return Ok(Went::On(Outcome::TakenBack, Some(fact)));
         }
         self.thaw_all(&spec, run)?;
         let spared = self.why_spared(&spec, run)?;
         for disk in &spec.disks {
-            self.once(format!("accept:{}", disk.id), |_| accept(disk))?;
+            self.once(accepted_item(&disk.id), |job| accept(disk, &job.directory))?;
         }
         if !spec.policy.delete_source_disks {
             self.keep_base_maps(&spec, run);
@@ -48,7 +57,40 @@ impl Job {
             }
         }
         self.drop_maps(&spec, run);
+        self.disown(&spec)?;
         Ok(Went::On(Outcome::Done, None))
+    }
+
+    /// Refuses a commit that has no good end: looked at before anything is let go of.
+    fn refuse_unacceptable(&self, spec: &JobSpec, step: &Step<'_>) -> Result<()> {
+        // One that cannot be asked any more is on its way out.
+        if matches!(self.sides.source.machine().power(step), Ok(Power::On)) {
+            let message =
+                "somebody started the source's machine, and both run: stop it, and resume";
+            return Err(Error::new(ErrorKind::Refused, message));
+        }
+        for disk in &spec.disks {
+            let is_done = self.history().is_item_done(&accepted_item(&disk.id));
+            let standing = operation::standing(&disk.target, None)?;
+            let found = standing.map(|it| it.word);
+            let is_right = is_done
+                || match found {
+                    // Done, and a crash kept the note of it away.
+                    Some(Word::Done) => true,
+                    Some(word) => is_new(word, spec),
+                    None => false,
+                };
+            if !is_right {
+                let word = found.map_or("unknown", |word| word.name());
+                let message = format!(
+                    "disk `{}` is not the new disk any more, or what is known of it is gone: its \
+                     state is {word}",
+                    disk.id
+                );
+                return Err(Error::new(ErrorKind::Refused, message).path(&disk.target));
+            }
+        }
+        Ok(())
     }
 
     /// Looks once, before anything of the source is deleted, whether its disks are what was copied:
@@ -60,7 +102,7 @@ impl Job {
         }
         let mut spared = None;
         for disk in &spec.disks {
-            let item = format!("look:{}", disk.id);
+            let item = look_item(&disk.id);
             self.once(item.clone(), |job| {
                 match job.is_source_changed(spec, disk, run) {
                     Ok(false) => Ok(AS_COPIED.to_owned()),
@@ -111,6 +153,7 @@ impl Job {
         self.restore_all(&spec, run)?;
         self.let_go(is_overtaken, &spec, run)?;
         self.drop_maps(&spec, run);
+        self.disown(&spec)?;
         Ok(Went::On(Outcome::Done, None))
     }
 
@@ -150,12 +193,32 @@ impl Job {
         }
         self.let_go(is_overtaken, &spec, run)?;
         self.drop_maps(&spec, run);
+        self.disown(&spec)?;
         Ok(Went::On(Outcome::Done, None))
+    }
+
+    /// Lets the targets go: from here on they are anybody's.
+    fn disown(&self, spec: &JobSpec) -> Result<()> {
+        let owner = self.owner();
+        owner.close(&self.folder)?;
+        for disk in &spec.disks {
+            // It counts for nothing any more.
+            if let Err(error) = owner.let_go(&disk.target) {
+                tracing::info!(error = error.chain(), "a marker stays at a target");
+            }
+        }
+        Ok(())
     }
 
     fn restore_all(&mut self, spec: &JobSpec, run: &Run<'_>) -> Result<()> {
         for disk in &spec.disks {
-            let said = self.once(restored_item(&disk.id), |_| restore(disk, run))?;
+            let history = self.history();
+            let was_applied = history.applied(&disk.id).is_some();
+            let was_moved = history.sealed(&disk.id).is_some() || !history.passes().is_empty();
+            let made = (was_moved, was_applied);
+            let said = self.once(restored_item(&disk.id), |job| {
+                restore((disk, made), &job.directory, run)
+            })?;
             if let Some(said) = said.filter(|said| said.starts_with(KEPT)) {
                 run.observer.event(&Event::Warning {
                     message: format!("disk `{}`: {said}", disk.id),
@@ -221,22 +284,34 @@ fn deleted(done: Result<()>) -> Result<String> {
     }
 }
 
-fn accept(disk: &DiskSpec) -> Result<String> {
+fn accept(disk: &DiskSpec, owner: &Path) -> Result<String> {
     let standing = operation::standing(&disk.target, None)?;
     match standing.map(|standing| standing.word) {
         // Done, and a crash kept the note of it away.
         None | Some(Word::Done) => Ok("accepted".to_owned()),
-        Some(_) => operation::accept(&disk.target, None).map(|_| "accepted".to_owned()),
+        Some(_) => accept_for((&disk.target, None), Some(owner)).map(|_| "accepted".to_owned()),
     }
 }
 
 /// Brings the old disk back, from whatever the job made of it.
-fn restore(disk: &DiskSpec, run: &Run<'_>) -> Result<String> {
+fn restore(
+    (disk, (was_moved, was_applied)): (&DiskSpec, (bool, bool)),
+    owner: &Path,
+    run: &Run<'_>,
+) -> Result<String> {
     let standing = operation::standing(&disk.target, None)?;
     let word = standing.map(|standing| standing.word);
     match word {
-        None | Some(Word::Aborted | Word::OldRestored | Word::Done) => Ok(RESTORED.to_owned()),
-        Some(_) => match operation::roll_back(&disk.target, None, run.cancel) {
+        Some(Word::Aborted | Word::OldRestored) => Ok(RESTORED.to_owned()),
+        None if !was_applied => Ok(RESTORED.to_owned()),
+        // Of a sync before this job.
+        Some(Word::Done) if !was_moved => Ok(RESTORED.to_owned()),
+        // Not by this job.
+        None => Ok(format!("{KEPT}: what is known of it is gone")),
+        Some(Word::Done) => Ok(format!(
+            "{KEPT}: somebody made or accepted a new disk there"
+        )),
+        Some(_) => match roll_back_for((&disk.target, None), Some(owner), run.cancel) {
             Ok(_) => Ok(RESTORED.to_owned()),
             // Its guest, or somebody, wrote to it: with the old blocks back it would be neither
             // disk. It stays what it is, and is nobody's to start. All else can be mended.
@@ -248,7 +323,7 @@ fn restore(disk: &DiskSpec, run: &Run<'_>) -> Result<String> {
     }
 }
 
-fn stop(machine: &dyn Machine, spec: &JobSpec, step: &crate::step::Step<'_>) -> Result<String> {
+fn stop(machine: &dyn Machine, spec: &JobSpec, step: &Step<'_>) -> Result<String> {
     if machine.power(step)? == Power::Off {
         return Ok("was off".to_owned());
     }
@@ -263,13 +338,23 @@ fn stop(machine: &dyn Machine, spec: &JobSpec, step: &crate::step::Step<'_>) -> 
     }
 }
 
+/// The item of accepting a target.
+fn accepted_item(disk: &str) -> String {
+    format!("accept:{disk}")
+}
+
+/// The item of looking at a disk of the source before it is deleted.
+fn look_item(disk: &str) -> String {
+    format!("look:{disk}")
+}
+
 /// The item of bringing a target back.
 pub(super) fn restored_item(disk: &str) -> String {
     format!("restore:{disk}")
 }
 
 /// Refuses while the machine is on.
-fn refuse_running(machine: &dyn Machine, step: &crate::step::Step<'_>) -> Result<()> {
+fn refuse_running(machine: &dyn Machine, step: &Step<'_>) -> Result<()> {
     match machine.power(step)? {
         Power::Off => Ok(()),
         Power::On => {

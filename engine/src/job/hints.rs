@@ -47,6 +47,7 @@ impl Job {
                 strategy,
                 until,
                 carried,
+                owner: Some(self.directory.clone()),
             });
         }
         Ok(legs)

@@ -1,5 +1,6 @@
 //! The disks of a job on their way: side by side, each by a sync that stops short of COMMIT.
 
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use super::journal::Moved;
 use super::progress::Tally;
 use super::spec::{DiskSpec, JobSpec};
 use crate::abort::CancelToken;
+use crate::disk::OpenOptions;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer};
@@ -26,6 +28,8 @@ pub(super) struct Leg<'a> {
     pub(super) until: Until,
     /// Maps that are carried from pass to pass.
     pub(super) carried: Option<Carried>,
+    /// The directory of the job in whose name the target is changed; `None`: it is not.
+    pub(super) owner: Option<PathBuf>,
 }
 
 impl Leg<'_> {
@@ -38,7 +42,10 @@ impl Leg<'_> {
         let disk = self.disk;
         Ok(SyncRequest {
             source_open: disk.open(disk.source_format.as_deref())?,
-            target_open: disk.open(disk.target_format.as_deref())?,
+            target_open: OpenOptions {
+                owner: self.owner.clone(),
+                ..disk.open(disk.target_format.as_deref())?
+            },
             strategy: self.strategy,
             verify: policy.verify.level(),
             apply: Apply::StageKeepUndo,

@@ -31,7 +31,7 @@ impl Job {
                 self.sides.source.release(disk, &id, &step)?;
             }
         }
-        let findings = examine(&spec, &self.sides, &step)?;
+        let findings = examine(&spec, &self.sides, Some(&self.directory), &step)?;
         let refused = refuse_broken(&findings);
         for Finding {
             rule,
@@ -49,7 +49,12 @@ impl Job {
                 source,
             })?;
         }
-        refused.map(|()| Went::On(Outcome::Done, None))
+        refused?;
+        let owner = self.owner();
+        spec.disks
+            .iter()
+            .try_for_each(|disk| owner.take(&disk.target))?;
+        Ok(Went::On(Outcome::Done, None))
     }
 
     pub(super) fn planning(&mut self, run: &Run<'_>) -> Result<Went> {
@@ -88,6 +93,7 @@ impl Job {
                 strategy: spec.policy.strategy,
                 until: Until::Staged,
                 carried: None,
+                owner: Some(self.directory.clone()),
             };
             let report = operation::plan(&leg.request(spec)?, run.observer);
             refuse_failed(&report, disk)?;

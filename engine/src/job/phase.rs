@@ -6,6 +6,7 @@
 //! stopping_source -> final_delta | full_download -> sealing -> applying -> verifying
 //!     -> starting_target -> commit_pending -commit-> releasing -> finished
 //! stopping_source .. sealing -given back-> waiting, suspended: the source runs again
+//! releasing -taken back-> commit_pending, suspended: nothing was let go of yet
 //! created .. sealing -cancel-> cancelling -> cancelled
 //! applying .. commit_pending -undo-> undoing -> undone
 //! any but an end: failed -> the same, suspended -> resume, cancel, undo
@@ -212,6 +213,8 @@ pub enum Outcome {
     PassWanted,
     /// It failed, and the source runs again: all begins anew with stopping it.
     GivenBack,
+    /// A commit cannot be, and nothing was let go of: the target waits to be accepted as before.
+    TakenBack,
     /// Somebody asked.
     Asked(Ask),
     /// It failed: nothing goes on by itself.
@@ -220,12 +223,13 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every one.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Done,
         Self::Go(Way::Delta),
         Self::Go(Way::Full),
         Self::PassWanted,
         Self::GivenBack,
+        Self::TakenBack,
         Self::Failed,
         Self::Asked(Ask::Complete),
         Self::Asked(Ask::Hold),
@@ -279,6 +283,10 @@ impl Position {
                     is_suspended: true,
                 })
             }
+            (false, Outcome::TakenBack) => (self.phase == Phase::Releasing).then_some(Self {
+                phase: Phase::CommitPending,
+                is_suspended: true,
+            }),
             (false, outcome) => self.went_on(outcome).map(Self::at),
         }
     }
@@ -381,6 +389,7 @@ mod tests {
                     Outcome::Go(Way::Full) => "full",
                     Outcome::PassWanted => "pass",
                     Outcome::GivenBack => "given_back",
+                    Outcome::TakenBack => "taken_back",
                     Outcome::Failed => "failed",
                     Outcome::Asked(ask) => ask.name(),
                 };

@@ -51,7 +51,7 @@ pub fn plan(
         observer,
         cancel,
     };
-    let findings = examine(spec, sides, &step)?;
+    let findings = examine(spec, sides, None, &step)?;
     let mut disks = Vec::new();
     if findings.iter().all(|finding| finding.holds) {
         let is_on = sides.source.machine().power(&step)? == Power::On;
@@ -99,6 +99,7 @@ fn plan_disk(
         strategy: spec.policy.strategy,
         until: Until::Staged,
         carried: None,
+        owner: None,
     };
     let planned = leg
         .request(spec)

@@ -15,6 +15,7 @@ use crate::error::{Error, ErrorKind, Result, one_line};
 use crate::machine::{Machine, Power};
 use crate::operation::{self, ImageInfo};
 use crate::plan::Strategy;
+use crate::state::refuse_owned;
 use crate::step::Step;
 use crate::system;
 
@@ -34,11 +35,17 @@ pub struct Finding {
     pub source: Option<String>,
 }
 
-/// Looks at everything; what does not hold is among the findings.
+/// Looks at everything; what does not hold is among the findings. `owner`: the directory of the job
+/// that looks; `None`: none does.
 ///
 /// # Errors
 /// Where a side cannot be asked at all.
-pub(super) fn examine(spec: &JobSpec, sides: &Sides, step: &Step<'_>) -> Result<Vec<Finding>> {
+pub(super) fn examine(
+    spec: &JobSpec,
+    sides: &Sides,
+    owner: Option<&Path>,
+    step: &Step<'_>,
+) -> Result<Vec<Finding>> {
     let mut found = machines(spec, sides);
     // Who cannot be asked is not asked: what is missing says why.
     let are_there = found.iter().all(|it| it.holds || !it.rule.ends_with(HOOKS));
@@ -76,9 +83,10 @@ pub(super) fn examine(spec: &JobSpec, sides: &Sides, step: &Step<'_>) -> Result<
             _ => None,
         };
         let target = target_of(disk)?;
-        let (is_free, said) = standing_of(disk)?;
+        let (is_free, said) = standing_of(disk, owner)?;
         found.push(finding("target_free", &disk.id, is_free, said));
         let of_disk = [
+            writable(disk),
             size(source.as_ref(), target.as_ref()),
             space(spec, disk, (source.as_ref(), target.as_ref())),
         ];
@@ -134,7 +142,14 @@ pub(super) fn examine_again(
 pub(super) fn refuse_broken(findings: &[Finding]) -> Result<()> {
     let broken = findings.iter().filter(|finding| !finding.holds);
     let said: Vec<_> = broken
-        .map(|finding| format!("{}: {}", finding.rule, finding.said))
+        .map(
+            |Finding {
+                 rule, disk, said, ..
+             }| match disk.is_empty() {
+                true => format!("{rule}: {said}"),
+                false => format!("{rule} of disk `{disk}`: {said}"),
+            },
+        )
         .collect();
     match said.is_empty() {
         true => Ok(()),
@@ -152,8 +167,6 @@ fn finding(rule: &str, disk: &str, holds: bool, said: String) -> Finding {
     }
 }
 
-/// Whether the machines can do what the job will come to, as far as that can be told without asking
-/// them. An agent says nothing of its machine.
 /// Whether disks can be read while their machine runs, where they have to be. A program that embeds
 /// this, and an agent, have their own ways.
 fn freezes(spec: &JobSpec, power: Power) -> Option<Finding> {
@@ -167,6 +180,8 @@ fn freezes(spec: &JobSpec, power: Power) -> Option<Finding> {
     })
 }
 
+/// Whether the machines can do what the job will come to, as far as that can be told without asking
+/// them. An agent says nothing of its machine.
 fn machines(spec: &JobSpec, sides: &Sides) -> Vec<Finding> {
     let (source, target) = (sides.source.machine(), sides.target.as_ref());
     let mut found = Vec::new();
@@ -324,7 +339,13 @@ fn see(
 
 /// Whether no sync to the target is unfinished or waits to be accepted: a job that is given up
 /// brings back what it staged itself, and nothing else.
-fn standing_of(disk: &DiskSpec) -> Result<(bool, String)> {
+fn standing_of(disk: &DiskSpec, owner: Option<&Path>) -> Result<(bool, String)> {
+    if let Err(owned) = refuse_owned(&disk.target, owner) {
+        return match owned.kind() {
+            ErrorKind::Refused => Ok((false, owned.chain())),
+            _ => Err(owned),
+        };
+    }
     let standing = operation::standing(&disk.target, None)?;
     Ok(match standing.filter(|standing| !standing.is_over) {
         None => (true, "no sync to the target is unfinished".to_owned()),
@@ -353,6 +374,22 @@ fn identity(wanted: &str, target: Option<&ImageInfo>) -> (bool, String) {
     }
 }
 
+/// Whether the target's state can be kept beside it, and the target itself be written.
+fn writable(disk: &DiskSpec) -> Option<Rule> {
+    let target = &disk.target;
+    let parent = target.parent().filter(|dir| !dir.as_os_str().is_empty());
+    let directory = parent.unwrap_or(Path::new("."));
+    let denied = [directory, target].into_iter().filter(|path| path.exists());
+    let denied = denied.filter(|path| !system::may_write(path)).next();
+    Some(match denied {
+        None => ("target_writable", true, "it may be written to".to_owned()),
+        Some(path) => {
+            let said = format!("this user may not write to {}", path.display());
+            ("target_writable", false, said)
+        }
+    })
+}
+
 /// A GUID without the braces that Windows prints around it.
 fn plain(id: &str) -> &str {
     let id = id.trim();
@@ -379,12 +416,18 @@ fn space(
             let needed = source.file_allocated.max(FREE_MIN);
             (
                 needed,
-                format!("{needed} bytes are needed, {free} are free"),
+                format!(
+                    "{needed} bytes are needed, {free} are free beside {}",
+                    disk.target.display()
+                ),
             )
         }
         None => {
-            let said =
-                format!("{free} bytes are free; what differs, which is not known yet, needs room");
+            let said = format!(
+                "{free} bytes are free beside {}; {FREE_MIN} are needed at least, and room for \
+                 what differs, which is not known yet",
+                disk.target.display()
+            );
             (FREE_MIN, said)
         }
     };

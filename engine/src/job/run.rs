@@ -20,7 +20,7 @@ use crate::abort::CancelToken;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer};
 use crate::machine::Machine;
-use crate::state::{Barriers, HostFolder};
+use crate::state::{Barriers, HostFolder, Owner};
 use crate::step::Step;
 
 /// What a job needs of both sides.
@@ -47,7 +47,7 @@ pub struct Stay {
 pub struct Job {
     pub(super) directory: std::path::PathBuf,
     // Locked for as long as this lives.
-    _folder: HostFolder,
+    pub(super) folder: HostFolder,
     pub(super) journal: JobJournal,
     pub(super) fence: Fence,
     pub(super) sides: Sides,
@@ -138,6 +138,8 @@ impl Job {
             token: uuid::Uuid::new_v4().into_bytes(),
             spec,
         };
+        // Before the journal, with which its name becomes durable.
+        owner_of(&begun, directory).open(&folder)?;
         let journal = JobJournal::begin(&folder, Barriers::new(), begun)?;
         recording::forget(directory);
         Ok((folder, journal))
@@ -172,7 +174,7 @@ impl Job {
     ) -> Self {
         let job = Self {
             directory,
-            _folder: folder,
+            folder,
             journal,
             fence,
             sides,
@@ -182,6 +184,11 @@ impl Job {
         let epoch = job.history().epoch().map_or(begun, |(epoch, _)| epoch);
         job.act_in(epoch);
         job
+    }
+
+    /// In whose name the targets are changed.
+    pub(super) fn owner(&self) -> Owner {
+        owner_of(self.journal.begun(), &self.directory)
     }
 
     pub(super) fn act_in(&self, epoch: u64) {
@@ -458,6 +465,14 @@ impl Drop for Over<'_> {
     fn drop(&mut self) {
         self.flag.store(true, Ordering::SeqCst);
         self.watcher.unpark();
+    }
+}
+
+fn owner_of(begun: &Begun, directory: &std::path::Path) -> Owner {
+    Owner {
+        job: begun.spec.name.clone(),
+        directory: directory.to_owned(),
+        token: uuid::Uuid::from_bytes(begun.token).to_string(),
     }
 }
 

@@ -57,7 +57,7 @@ impl ExistingTarget {
         // What cannot be a target gets no state directory.
         let file = HostFile::open(path, Access::Inspect)?;
         decide_format(&file, open.format)?;
-        let folder = lock_state(path, state)?;
+        let folder = lock_state(path, state, open.owner.as_deref())?;
         let mut notes = Vec::new();
         let mut is_lost = false;
         if let Some(journal) = Journal::open(&folder, Barriers::new())? {

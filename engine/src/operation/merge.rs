@@ -14,6 +14,7 @@ use crate::disk::{
 };
 use crate::error::{Error, ErrorKind, Result, one_line};
 use crate::event::{Event, Observer};
+use crate::state::refuse_owned;
 use crate::system::{Access, HostFile};
 
 /// What `failback merge` prints. Fields keep their names.
@@ -67,6 +68,7 @@ pub fn merge(
     };
     let inspect =
         |file: &Arc<HostFile>| Image::inspect(file.clone()).map_err(|e| vhdx_error(&e, file));
+    refuse_owned(parent.path(), options.owner.as_deref())?;
     let (of_child, of_parent) = (inspect(&child)?, inspect(parent)?);
     let mut warnings = match options.skip_sibling_check {
         true => Vec::new(),

@@ -38,6 +38,7 @@ pub(crate) use quiet::{keep_map, state_of};
 pub(crate) use recovery::refuse_mixed_source;
 pub use recovery::{RecoveryReport, accept, recover, roll_back};
 pub(crate) use recovery::{Standing, stage_mark, standing};
+pub(crate) use recovery::{accept_for, recover_for, roll_back_for};
 pub use since::Writes;
 pub(crate) use since::writes_since;
 

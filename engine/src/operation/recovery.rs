@@ -49,14 +49,23 @@ pub struct RecoveryReport {
 /// finishes a roll-back. What only the source can complete is left as it is.
 ///
 /// # Errors
-/// `Refused` when the target is not the one the state is about, or was changed; `InUse`, `Damaged`,
-/// `VerifyFailed`, `NoSpace`, `Io`, `Cancelled`.
+/// `Refused` when the target is not the one the state is about, was changed, or is that of a
+/// failback job that is not over; `InUse`, `Damaged`, `VerifyFailed`, `NoSpace`, `Io`, `Cancelled`.
 pub fn recover(
     target: &Path,
     state: Option<&Path>,
     cancel: &CancelToken,
 ) -> Result<RecoveryReport> {
-    with_job("recover", target, state, |unfinished, journal| {
+    recover_for((target, state), None, cancel)
+}
+
+/// The same in the name of a job, whose directory that is.
+pub(crate) fn recover_for(
+    of: (&Path, Option<&Path>),
+    owner: Option<&Path>,
+    cancel: &CancelToken,
+) -> Result<RecoveryReport> {
+    with_job("recover", of, owner, |unfinished, journal| {
         unfinished.finish(journal, cancel)
     })
 }
@@ -70,7 +79,16 @@ pub fn roll_back(
     state: Option<&Path>,
     cancel: &CancelToken,
 ) -> Result<RecoveryReport> {
-    with_job("rollback", target, state, |unfinished, journal| {
+    roll_back_for((target, state), None, cancel)
+}
+
+/// The same in the name of a job, whose directory that is.
+pub(crate) fn roll_back_for(
+    of: (&Path, Option<&Path>),
+    owner: Option<&Path>,
+    cancel: &CancelToken,
+) -> Result<RecoveryReport> {
+    with_job("rollback", of, owner, |unfinished, journal| {
         unfinished.roll_back(journal, cancel)
     })
 }
@@ -80,7 +98,15 @@ pub fn roll_back(
 /// # Errors
 /// `Refused` unless the new disk is proven, `InUse`, `Damaged`, `Io`.
 pub fn accept(target: &Path, state: Option<&Path>) -> Result<RecoveryReport> {
-    with_job("commit", target, state, |unfinished, journal| {
+    accept_for((target, state), None)
+}
+
+/// The same in the name of a job, whose directory that is.
+pub(crate) fn accept_for(
+    of: (&Path, Option<&Path>),
+    owner: Option<&Path>,
+) -> Result<RecoveryReport> {
+    with_job("commit", of, owner, |unfinished, journal| {
         unfinished.accept(journal)
     })
 }
@@ -230,8 +256,8 @@ pub(crate) fn standing(target: &Path, state: Option<&Path>) -> Result<Option<Sta
 
 fn with_job(
     command: &'static str,
-    target: &Path,
-    state: Option<&Path>,
+    (target, state): (&Path, Option<&Path>),
+    owner: Option<&Path>,
     work: impl FnOnce(&Unfinished<'_>, Journal) -> Result<(Word, Outcome)>,
 ) -> Result<RecoveryReport> {
     let started = Instant::now();
@@ -255,7 +281,7 @@ fn with_job(
     if peek(&directory)?.is_none() {
         return Err(nothing());
     }
-    let folder = lock_state(target, state)?;
+    let folder = lock_state(target, state, owner)?;
     let journal = Journal::open(&folder, Barriers::new())?.ok_or_else(nothing)?;
     report.before = Some(journal.word().name());
     let unfinished = Unfinished {
@@ -333,6 +359,8 @@ impl Reopen for HostPath<'_> {
 fn options_of(begun: &Begun) -> Result<OpenOptions> {
     let format = begun.format.as_deref().map(str::parse).transpose()?;
     Ok(OpenOptions {
+        // Whoever has the state may have the target.
+        owner: None,
         format,
         parents: begun.parents.iter().map(PathBuf::from).collect(),
         follow_parents: begun.follow_parents,

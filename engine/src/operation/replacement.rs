@@ -44,7 +44,7 @@ impl HostedTarget {
             let directory = state_directory(path, state)?;
             // The file of an unfinished first sync may only want its name.
             if peek(&directory)?.is_some() {
-                let folder = lock_state(path, state)?;
+                let folder = lock_state(path, state, open.owner.as_deref())?;
                 if let Some(journal) = Journal::open(&folder, Barriers::new())?
                     && let Found::Lost(error) = finish_unfinished(&folder, journal, path, cancel)?
                 {
@@ -53,7 +53,7 @@ impl HostedTarget {
             }
         }
         match is_missing(path) {
-            true => MissingTarget::open(path, state, &wanted()?)
+            true => MissingTarget::open(path, open, state, &wanted()?)
                 .map(Box::new)
                 .map(Self::Missing),
             false => ExistingTarget::open(path, open, state, cancel)
@@ -164,9 +164,9 @@ pub(crate) struct MissingTarget {
 }
 
 impl MissingTarget {
-    fn open(path: &Path, state: Option<&Path>, new: &NewDisk) -> Result<Self> {
+    fn open(path: &Path, open: &OpenOptions, state: Option<&Path>, new: &NewDisk) -> Result<Self> {
         let new_file = HostNewFile::of_missing(path, Recipe::of(*new))?;
-        let folder = lock_state(path, state)?;
+        let folder = lock_state(path, state, open.owner.as_deref())?;
         let journal = Journal::open(&folder, Barriers::new())?;
         let is_partial = journal.is_some_and(|journal| {
             let begun = journal.begun();

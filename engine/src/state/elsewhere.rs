@@ -6,6 +6,7 @@ use super::entry::Word;
 use super::folder::{Folder, HostFolder};
 use super::journal::{Journal, peek};
 use super::marker::{self, Marker};
+use super::owner::refuse_owned;
 use super::place::state_directory;
 use crate::error::{Error, ErrorKind, Result};
 use crate::system::{Access, HostFile, create_private_directories};
@@ -14,9 +15,13 @@ use crate::system::{Access, HostFile, create_private_directories};
 /// alone; the default place is locked in any case. A marker that leads to a job which is over goes.
 ///
 /// # Errors
-/// `InUse` while another job has one of them; `Refused` when a state elsewhere is not over;
-/// `Damaged`, `Io`.
-pub(crate) fn lock_state(target: &Path, wanted: Option<&Path>) -> Result<HostFolder> {
+/// `InUse` while another job has one of them; `Refused` when a state elsewhere is not over, and for
+/// a target of a failback job other than that of the directory `owner`; `Damaged`, `Io`.
+pub(crate) fn lock_state(
+    target: &Path,
+    wanted: Option<&Path>,
+    owner: Option<&Path>,
+) -> Result<HostFolder> {
     let (default, wanted) = (
         state_directory(target, None)?,
         state_directory(target, wanted)?,
@@ -34,6 +39,7 @@ pub(crate) fn lock_state(target: &Path, wanted: Option<&Path>) -> Result<HostFol
         }
         (false, Err(error)) => return Err(error),
     };
+    refuse_owned(target, owner)?;
     refuse_elsewhere(target, &wanted)?;
     let place = folder.elsewhere();
     let place = place.map_or(&folder as &dyn Folder, |elsewhere| elsewhere.place);
@@ -134,7 +140,7 @@ fn is_denied(error: &Error) -> bool {
 }
 
 /// Whether two paths lead to the same directory.
-fn is_same(one: &Path, other: &Path) -> bool {
+pub(super) fn is_same(one: &Path, other: &Path) -> bool {
     let whole = |path: &Path| path.canonicalize().ok();
     one == other || whole(one).is_some_and(|one| whole(other) == Some(one))
 }

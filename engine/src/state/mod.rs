@@ -9,8 +9,10 @@ mod folder;
 mod journal;
 mod lock;
 mod marker;
+mod owner;
 mod place;
 mod record_log;
+mod signed;
 mod window;
 
 pub use barrier::{Barrier, Barriers};
@@ -24,6 +26,7 @@ pub use folder::{Elsewhere, Folder, HostFolder};
 pub use journal::{Journal, peek};
 pub use marker::Marker;
 pub(crate) use marker::lead_to;
+pub(crate) use owner::{Owner, refuse_owned};
 pub use place::state_directory;
 pub(crate) use place::{absolute, new_file_of};
 pub(crate) use record_log::{LogEntry, RecordLog};

@@ -148,6 +148,11 @@ pub(crate) fn free_beside(path: &std::path::Path) -> Option<u64> {
     platform::room(&folder).ok()?
 }
 
+/// Whether this user may write to a file or directory, as far as that can be told without doing so.
+pub(crate) fn may_write(path: &std::path::Path) -> bool {
+    platform::may_write(path)
+}
+
 /// What tells this boot of this host from all others; `None` where the system does not say.
 pub(crate) fn boot_id() -> Option<String> {
     platform::boot_id()

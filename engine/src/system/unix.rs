@@ -94,6 +94,10 @@ pub(super) fn room(file: &File) -> io::Result<Option<u64>> {
     Ok(Some(found.f_bavail.saturating_mul(found.f_frsize)))
 }
 
+pub(super) fn may_write(path: &Path) -> bool {
+    rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok()
+}
+
 pub(super) fn is_block_device(metadata: &Metadata) -> bool {
     metadata.file_type().is_block_device()
 }

@@ -95,6 +95,11 @@ pub(super) fn check_writable(_file: &File) -> io::Result<()> {
     Ok(())
 }
 
+/// Not asked for here: `std` cannot.
+pub(super) fn may_write(_path: &std::path::Path) -> bool {
+    true
+}
+
 pub(super) fn is_block_device(_metadata: &Metadata) -> bool {
     false
 }

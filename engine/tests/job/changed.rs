@@ -8,11 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use failback_engine::endpoint::Endpoint;
 use failback_engine::hook::Hook;
 use failback_engine::job::{Ask, Complete, Job, JobReport, Jobs, LocalHost, Phase, Sides};
 use failback_engine::machine::{Behaviour, Call, Machine, Power};
+use failback_engine::operation::{SyncRequest, accept, recover, roll_back, sync};
 use failback_engine::plan::Strategy;
-use failback_engine::{CancelToken, ErrorKind, Silent};
+use failback_engine::{CancelToken, Error, ErrorKind, Silent};
 
 use super::hinted::HONEST;
 use super::scene::{Copies, Scene, ask, bring_home, overwrite, run};
@@ -384,4 +386,117 @@ fn a_job_that_was_overtaken_can_be_cancelled() {
         assert_eq!(second.position().phase, Phase::Finished);
         assert_eq!(scene.leftovers(), Vec::<String>::new());
     });
+}
+
+/// What the command does to a target that is named to it.
+fn by_hand(scene: &Scene) -> [(&'static str, ErrorKind); 4] {
+    let target = scene.target_of("os");
+    let cancel = CancelToken::new();
+    let request = SyncRequest::new(
+        Endpoint::Path(scene.source_of("os")),
+        Endpoint::Path(target.clone()),
+    );
+    let synced = sync(&request, &Silent, &cancel).error;
+    [
+        (
+            "sync",
+            synced.map_or(Ok(()), |e| {
+                Err(Error::new(ErrorKind::of_name(e.kind), e.message))
+            }),
+        ),
+        ("commit", accept(&target, None).map(drop)),
+        ("rollback", roll_back(&target, None, &cancel).map(drop)),
+        ("recover", recover(&target, None, &cancel).map(drop)),
+    ]
+    .map(|(what, done)| (what, done.expect_err(what).kind()))
+}
+
+// Goal: a target is the job's until that is over: nobody else commits, rolls back or syncs to it,
+// whatever phase the job is in, whether a process works on it or none; then it is anybody's. Method:
+// all four in each phase at which a job rests, before a cancel, a commit and an undo.
+#[test]
+fn nobody_else_changes_the_target_of_a_job() {
+    for end in [Ask::Cancel, Ask::Commit, Ask::Undo] {
+        let scene = Scene::new(&["os"]);
+        let mut job = scene.start();
+        let refused = |scene: &Scene| {
+            for (what, kind) in by_hand(scene) {
+                assert_eq!(kind, ErrorKind::Refused, "{what}");
+            }
+        };
+        run(&mut job);
+        refused(&scene);
+        if end != Ask::Cancel {
+            ask(&mut job, Ask::Hold);
+            refused(&scene);
+            ask(&mut job, Ask::Complete);
+            drop(job);
+            refused(&scene);
+            job = Job::open(&scene.jobs(), "web", scene.sides()).unwrap();
+        }
+        ask(&mut job, end);
+        assert!(job.position().phase.is_end(), "{:?}", job.report());
+        let old = scene.target_bytes() == scene.old_target();
+        assert_eq!(old, end != Ask::Commit);
+        drop(job);
+        let target = Endpoint::Path(scene.target_of("os"));
+        let request = SyncRequest::new(Endpoint::Path(scene.source_of("os")), target);
+        let report = sync(&request, &Silent, &CancelToken::new());
+        assert!(report.error.is_none(), "{:?}", report.error);
+    }
+}
+
+// Goal: a job whose directory is gone keeps nobody from its targets for ever. Method: removed while
+// it waits.
+#[test]
+fn a_job_that_is_gone_keeps_nobody_out() {
+    let scene = Scene::new(&["os"]);
+    let mut job = scene.start();
+    run(&mut job);
+    drop(job);
+    fs::remove_dir_all(scene.jobs().directory("web").unwrap()).unwrap();
+    roll_back(&scene.target_of("os"), None, &CancelToken::new()).unwrap();
+}
+
+// Goal: a commit that has no good end takes nothing away, and the way back stays open; an undo says
+// that a disk is old only when it is. Method: the target's state is gone, or was accepted behind the
+// job's back, which takes a hand in its directory; the source started by hand.
+#[test]
+fn a_commit_that_cannot_be_leaves_the_undo() {
+    let scene = Scene::new(&["os"]);
+    let mut job = scene.start();
+    bring_home(&mut job);
+    scene.source.set_power(Power::On);
+    ask(&mut job, Ask::Commit);
+    let report = job.report();
+    assert_eq!((report.phase, report.suspended), ("commit_pending", true));
+    assert_eq!(report.allowed, ["undo", "resume"]);
+    scene.source.set_power(Power::Off);
+    ask(&mut job, Ask::Resume);
+    ask(&mut job, Ask::Commit);
+    assert_eq!(job.position().phase, Phase::Finished);
+
+    for is_accepted in [true, false] {
+        let scene = Scene::new(&["os"]);
+        let mut job = scene.start();
+        bring_home(&mut job);
+        match is_accepted {
+            true => {
+                let open = scene.jobs().directory("web").unwrap().join("open");
+                fs::remove_file(open).unwrap();
+                accept(&scene.target_of("os"), None).unwrap();
+            }
+            false => fs::remove_dir_all(scene.dir.path().join(".failback")).unwrap(),
+        }
+        if !is_accepted {
+            ask(&mut job, Ask::Commit);
+            assert_eq!(job.report().phase, "commit_pending");
+        }
+        ask(&mut job, Ask::Undo);
+        let report = job.report();
+        assert_eq!(report.phase, "undone", "{report:?}");
+        assert_eq!(report.disks[0].state.as_deref(), Some("kept"));
+        assert_ne!(scene.target_bytes(), scene.old_target());
+        assert_eq!(scene.source.real_power(), Power::On);
+    }
 }

@@ -277,9 +277,10 @@ fn machines_that_somebody_else_starts() {
     ask(&mut job, Ask::Complete);
     scene.source.set_power(Power::On);
     ask(&mut job, Ask::Commit);
-    assert_eq!(stands(&job.report()), ("releasing", true));
+    assert_eq!(stands(&job.report()), ("commit_pending", true));
     scene.source.set_power(Power::Off);
     ask(&mut job, Ask::Resume);
+    ask(&mut job, Ask::Commit);
     assert_eq!(job.position().phase, Phase::Finished);
 }
 
