@@ -19,8 +19,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Digest;
 use crate::hook::Hook;
 use crate::job::{
-    Epoch, Fence, Jobs, delete_disk, is_name, machine_of_spec, prove_quiet, snapshots_of_spec,
-    tracker_of_spec,
+    Epoch, Fence, Jobs, delete_disk, is_name, machine_of_spec, prove_quiet, refuse_far_ahead,
+    snapshots_of_spec, tracker_of_spec,
 };
 use crate::machine::{Machine, Power};
 use crate::snapshot::{SnapshotId, SnapshotProvider};
@@ -380,6 +380,7 @@ impl ServedPair {
             );
             return Err(Error::new(ErrorKind::Refused, message));
         }
+        refuse_far_ahead(fence.number(), epoch)?;
         fence.advance(epoch, authority, &visitor.holder)?;
         Ok(ControlAnswer::Done)
     }

@@ -17,7 +17,7 @@ use failback_engine::transport::{
 use failback_engine::{CancelToken, Error, ErrorKind, Result, Silent, Step};
 
 use super::scene::{Scene, ask, bring_home, run};
-use super::two_hosts::{grants, sides, spec, start, with_agent};
+use super::two_hosts::{self, grants, sides, spec, start, with_agent};
 
 /// Does something for the step `name` of job `web`.
 fn in_step<T>(name: &str, act: impl FnOnce(&Step<'_>) -> T) -> T {
@@ -463,4 +463,45 @@ fn an_undo_does_not_stop_what_is_not_its_own_any_more() {
     assert_eq!(report.error.unwrap().kind, "refused");
     assert_eq!(scene.target.real_power(), Power::On);
     assert_eq!(scene.source.real_power(), Power::Off);
+}
+
+// Goal: no peer uses a pair's epochs up: a number that leaves none is refused before either side
+// has written anything, and an honest one far ahead is followed. Method: an agent that is told the
+// last epoch; homes that hear it, or one within the bound, from an agent.
+#[test]
+fn no_peer_uses_up_the_epochs() {
+    const BOUND: u64 = 1 << 32;
+    for (theirs, is_honest) in [(BOUND + 1, true), (BOUND + 2, false), (u64::MAX, false)] {
+        let scene = Scene::new(&["os"]);
+        let pair = two_hosts::agent_state(&scene).join("pairs/web");
+        let mut fence = Fence::open(&pair).unwrap();
+        fence.advance(theirs, Some("recovery"), "before").unwrap();
+        drop(fence);
+        with_agent(&scene, |address| {
+            let mut job = start(&scene, address);
+            run(&mut job);
+            let report = job.report();
+            let kind = report.error.map(|error| error.kind);
+            let wanted = match is_honest {
+                true => ("waiting", None),
+                false => ("preflight", Some("refused".to_owned())),
+            };
+            assert_eq!((report.phase, kind), wanted);
+        });
+        let home = scene.jobs().epoch("web").unwrap().unwrap();
+        let wanted = if is_honest { theirs + 1 } else { 1 };
+        assert_eq!(home.epoch, wanted);
+    }
+    let scene = Scene::new(&["os"]);
+    with_agent(&scene, |address| {
+        let host = host(address);
+        for epoch in [u64::MAX, BOUND + 1] {
+            let refused = advance(&host, epoch, Some("recovery"), 1);
+            assert_eq!(kind(refused), ErrorKind::Refused, "epoch {epoch}");
+        }
+        advance(&host, BOUND, Some("recovery"), 1).unwrap();
+        let refused = advance(&host, u64::MAX, None, 1);
+        assert_eq!(kind(refused), ErrorKind::Refused);
+        advance(&host, BOUND + 1, Some("recovery"), 1).unwrap();
+    });
 }
