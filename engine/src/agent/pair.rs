@@ -232,7 +232,7 @@ impl ServedPair {
                 .map(power_answer),
             ControlTask::PowerOff => machine.power_off(step).map(done),
             ControlTask::Start { epoch } => self.start(*epoch, step).map(done),
-            ControlTask::Delete => machine.delete(step).map(done),
+            ControlTask::Delete => self.delete_machine(step).map(done),
             ControlTask::Snapshot { disk, snapshot } => self
                 .freeze(disk, &SnapshotId::new(&visitor.job, snapshot)?, step)
                 .map(|name| ControlAnswer::Granted { name }),
@@ -413,15 +413,26 @@ impl ServedPair {
         now.is_none_or(|now| now.authority.as_deref() == Some(self.pair.side.as_str()))
     }
 
+    /// Deletes a machine that was handed over.
+    fn delete_machine(&self, step: &Step<'_>) -> Result<()> {
+        self.refuse_while_in_charge()?;
+        self.pair.machine.delete(step)
+    }
+
     /// Deletes a disk of a machine that was handed over.
     fn delete(&self, disk: &str, step: &Step<'_>) -> Result<()> {
         let image = &self.disk(disk)?.path;
         let _off = self.lease(step)?;
+        self.refuse_while_in_charge()?;
+        delete_disk(self.pair.delete_disk.as_ref(), disk, image, step)
+    }
+
+    fn refuse_while_in_charge(&self) -> Result<()> {
         if self.is_in_charge() {
-            let message = "this side is in charge: its disks are not deleted";
+            let message = "this side is in charge: neither its machine nor its disks are deleted";
             return Err(Error::new(ErrorKind::Refused, message));
         }
-        delete_disk(self.pair.delete_disk.as_ref(), disk, image, step)
+        Ok(())
     }
 
     fn freeze(&self, disk: &str, id: &SnapshotId, step: &Step<'_>) -> Result<String> {

@@ -505,3 +505,21 @@ fn no_peer_uses_up_the_epochs() {
         advance(&host, BOUND + 1, Some("recovery"), 1).unwrap();
     });
 }
+
+// Goal: a machine that its host is in charge of is not deleted, whoever asks. Method: a peer of the
+// present epoch, while the machine is off; the same once it was handed over.
+#[test]
+fn a_machine_in_charge_is_not_deleted() {
+    let scene = Scene::new(&["os"]);
+    scene.source.set_power(Power::Off);
+    with_agent(&scene, |address| {
+        let host = host(address);
+        let delete = || in_step("delete-source", |step| host.machine().delete(step));
+        advance(&host, 1, Some("recovery"), 1).unwrap();
+        assert_eq!(kind(delete()), ErrorKind::Refused);
+        assert!(!scene.source.is_deleted());
+        advance(&host, 2, Some("primary"), 1).unwrap();
+        delete().unwrap();
+    });
+    assert!(scene.source.is_deleted());
+}
