@@ -13,6 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::state::{HostFolder, RecordLog};
 use crate::system::{
     create_marker, create_private_directories, is_kept_from_others, keep_private, remove_marker,
+    rename_marker,
 };
 
 /// The directory of all jobs of a host.
@@ -190,10 +191,23 @@ impl Jobs {
 }
 
 /// Leaves an ask for the process that runs the job, or for the next one that does. Durable: it may
-/// be heard long after whoever asked has gone.
+/// be heard long after whoever asked has gone. It takes the place of the one that it takes back.
 pub(crate) fn leave_ask(directory: &Path, ask: Ask) -> Result<()> {
     let at = ask_file(directory, ask);
-    create_marker(&at).map_err(|e| Error::io(e, "leave word for the job").path(&at))
+    let taken_back = match ask {
+        Ask::Complete => Some(Ask::Hold),
+        Ask::Hold => Some(Ask::Complete),
+        Ask::Cancel | Ask::Commit | Ask::Undo | Ask::Resume => None,
+    };
+    let left = match taken_back {
+        Some(other) => rename_marker(&ask_file(directory, other), &at),
+        None => Ok(false),
+    };
+    let left = left.and_then(|is_left| match is_left {
+        true => Ok(()),
+        false => create_marker(&at),
+    });
+    left.map_err(|e| Error::io(e, "leave word for the job").path(&at))
 }
 
 /// Asks that were left, in the order in which they are heard.
