@@ -11,7 +11,7 @@ use super::host::SourceHost;
 use super::journal::{Begun, Fact, JobJournal, Record, now_ms};
 use super::overlap::refuse_overlap;
 use super::phase::{Ask, Outcome, Phase, Position};
-use super::place::{Jobs, asks_left, forget_ask};
+use super::place::{Jobs, asks_left, forget_ask, forget_pairs, note_pair};
 use super::recording::{self, Recording};
 use super::report::JobReport;
 use super::retry::{self, Clock, HostClock};
@@ -132,6 +132,8 @@ impl Job {
         };
         // What was asked of the job before is not asked of this one.
         asks_left(directory).try_for_each(|ask| forget_ask(directory, ask))?;
+        let pair = spec.pair_name().to_owned();
+        note_pair(directory, &pair)?;
         let begun = Begun {
             key: key.map(str::to_owned),
             epoch: fence.number(),
@@ -139,6 +141,7 @@ impl Job {
             spec,
         };
         let journal = JobJournal::begin(&folder, Barriers::new(), begun)?;
+        forget_pairs(directory, Some(&pair));
         recording::forget(directory);
         Ok((folder, journal))
     }
@@ -475,6 +478,7 @@ fn refuse_unfinished(journal: &JobJournal) -> Result<()> {
 
 /// Removes what a job left that never began; what else is there stays.
 fn forget_begun(directory: &std::path::Path) {
+    forget_pairs(directory, None);
     for name in ["job.new", "lock"] {
         drop(std::fs::remove_file(directory.join(name)));
     }
