@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use failback_tests::agent::{Agent, Via};
+use failback_tests::schema::assert_valid;
 use failback_tests::{cli, disk, place};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -255,7 +256,15 @@ fn a_machine_goes_back_to_another_host() {
     let definition = hosts.job_with(&agent, "", &snapshots("target"));
     let back = |endpoint: &str, code| {
         let (control, state) = (hosts.show("control.toml"), hosts.show("agent-state"));
-        let mut args = vec!["pair", "reverse", "web", "--no-wait", "--json"];
+        let mut args = vec![
+            "pair",
+            "reverse",
+            "web",
+            "--no-wait",
+            "--json",
+            "--key",
+            "k",
+        ];
         args.extend(["--control", &control, "--source", endpoint]);
         args.extend(["--state-dir", &state]);
         cli::failback(args).exits(code).json()
@@ -284,7 +293,13 @@ fn a_machine_goes_back_to_another_host() {
     let said = here["error"]["message"].as_str().expect("message");
     assert!(said.contains("failback pair control web"), "{said}");
     let printed = cli::failback(["pair", "control", "web", "--state-dir", &state]);
-    fs::write(hosts.at("home.toml"), printed.exits(0).stdout).expect("control file");
+    let printed = printed.exits(0).stdout;
+    fs::write(hosts.at("home.toml"), &printed).expect("control file");
+    let json = ["pair", "control", "web", "--state-dir", &state, "--json"];
+    let document = cli::failback(json).exits(0).json();
+    assert_valid("job", &document);
+    let toml = document["toml"].as_str().expect("the file");
+    assert_eq!(toml.trim_end(), printed.trim_end());
     let in_use = back("tcp://127.0.0.1:1/web", 3);
     assert_eq!(in_use["error"]["kind"], "in_use", "{in_use}");
     drop(agent);
@@ -295,6 +310,9 @@ fn a_machine_goes_back_to_another_host() {
 
     assert_eq!(waits["phase"], "waiting", "{waits}");
     assert_eq!(waits["reasons"][0], "map_trusted", "{waits}");
+    let again = back(&home.endpoint("web"), 0);
+    let now = (&again["key"], &again["passes"]);
+    assert_eq!(now, (&Value::from("k"), &waits["passes"]), "{again}");
     let sent = waits["disks"][0]["sent"].as_u64().expect("bytes");
     assert!((1..=5 * PIECE_LEN).contains(&sent), "{sent} bytes sent");
     let job = |args: &[&str]| {

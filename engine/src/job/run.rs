@@ -81,13 +81,14 @@ pub(super) enum Went {
 }
 
 impl Job {
-    /// Begins a job, or takes up the one of that name that was begun with the same `key`. One that
-    /// is refused leaves nothing behind.
+    /// Begins a job, or takes up the one of that name that was begun with the same `key`, also when
+    /// it is over. One that is refused leaves nothing behind.
     ///
     /// # Errors
     /// `Usage` for a definition that makes no sense; `InUse` while a process has the job or its
     /// pair, or begins another; `Refused` where a job of that name, of that pair, or of one of its
-    /// disks is not over, and where others can write to what is kept; `Io`.
+    /// disks is not over, where the job of that key was begun by another definition, and where
+    /// others can write to what is kept; `Io`.
     pub fn start(jobs: &Jobs, spec: JobSpec, key: Option<&str>, sides: Sides) -> Result<Self> {
         spec.check()?;
         // No other begins between what is looked at here and what it allows.
@@ -99,8 +100,8 @@ impl Job {
             let there = lock_job(&directory, &spec.name)?;
             if let Some(journal) = JobJournal::open(&there, barriers)? {
                 let begun = journal.begun();
-                let is_same = key.is_some() && begun.key.as_deref() == key && begun.spec == spec;
-                if is_same {
+                if key.is_some() && begun.key.as_deref() == key {
+                    refuse_changed(begun, &spec)?;
                     let fence = Fence::open(&jobs.pair(spec.pair_name()))?;
                     return Ok(Self::of(directory, there, journal, fence, sides));
                 }
@@ -460,6 +461,17 @@ impl Drop for Over<'_> {
 /// The directory of a job, for this process alone.
 fn lock_job(directory: &std::path::Path, name: &str) -> Result<HostFolder> {
     HostFolder::lock_for(directory, &format!("works on job `{name}`"))
+}
+
+fn refuse_changed(begun: &Begun, spec: &JobSpec) -> Result<()> {
+    if begun.spec == *spec {
+        return Ok(());
+    }
+    let message = format!(
+        "job `{}` was begun with this key by another definition: another job needs another key",
+        spec.name
+    );
+    Err(Error::new(ErrorKind::Refused, message))
 }
 
 fn refuse_unfinished(journal: &JobJournal) -> Result<()> {
