@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use failback_engine::agent::ControlSpec;
-use failback_engine::job::{Job, Sides, Stay, accepted, look, reverse_of};
+use failback_engine::job::{Job, Sides, accepted, look, reverse_of};
 use serde::Serialize;
 
 use crate::command::control;
 use crate::job_args::{PlaceArgs, WatchArgs};
-use crate::job_command::{documented, jobs, run_job};
+use crate::job_command::{documented, jobs, run_job, stay};
 use crate::output;
 use crate::watch::{Watchers, cancel_on_signals};
 
@@ -85,11 +85,12 @@ fn reverse(args: &ReverseArgs) -> anyhow::Result<u8> {
     let watchers = Watchers::new(args.watch.events.as_deref())?;
     let cancel = cancel_on_signals()?;
     let job = Job::start(&jobs, spec, args.key.as_deref(), sides)?;
-    let stay = Stay {
-        leaves_waiting: args.no_wait,
-        ..Stay::default()
-    };
-    run_job(job, stay, (watchers, &cancel), args.watch.json)
+    run_job(
+        job,
+        stay(args.no_wait, false),
+        (watchers, &cancel),
+        args.watch.json,
+    )
 }
 
 fn print_control(args: &ControlArgs) -> anyhow::Result<u8> {

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use failback_tests::agent::{Agent, Via};
 use failback_tests::schema::assert_valid;
@@ -241,6 +242,60 @@ fn an_agent_that_dies_suspends_the_job() {
         ("on", "off")
     );
     assert!(fs::read(hosts.at("home.raw")).expect("disk") == old);
+    hosts.assert_never_both();
+}
+
+// Goal: a link that is lost once the source is stopped keeps nobody's machine down: the process
+// that completes tells when it tries again, and hears who does not wait for that. Method: an agent
+// that is killed by its own `shut_down`, and started anew.
+#[test]
+fn an_agent_that_dies_during_the_stop_is_waited_for() {
+    let hosts = Hosts::new();
+    let control = hosts.control();
+    let stop = "echo $FAILBACK_STEP >> ";
+    let dies = format!("kill -9 $PPID; {stop}");
+    fs::write(hosts.at("control.toml"), control.replace(stop, &dies)).expect("control file");
+    let agent = hosts.serve(Via::Unix);
+    let definition = hosts.job(&agent);
+    hosts.failback_job(&["start", &definition, "--no-wait"], 0);
+    let state = hosts.show("job-state");
+    let args = |verb: &'static str| ["job", verb, "web", "--state-dir", &state, "--json"];
+
+    let completing = cli::start(args("complete"));
+
+    let until = Instant::now() + cli::RUN_MAX;
+    let stands = loop {
+        let shown = cli::failback(args("show")).exits(0).json();
+        if !shown["retry"].is_null() {
+            break shown;
+        }
+        assert!(Instant::now() < until, "{shown}");
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let now = (
+        &stands["phase"],
+        &stands["worked_on"],
+        &stands["retry"]["attempt"],
+    );
+    let wanted = (&"stopping_source".into(), &true.into(), &1.into());
+    assert_eq!(now, wanted, "{stands}");
+    assert_eq!(
+        (&*hosts.power("cloud"), &*hosts.power("home")),
+        ("off", "off")
+    );
+    drop(agent);
+    fs::remove_file(hosts.at("agent.sock")).expect("socket");
+    fs::write(hosts.at("control.toml"), control).expect("control file");
+    let _agent = hosts.serve(Via::Unix);
+    hosts.failback_job(&["resume", "web"], 0);
+    let completed = completing.wait().exits(0);
+    assert!(
+        completed.stderr.contains("tries again at"),
+        "{}",
+        completed.stderr
+    );
+    assert_eq!(completed.json()["phase"], "commit_pending");
+    assert!(same(&hosts.at("cloud.raw"), &hosts.at("home.raw")));
     hosts.assert_never_both();
 }
 

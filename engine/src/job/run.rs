@@ -13,7 +13,7 @@ use super::overlap::refuse_overlap;
 use super::phase::{Ask, Outcome, Phase, Position};
 use super::place::{Jobs, asks_left, forget_ask, forget_pairs, note_pair};
 use super::recording::{self, Recording};
-use super::report::JobReport;
+use super::report::{JobReport, moment};
 use super::retry::{self, Clock, HostClock};
 use super::spec::JobSpec;
 use crate::abort::CancelToken;
@@ -40,6 +40,9 @@ pub struct Stay {
     /// A job that stands for a reason that may pass is resumed after 1, 2, 4, 8 and 10 minutes, and
     /// then every 30.
     pub retries: bool,
+    /// The same, only while the source is stopped for the job and the target was not started: the
+    /// machine is off on both sides.
+    pub retries_while_off: bool,
 }
 
 /// A failback job that this process has, and nobody else.
@@ -256,7 +259,7 @@ impl Job {
                     suspended: at.is_suspended,
                 });
             }
-            let retries = stay.retries && retry::next(self.history()).is_some();
+            let retries = retry::is_wanted(self.history(), stay);
             let goes_on = retries || self.undoes_later();
             if at.phase.is_end() || (at.is_suspended && !goes_on) || self.rests(stay) {
                 return Ok(());
@@ -268,7 +271,7 @@ impl Job {
                 if self.undoes_later() && self.is_due() {
                     self.ask(Ask::Undo)?;
                 } else if retries {
-                    self.retry()?;
+                    self.retry(observer)?;
                 } else {
                     self.clock.pause(POLL);
                 }
@@ -316,11 +319,14 @@ impl Job {
     }
 
     /// Resumes a job that stands when it is time to, and waits a moment until then.
-    fn retry(&mut self) -> Result<()> {
+    fn retry(&mut self, observer: &dyn Observer) -> Result<()> {
         match retry::next(self.history()) {
             Some(retry::Next::Attempt(attempt)) => {
                 let wait = u64::try_from(retry::delay(attempt).as_millis()).unwrap_or(u64::MAX);
                 let at_ms = self.clock.now_ms().saturating_add(wait);
+                observer.event(&Event::Warning {
+                    message: format!("job tries again at {}", moment(at_ms)),
+                });
                 self.journal.note(Fact::Retry { at_ms, attempt })
             }
             Some(retry::Next::At(at_ms)) if self.clock.now_ms() >= at_ms => self.ask(Ask::Resume),
