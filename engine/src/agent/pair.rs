@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -120,6 +121,8 @@ pub(super) struct ServedPair {
     pub(super) hinted: Mutex<BTreeMap<Hinted, Digest>>,
     /// Cloned by sessions that leave a map.
     pub(super) writers: Arc<()>,
+    /// Epoch in which the machine was deleted, 0 before: who is gone cannot be asked for its power.
+    deleted_in: AtomicU64,
 }
 
 /// Who asks.
@@ -185,6 +188,7 @@ impl ServedPair {
             readers: Arc::default(),
             hinted: Mutex::default(),
             writers: Arc::default(),
+            deleted_in: AtomicU64::default(),
         })
     }
 
@@ -318,7 +322,7 @@ impl ServedPair {
     /// # Errors
     /// `InUse` while it is on.
     pub(super) fn lease(&self, step: &Step<'_>) -> Result<Lease> {
-        if self.pair.machine.power(step)? == Power::On {
+        if !self.is_deleted() && self.pair.machine.power(step)? == Power::On {
             let message = "the disk's machine is on: only snapshots of it can be read";
             return Err(Error::new(ErrorKind::InUse, message));
         }
@@ -416,7 +420,18 @@ impl ServedPair {
     /// Deletes a machine that was handed over.
     fn delete_machine(&self, step: &Step<'_>) -> Result<()> {
         self.refuse_while_in_charge()?;
-        self.pair.machine.delete(step)
+        if !self.is_deleted() {
+            self.pair.machine.delete(step)?;
+            let epoch = lock(&self.fence).number();
+            self.deleted_in.store(epoch, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    /// Whether the machine was deleted in the present epoch, in which nobody starts it here.
+    fn is_deleted(&self) -> bool {
+        let deleted_in = self.deleted_in.load(Ordering::SeqCst);
+        deleted_in > 0 && deleted_in == lock(&self.fence).number()
     }
 
     /// Deletes a disk of a machine that was handed over.

@@ -31,19 +31,30 @@ impl Job {
             self.keep_base_maps(&spec, run);
         }
         if spec.policy.delete_source_machine {
-            self.once("delete:source".to_owned(), |_| {
+            self.once(DELETE_SOURCE.to_owned(), |_| {
                 deleted(host.machine().delete(&step))
             })?;
         }
         if spec.policy.delete_source_disks {
+            let is_gone = self.has_deleted_source();
             for disk in &spec.disks {
                 self.once(format!("delete-disk:{}", disk.id), |_| {
-                    deleted(host.delete_disk(disk, &step))
+                    deleted(host.delete_disk(disk, is_gone, &step))
                 })?;
             }
         }
         self.drop_maps(&spec, run);
         Ok(Went::On(Outcome::Done, None))
+    }
+
+    /// Whether the source's machine was deleted: it is off then, whatever its hooks make of it.
+    fn has_deleted_source(&self) -> bool {
+        self.history().facts().any(|(_, fact)| {
+            matches!(
+                fact,
+                Fact::Item { item, said } if item == DELETE_SOURCE && said == DELETED
+            )
+        })
     }
 
     // On the ways back the service comes first: what is left of targets and snapshots can wait, and
@@ -139,7 +150,7 @@ impl Job {
 /// What is said of something that was to be deleted.
 fn deleted(done: Result<()>) -> Result<String> {
     match done {
-        Ok(()) => Ok("deleted".to_owned()),
+        Ok(()) => Ok(DELETED.to_owned()),
         // It will not be another time either, and the target is accepted.
         Err(error) if error.kind() == ErrorKind::Unsupported => {
             Ok(format!("not deleted: {}", error.chain()))
@@ -198,6 +209,10 @@ pub(super) fn restored_item(disk: &str) -> String {
     format!("restore:{disk}")
 }
 
+/// The item of deleting the source's machine.
+const DELETE_SOURCE: &str = "delete:source";
+/// What is said of what was deleted.
+const DELETED: &str = "deleted";
 /// What is said of a target that was brought back.
 pub(super) const RESTORED: &str = "as before the job";
 /// Begins what is said of a target that could not be brought back.

@@ -33,7 +33,7 @@ fn kind<T: std::fmt::Debug>(result: Result<T>) -> ErrorKind {
     result.unwrap_err().kind()
 }
 
-fn host(address: &str) -> RemoteHost {
+pub(crate) fn host(address: &str) -> RemoteHost {
     let endpoint = format!("tcp://{address}/web").parse().unwrap();
     RemoteHost::new(endpoint, "recovery").unwrap()
 }
@@ -45,7 +45,7 @@ fn charge(epoch: u64, job: u8) -> Charge {
     }
 }
 
-fn advance(host: &RemoteHost, epoch: u64, side: Option<&str>, job: u8) -> Result<()> {
+pub(crate) fn advance(host: &RemoteHost, epoch: u64, side: Option<&str>, job: u8) -> Result<()> {
     host.act_for(charge(epoch, job));
     in_step("fence", |step| host.advance(epoch, side, step))
 }

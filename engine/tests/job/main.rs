@@ -4,6 +4,7 @@
 
 mod asks;
 mod crashes;
+mod deleting;
 mod fencing;
 mod hinted;
 mod holding;
