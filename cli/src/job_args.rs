@@ -80,7 +80,8 @@ pub(crate) struct StartArgs {
     #[arg(long)]
     pub(crate) no_wait: bool,
     /// Go on by itself after a failure that may pass (network, space, a disk in use): after 1, 2,
-    /// 4, 8 and 10 minutes, then every 30
+    /// 4, 8 and 10 minutes, then every 30. While the machine is off on both sides, for the job, it
+    /// does so without this
     #[arg(long)]
     pub(crate) retry: bool,
     #[command(flatten)]
@@ -136,6 +137,9 @@ pub(crate) struct PlanArgs {
 pub(crate) struct AskArgs {
     /// The job
     pub(crate) name: String,
+    /// Go on by itself after a failure that may pass, as with `start`
+    #[arg(long)]
+    pub(crate) retry: bool,
     #[command(flatten)]
     pub(crate) place: PlaceArgs,
     #[command(flatten)]
@@ -159,7 +163,4 @@ pub(crate) struct ResumeArgs {
     /// Return once the job waits to be completed
     #[arg(long)]
     pub(crate) no_wait: bool,
-    /// Go on by itself after a failure that may pass, as with `start`
-    #[arg(long)]
-    pub(crate) retry: bool,
 }

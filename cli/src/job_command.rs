@@ -63,24 +63,28 @@ fn dispatch(command: &JobCommand) -> anyhow::Result<u8> {
                 true => Ask::Hold,
                 false => Ask::Complete,
             };
-            ask(&args.ask, wanted, Stay::default())
+            ask(&args.ask, wanted, stay(false, args.ask.retry))
         }
-        JobCommand::Cancel(args) => ask(args, Ask::Cancel, Stay::default()),
+        JobCommand::Cancel(args) => ask(args, Ask::Cancel, stay(false, args.retry)),
         JobCommand::Commit(args) => {
             if !args.watch.json {
                 let report = jobs(&args.place)?.report(&args.name)?;
                 output::unless_closed(job_output::releases(&report))?;
             }
-            ask(args, Ask::Commit, Stay::default())
+            ask(args, Ask::Commit, stay(false, args.retry))
         }
-        JobCommand::Undo(args) => ask(args, Ask::Undo, Stay::default()),
-        JobCommand::Resume(args) => {
-            let stay = Stay {
-                retries: args.retry,
-                leaves_waiting: args.no_wait,
-            };
-            ask(&args.ask, Ask::Resume, stay)
-        }
+        JobCommand::Undo(args) => ask(args, Ask::Undo, stay(false, args.retry)),
+        JobCommand::Resume(args) => ask(&args.ask, Ask::Resume, stay(args.no_wait, args.ask.retry)),
+    }
+}
+
+/// How long a command stays with its job. A machine that is off on both sides waits for nobody to
+/// type something.
+pub(crate) fn stay(leaves_waiting: bool, retries: bool) -> Stay {
+    Stay {
+        leaves_waiting,
+        retries,
+        retries_while_off: true,
     }
 }
 
@@ -91,10 +95,7 @@ fn start(args: &StartArgs) -> anyhow::Result<u8> {
     let watchers = Watchers::new(args.watch.events.as_deref())?;
     let cancel = cancel_on_signals()?;
     let job = Job::start(&jobs, spec, args.key.as_deref(), sides)?;
-    let stay = Stay {
-        leaves_waiting: args.no_wait,
-        retries: args.retry,
-    };
+    let stay = stay(args.no_wait, args.retry);
     run_job(job, stay, (watchers, &cancel), args.watch.json)
 }
 

@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use failback_engine::agent::ControlSpec;
-use failback_engine::job::{Job, Sides, Stay, accepted, look, reverse_of};
+use failback_engine::job::{Job, Sides, accepted, look, reverse_of};
+use serde::Serialize;
 
 use crate::command::control;
 use crate::job_args::{PlaceArgs, WatchArgs};
-use crate::job_command::{documented, jobs, run_job};
+use crate::job_command::{documented, jobs, run_job, stay};
 use crate::output;
 use crate::watch::{Watchers, cancel_on_signals};
 
@@ -38,6 +39,9 @@ pub(crate) struct ReverseArgs {
     /// unix:///PATH#PAIR
     #[arg(long, value_name = "ENDPOINT", requires = "control")]
     pub(crate) source: Option<String>,
+    /// Idempotency key, as of `job start`
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) key: Option<String>,
     /// Return once all is replicated, and do not keep it warm
     #[arg(long)]
     pub(crate) no_wait: bool,
@@ -53,12 +57,21 @@ pub(crate) struct ControlArgs {
     pub(crate) name: String,
     #[command(flatten)]
     pub(crate) place: PlaceArgs,
+    /// Print one JSON document, which has the file as text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Serialize)]
+struct ControlFile<'a> {
+    schema: &'static str,
+    toml: &'a str,
 }
 
 pub(crate) fn run(command: &PairCommand) -> anyhow::Result<u8> {
     match command {
         PairCommand::Reverse(args) => documented(args.watch.json, reverse(args)),
-        PairCommand::Control(args) => print_control(args),
+        PairCommand::Control(args) => documented(args.json, print_control(args)),
     }
 }
 
@@ -71,18 +84,25 @@ fn reverse(args: &ReverseArgs) -> anyhow::Result<u8> {
     let sides = Sides::of(&spec)?;
     let watchers = Watchers::new(args.watch.events.as_deref())?;
     let cancel = cancel_on_signals()?;
-    let job = Job::start(&jobs, spec, None, sides)?;
-    let stay = Stay {
-        leaves_waiting: args.no_wait,
-        ..Stay::default()
-    };
-    run_job(job, stay, (watchers, &cancel), args.watch.json)
+    let job = Job::start(&jobs, spec, args.key.as_deref(), sides)?;
+    run_job(
+        job,
+        stay(args.no_wait, false),
+        (watchers, &cancel),
+        args.watch.json,
+    )
 }
 
 fn print_control(args: &ControlArgs) -> anyhow::Result<u8> {
     let records = look(&jobs(&args.place)?, &args.name)?;
     let spec = accepted(&records)?;
     let text = ControlSpec::of_target(spec)?.to_toml()?;
-    output::say(text.trim_end())?;
+    match args.json {
+        true => output::unless_closed(output::document(&ControlFile {
+            schema: "failback.control_file/1",
+            toml: &text,
+        }))?,
+        false => output::say(text.trim_end())?,
+    }
     Ok(0)
 }

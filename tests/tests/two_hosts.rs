@@ -5,8 +5,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use failback_tests::agent::{Agent, Via};
+use failback_tests::schema::assert_valid;
 use failback_tests::{cli, disk, place};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -243,6 +245,60 @@ fn an_agent_that_dies_suspends_the_job() {
     hosts.assert_never_both();
 }
 
+// Goal: a link that is lost once the source is stopped keeps nobody's machine down: the process
+// that completes tells when it tries again, and hears who does not wait for that. Method: an agent
+// that is killed by its own `shut_down`, and started anew.
+#[test]
+fn an_agent_that_dies_during_the_stop_is_waited_for() {
+    let hosts = Hosts::new();
+    let control = hosts.control();
+    let stop = "echo $FAILBACK_STEP >> ";
+    let dies = format!("kill -9 $PPID; {stop}");
+    fs::write(hosts.at("control.toml"), control.replace(stop, &dies)).expect("control file");
+    let agent = hosts.serve(Via::Unix);
+    let definition = hosts.job(&agent);
+    hosts.failback_job(&["start", &definition, "--no-wait"], 0);
+    let state = hosts.show("job-state");
+    let args = |verb: &'static str| ["job", verb, "web", "--state-dir", &state, "--json"];
+
+    let completing = cli::start(args("complete"));
+
+    let until = Instant::now() + cli::RUN_MAX;
+    let stands = loop {
+        let shown = cli::failback(args("show")).exits(0).json();
+        if !shown["retry"].is_null() {
+            break shown;
+        }
+        assert!(Instant::now() < until, "{shown}");
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let now = (
+        &stands["phase"],
+        &stands["worked_on"],
+        &stands["retry"]["attempt"],
+    );
+    let wanted = (&"stopping_source".into(), &true.into(), &1.into());
+    assert_eq!(now, wanted, "{stands}");
+    assert_eq!(
+        (&*hosts.power("cloud"), &*hosts.power("home")),
+        ("off", "off")
+    );
+    drop(agent);
+    fs::remove_file(hosts.at("agent.sock")).expect("socket");
+    fs::write(hosts.at("control.toml"), control).expect("control file");
+    let _agent = hosts.serve(Via::Unix);
+    hosts.failback_job(&["resume", "web"], 0);
+    let completed = completing.wait().exits(0);
+    assert!(
+        completed.stderr.contains("tries again at"),
+        "{}",
+        completed.stderr
+    );
+    assert_eq!(completed.json()["phase"], "commit_pending");
+    assert!(same(&hosts.at("cloud.raw"), &hosts.at("home.raw")));
+    hosts.assert_never_both();
+}
+
 // Goal: the machine goes back to the other host, which only gets what changed since it left, and
 // does not read its disks for that; each host knows who is in charge, whichever runs the job.
 // Method: a job from an agent, accepted, with its disks kept; an agent at home that serves what the
@@ -255,7 +311,15 @@ fn a_machine_goes_back_to_another_host() {
     let definition = hosts.job_with(&agent, "", &snapshots("target"));
     let back = |endpoint: &str, code| {
         let (control, state) = (hosts.show("control.toml"), hosts.show("agent-state"));
-        let mut args = vec!["pair", "reverse", "web", "--no-wait", "--json"];
+        let mut args = vec![
+            "pair",
+            "reverse",
+            "web",
+            "--no-wait",
+            "--json",
+            "--key",
+            "k",
+        ];
         args.extend(["--control", &control, "--source", endpoint]);
         args.extend(["--state-dir", &state]);
         cli::failback(args).exits(code).json()
@@ -284,7 +348,13 @@ fn a_machine_goes_back_to_another_host() {
     let said = here["error"]["message"].as_str().expect("message");
     assert!(said.contains("failback pair control web"), "{said}");
     let printed = cli::failback(["pair", "control", "web", "--state-dir", &state]);
-    fs::write(hosts.at("home.toml"), printed.exits(0).stdout).expect("control file");
+    let printed = printed.exits(0).stdout;
+    fs::write(hosts.at("home.toml"), &printed).expect("control file");
+    let json = ["pair", "control", "web", "--state-dir", &state, "--json"];
+    let document = cli::failback(json).exits(0).json();
+    assert_valid("job", &document);
+    let toml = document["toml"].as_str().expect("the file");
+    assert_eq!(toml.trim_end(), printed.trim_end());
     let in_use = back("tcp://127.0.0.1:1/web", 3);
     assert_eq!(in_use["error"]["kind"], "in_use", "{in_use}");
     drop(agent);
@@ -295,6 +365,9 @@ fn a_machine_goes_back_to_another_host() {
 
     assert_eq!(waits["phase"], "waiting", "{waits}");
     assert_eq!(waits["reasons"][0], "map_trusted", "{waits}");
+    let again = back(&home.endpoint("web"), 0);
+    let now = (&again["key"], &again["passes"]);
+    assert_eq!(now, (&Value::from("k"), &waits["passes"]), "{again}");
     let sent = waits["disks"][0]["sent"].as_u64().expect("bytes");
     assert!((1..=5 * PIECE_LEN).contains(&sent), "{sent} bytes sent");
     let job = |args: &[&str]| {

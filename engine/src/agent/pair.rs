@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -19,8 +20,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::hash::Digest;
 use crate::hook::Hook;
 use crate::job::{
-    Epoch, Fence, Jobs, delete_disk, is_name, machine_of_spec, prove_quiet, snapshots_of_spec,
-    tracker_of_spec,
+    Epoch, Fence, Jobs, delete_disk, is_name, machine_of_spec, prove_quiet, refuse_far_ahead,
+    snapshots_of_spec, tracker_of_spec,
 };
 use crate::machine::{Machine, Power};
 use crate::snapshot::{SnapshotId, SnapshotProvider};
@@ -120,6 +121,8 @@ pub(super) struct ServedPair {
     pub(super) hinted: Mutex<BTreeMap<Hinted, Digest>>,
     /// Cloned by sessions that leave a map.
     pub(super) writers: Arc<()>,
+    /// Epoch in which the machine was deleted, 0 before: who is gone cannot be asked for its power.
+    deleted_in: AtomicU64,
 }
 
 /// Who asks.
@@ -185,6 +188,7 @@ impl ServedPair {
             readers: Arc::default(),
             hinted: Mutex::default(),
             writers: Arc::default(),
+            deleted_in: AtomicU64::default(),
         })
     }
 
@@ -232,7 +236,7 @@ impl ServedPair {
                 .map(power_answer),
             ControlTask::PowerOff => machine.power_off(step).map(done),
             ControlTask::Start { epoch } => self.start(*epoch, step).map(done),
-            ControlTask::Delete => machine.delete(step).map(done),
+            ControlTask::Delete => self.delete_machine(step).map(done),
             ControlTask::Snapshot { disk, snapshot } => self
                 .freeze(disk, &SnapshotId::new(&visitor.job, snapshot)?, step)
                 .map(|name| ControlAnswer::Granted { name }),
@@ -318,7 +322,7 @@ impl ServedPair {
     /// # Errors
     /// `InUse` while it is on.
     pub(super) fn lease(&self, step: &Step<'_>) -> Result<Lease> {
-        if self.pair.machine.power(step)? == Power::On {
+        if !self.is_deleted() && self.pair.machine.power(step)? == Power::On {
             let message = "the disk's machine is on: only snapshots of it can be read";
             return Err(Error::new(ErrorKind::InUse, message));
         }
@@ -384,6 +388,7 @@ impl ServedPair {
             );
             return Err(Error::new(ErrorKind::Refused, message));
         }
+        refuse_far_ahead(fence.number(), epoch)?;
         fence.advance(epoch, authority, &visitor.holder)?;
         Ok(ControlAnswer::Done)
     }
@@ -416,15 +421,37 @@ impl ServedPair {
         now.is_none_or(|now| now.authority.as_deref() == Some(self.pair.side.as_str()))
     }
 
+    /// Deletes a machine that was handed over.
+    fn delete_machine(&self, step: &Step<'_>) -> Result<()> {
+        self.refuse_while_in_charge()?;
+        if !self.is_deleted() {
+            self.pair.machine.delete(step)?;
+            let epoch = lock(&self.fence).number();
+            self.deleted_in.store(epoch, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    /// Whether the machine was deleted in the present epoch, in which nobody starts it here.
+    fn is_deleted(&self) -> bool {
+        let deleted_in = self.deleted_in.load(Ordering::SeqCst);
+        deleted_in > 0 && deleted_in == lock(&self.fence).number()
+    }
+
     /// Deletes a disk of a machine that was handed over.
     fn delete(&self, disk: &str, step: &Step<'_>) -> Result<()> {
         let image = &self.disk(disk)?.path;
         let _off = self.lease(step)?;
+        self.refuse_while_in_charge()?;
+        delete_disk(self.pair.delete_disk.as_ref(), disk, image, step)
+    }
+
+    fn refuse_while_in_charge(&self) -> Result<()> {
         if self.is_in_charge() {
-            let message = "this side is in charge: its disks are not deleted";
+            let message = "this side is in charge: neither its machine nor its disks are deleted";
             return Err(Error::new(ErrorKind::Refused, message));
         }
-        delete_disk(self.pair.delete_disk.as_ref(), disk, image, step)
+        Ok(())
     }
 
     fn freeze(&self, disk: &str, id: &SnapshotId, step: &Step<'_>) -> Result<String> {

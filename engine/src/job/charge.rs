@@ -1,7 +1,7 @@
 //! Who is in charge of the machine, step by step: each epoch is noted before it begins, and no side
 //! starts but in its own.
 
-use super::fence::Fence;
+use super::fence::{Fence, refuse_far_ahead};
 use super::journal::Fact;
 use super::run::Job;
 use super::spec::JobSpec;
@@ -28,6 +28,7 @@ impl Job {
             );
             return Err(Error::new(ErrorKind::Refused, message));
         }
+        refuse_far_ahead(self.fence.number(), found.epoch)?;
         self.begin_epoch_after(found.epoch, Some(side), step)
             .map(drop)
     }
@@ -71,7 +72,10 @@ impl Job {
             let is_open = history.epoch().is_some() && of_last == authority;
             let epoch = match is_open {
                 true => last,
-                false => last.max(floor).saturating_add(1),
+                false => last.max(floor).checked_add(1).ok_or_else(|| {
+                    let message = "no epoch comes after the pair's present one";
+                    Error::new(ErrorKind::Refused, message)
+                })?,
             };
             (epoch, begun.spec.name.clone())
         };

@@ -19,7 +19,6 @@ impl Job {
     pub(super) fn release(&mut self, run: &Run<'_>) -> Result<Went> {
         let spec = self.spec();
         let step = run.step(&spec.name, "delete-source");
-        let host = self.sides.source.clone();
         if let Err(error) = self.refuse_unacceptable(&spec, &step) {
             // As long as nothing was let go of an undo is as good as before.
             let has_begun = spec.disks.iter().any(|disk| {
@@ -40,25 +39,33 @@ impl Job {
         if !spec.policy.delete_source_disks {
             self.keep_base_maps(&spec, run);
         }
-        let unless_spared = |delete: &dyn Fn() -> Result<()>| match &spared {
+        self.delete_source(&spec, spared.as_deref(), run)?;
+        self.drop_maps(&spec, run);
+        self.disown(&spec)?;
+        Ok(Went::On(Outcome::Done, None))
+    }
+
+    fn delete_source(&mut self, spec: &JobSpec, spared: Option<&str>, run: &Run<'_>) -> Result<()> {
+        let step = run.step(&spec.name, "delete-source");
+        let host = self.sides.source.clone();
+        let unless_spared = |delete: &dyn Fn() -> Result<()>| match spared {
             Some(why) => Ok(format!("not deleted: {why}")),
             None => deleted(delete()),
         };
         if spec.policy.delete_source_machine {
-            self.once("delete:source".to_owned(), |_| {
+            self.once(DELETE_SOURCE.to_owned(), |_| {
                 unless_spared(&|| host.machine().delete(&step))
             })?;
         }
         if spec.policy.delete_source_disks {
+            let is_gone = self.has_deleted_source();
             for disk in &spec.disks {
                 self.once(format!("delete-disk:{}", disk.id), |_| {
-                    unless_spared(&|| host.delete_disk(disk, &step))
+                    unless_spared(&|| host.delete_disk(disk, is_gone, &step))
                 })?;
             }
         }
-        self.drop_maps(&spec, run);
-        self.disown(&spec)?;
-        Ok(Went::On(Outcome::Done, None))
+        Ok(())
     }
 
     /// Refuses a commit that has no good end: looked at before anything is let go of.
@@ -126,6 +133,16 @@ impl Job {
             }
         }
         Ok(spared)
+    }
+
+    /// Whether the source's machine was deleted: it is off then, whatever its hooks make of it.
+    fn has_deleted_source(&self) -> bool {
+        self.history().facts().any(|(_, fact)| {
+            matches!(
+                fact,
+                Fact::Item { item, said } if item == DELETE_SOURCE && said == DELETED
+            )
+        })
     }
 
     // On the ways back the service comes first: what is left of targets and snapshots can wait, and
@@ -275,7 +292,7 @@ impl Job {
 /// What is said of something that was to be deleted.
 fn deleted(done: Result<()>) -> Result<String> {
     match done {
-        Ok(()) => Ok("deleted".to_owned()),
+        Ok(()) => Ok(DELETED.to_owned()),
         // It will not be another time either, and the target is accepted.
         Err(error) if error.kind() == ErrorKind::Unsupported => {
             Ok(format!("not deleted: {}", error.chain()))
@@ -367,6 +384,10 @@ fn refuse_running(machine: &dyn Machine, step: &Step<'_>) -> Result<()> {
 
 /// What is said of a disk of the source that nobody wrote to.
 const AS_COPIED: &str = "is what was copied";
+/// The item of deleting the source's machine.
+const DELETE_SOURCE: &str = "delete:source";
+/// What is said of what was deleted.
+const DELETED: &str = "deleted";
 /// What is said of a target that was brought back.
 pub(super) const RESTORED: &str = "as before the job";
 /// Begins what is said of a target that could not be brought back.

@@ -32,6 +32,25 @@ pub struct Authority {
     pub side: Option<String>,
 }
 
+/// Epochs by which the fence of another host may be ahead of one's own. An honest one is ahead by
+/// those that began while this host knew nothing of the pair: some for each job.
+pub(crate) const EPOCHS_AHEAD_MAX: u64 = 1 << 32;
+
+/// A number that no pair comes to would leave none for the epochs after it.
+///
+/// # Errors
+/// `Refused` for an `epoch` that is too far above the present one, `now`.
+pub(crate) fn refuse_far_ahead(now: u64, epoch: u64) -> Result<()> {
+    if epoch.saturating_sub(now) <= EPOCHS_AHEAD_MAX {
+        return Ok(());
+    }
+    let message = format!(
+        "the pair is in epoch {now} here: {epoch}, which the other host says, is none that it can \
+         be in"
+    );
+    Err(Error::new(ErrorKind::Refused, message))
+}
+
 /// In whose name a job asks the side of its source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Charge {

@@ -72,11 +72,13 @@ pub trait SourceHost: Send + Sync + std::fmt::Debug {
         step: &Step<'_>,
     ) -> Result<Held>;
 
-    /// Deletes a disk of a machine that was handed over; one that is gone is deleted already.
+    /// Deletes a disk of a machine that was handed over; one that is gone is deleted already. A
+    /// machine that `is_gone`, as the job deleted it, need not be asked whether it is off; an agent
+    /// knows that by itself.
     ///
     /// # Errors
     /// `Unsupported` where nothing says how; `Refused`; `PeerGone`, `Io`.
-    fn delete_disk(&self, disk: &DiskSpec, step: &Step<'_>) -> Result<()>;
+    fn delete_disk(&self, disk: &DiskSpec, is_gone: bool, step: &Step<'_>) -> Result<()>;
 
     /// Removes what is kept on the source's host for hints.
     ///
@@ -271,9 +273,9 @@ impl SourceHost for LocalHost {
         )
     }
 
-    fn delete_disk(&self, disk: &DiskSpec, step: &Step<'_>) -> Result<()> {
+    fn delete_disk(&self, disk: &DiskSpec, is_gone: bool, step: &Step<'_>) -> Result<()> {
         // Nor where that cannot be found out.
-        if self.machine.power(step)? == Power::On {
+        if !is_gone && self.machine.power(step)? == Power::On {
             let message = "the machine is on: its disks are not deleted";
             return Err(Error::new(ErrorKind::Refused, message));
         }

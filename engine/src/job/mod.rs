@@ -55,8 +55,8 @@ mod unchanged;
 mod wiring;
 
 pub use asking::{ask_another, look};
-pub(crate) use fence::holder;
 pub use fence::{Authority, Charge, Epoch, Fence, Times};
+pub(crate) use fence::{holder, refuse_far_ahead};
 pub use host::{Hint, HintBase, LocalHost, SourceHost};
 pub(crate) use host::{Tracked, delete_disk, prove_quiet};
 pub use journal::{Basis, Begun, DiskPlan, DowntimePart, Expected, Fact, Moved, Record};

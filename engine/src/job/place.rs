@@ -13,6 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::state::{HostFolder, RecordLog};
 use crate::system::{
     create_marker, create_private_directories, is_kept_from_others, keep_private, remove_marker,
+    rename_marker,
 };
 
 /// The directory of all jobs of a host.
@@ -66,14 +67,33 @@ impl Jobs {
     }
 
     /// Whether all jobs of a pair on this host are over: until then each of them may want the
-    /// machine back.
+    /// machine back. One that cannot be read is told, and stands in the way of its own pair alone.
     ///
     /// # Errors
-    /// `Refused` where one is not; `Damaged`, `Io`.
+    /// `Refused` where one is not; those of reading one that may be of the pair; `Io`.
     pub(crate) fn refuse_unfinished_of(&self, pair: &str) -> Result<()> {
         for name in self.names()? {
-            let Some(records) = super::journal::peek(&self.directory(&name)?)? else {
-                continue;
+            let directory = self.directory(&name)?;
+            let records = match super::journal::peek(&directory) {
+                Ok(Some(records)) => records,
+                Ok(None) => continue,
+                Err(error) if may_be_of(&directory, pair) => {
+                    let message = format!(
+                        "job `{name}` may be of pair `{pair}` and not over, and cannot be read"
+                    );
+                    return Err(Error::new(error.kind(), message)
+                        .caused_by(error)
+                        .path(&directory));
+                }
+                Err(error) => {
+                    let error = error.chain();
+                    tracing::warn!(
+                        job = name,
+                        error,
+                        "a job of another pair cannot be read, and was passed over"
+                    );
+                    continue;
+                }
             };
             let history = History(&records);
             let phase = history.position().phase;
@@ -190,10 +210,23 @@ impl Jobs {
 }
 
 /// Leaves an ask for the process that runs the job, or for the next one that does. Durable: it may
-/// be heard long after whoever asked has gone.
+/// be heard long after whoever asked has gone. It takes the place of the one that it takes back.
 pub(crate) fn leave_ask(directory: &Path, ask: Ask) -> Result<()> {
     let at = ask_file(directory, ask);
-    create_marker(&at).map_err(|e| Error::io(e, "leave word for the job").path(&at))
+    let taken_back = match ask {
+        Ask::Complete => Some(Ask::Hold),
+        Ask::Hold => Some(Ask::Complete),
+        Ask::Cancel | Ask::Commit | Ask::Undo | Ask::Resume => None,
+    };
+    let left = match taken_back {
+        Some(other) => rename_marker(&ask_file(directory, other), &at),
+        None => Ok(false),
+    };
+    let left = left.and_then(|is_left| match is_left {
+        true => Ok(()),
+        false => create_marker(&at),
+    });
+    left.map_err(|e| Error::io(e, "leave word for the job").path(&at))
 }
 
 /// Asks that were left, in the order in which they are heard.
@@ -209,10 +242,47 @@ pub(crate) fn forget_ask(directory: &Path, ask: Ask) -> Result<()> {
     remove_marker(&at).map_err(|e| Error::io(e, "take word for the job").path(&at))
 }
 
+/// Notes of which pair a job is, beside its journal: whoever cannot read that can tell by it whose
+/// the job is not. Durable.
+pub(super) fn note_pair(directory: &Path, pair: &str) -> Result<()> {
+    let at = pair_file(directory, pair);
+    create_marker(&at).map_err(|e| Error::io(e, "note the pair of the job").path(&at))
+}
+
+/// Removes such notes of jobs that were in a directory before, all but that of `kept`. One that
+/// stays makes more pairs that the job may be of, and no fewer.
+pub(super) fn forget_pairs(directory: &Path, kept: Option<&str>) {
+    let mut noted = noted_pairs(directory);
+    noted.retain(|pair| Some(pair.as_str()) != kept);
+    for pair in noted {
+        drop(fs::remove_file(pair_file(directory, &pair)));
+    }
+}
+
+/// Whether a job whose journal cannot be read may be of that pair: it may where nothing is noted.
+fn may_be_of(directory: &Path, pair: &str) -> bool {
+    let noted = noted_pairs(directory);
+    noted.is_empty() || noted.iter().any(|noted| noted == pair)
+}
+
+fn noted_pairs(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names
+        .filter_map(|name| Some(name.strip_prefix(PAIR_NOTE)?.to_owned()))
+        .collect()
+}
+
+fn pair_file(directory: &Path, pair: &str) -> PathBuf {
+    directory.join(format!("{PAIR_NOTE}{pair}"))
+}
+
 fn ask_file(directory: &Path, ask: Ask) -> PathBuf {
     directory.join(format!("ask.{}", ask.name()))
 }
 
+/// Begins the name of the file that says of which pair a job is.
+const PAIR_NOTE: &str = "pair.";
 /// Locked while a job begins. No job can be called so.
 const TURN_NAME: &str = "jobs.lock";
 /// Beginning a job reads the journals of all.

@@ -379,8 +379,8 @@ fn writable(disk: &DiskSpec) -> Option<Rule> {
     let target = &disk.target;
     let parent = target.parent().filter(|dir| !dir.as_os_str().is_empty());
     let directory = parent.unwrap_or(Path::new("."));
-    let denied = [directory, target].into_iter().filter(|path| path.exists());
-    let denied = denied.filter(|path| !system::may_write(path)).next();
+    let mut there = [directory, target].into_iter().filter(|path| path.exists());
+    let denied = there.find(|path| !system::may_write(path));
     Some(match denied {
         None => ("target_writable", true, "it may be written to".to_owned()),
         Some(path) => {

@@ -218,7 +218,7 @@ impl SourceHost for RemoteHost {
         }
     }
 
-    fn delete_disk(&self, disk: &DiskSpec, step: &Step<'_>) -> Result<()> {
+    fn delete_disk(&self, disk: &DiskSpec, _is_gone: bool, step: &Step<'_>) -> Result<()> {
         let what = ControlTask::DeleteDisk {
             disk: disk.id.clone(),
         };

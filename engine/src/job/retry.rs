@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use super::history::History;
 use super::journal::{Fact, now_ms};
+use super::phase::Phase;
+use super::run::Stay;
 
 /// Minutes that a job waits before each try, and then before every further one.
 const MINUTES: [u64; 5] = [1, 2, 4, 8, 10];
@@ -45,6 +47,19 @@ pub(crate) enum Next {
     At(u64),
     /// Its number.
     Attempt(u32),
+}
+
+/// Whether a job that stands goes on by itself, as its caller wants it to.
+pub(crate) fn is_wanted(history: History<'_>, stay: Stay) -> bool {
+    let is_wanted = stay.retries || (stay.retries_while_off && is_off(history));
+    is_wanted && next(history).is_some()
+}
+
+/// Whether the source is stopped for the job, or is being stopped, and the target was not started.
+fn is_off(history: History<'_>) -> bool {
+    let phase = history.position().phase;
+    let is_on_the_way = phase >= Phase::StoppingSource && phase <= Phase::StartingTarget;
+    is_on_the_way && history.stopping().is_some()
 }
 
 pub(crate) fn next(history: History<'_>) -> Option<Next> {

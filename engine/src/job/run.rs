@@ -11,9 +11,9 @@ use super::host::SourceHost;
 use super::journal::{Begun, Fact, JobJournal, Record, now_ms};
 use super::overlap::refuse_overlap;
 use super::phase::{Ask, Outcome, Phase, Position};
-use super::place::{Jobs, asks_left, forget_ask};
+use super::place::{Jobs, asks_left, forget_ask, forget_pairs, note_pair};
 use super::recording::{self, Recording};
-use super::report::JobReport;
+use super::report::{JobReport, moment};
 use super::retry::{self, Clock, HostClock};
 use super::spec::JobSpec;
 use crate::abort::CancelToken;
@@ -40,6 +40,9 @@ pub struct Stay {
     /// A job that stands for a reason that may pass is resumed after 1, 2, 4, 8 and 10 minutes, and
     /// then every 30.
     pub retries: bool,
+    /// The same, only while the source is stopped for the job and the target was not started: the
+    /// machine is off on both sides.
+    pub retries_while_off: bool,
 }
 
 /// A failback job that this process has, and nobody else.
@@ -81,13 +84,14 @@ pub(super) enum Went {
 }
 
 impl Job {
-    /// Begins a job, or takes up the one of that name that was begun with the same `key`. One that
-    /// is refused leaves nothing behind.
+    /// Begins a job, or takes up the one of that name that was begun with the same `key`, also when
+    /// it is over. One that is refused leaves nothing behind.
     ///
     /// # Errors
     /// `Usage` for a definition that makes no sense; `InUse` while a process has the job or its
     /// pair, or begins another; `Refused` where a job of that name, of that pair, or of one of its
-    /// disks is not over, and where others can write to what is kept; `Io`.
+    /// disks is not over, where the job of that key was begun by another definition, and where
+    /// others can write to what is kept; `Io`.
     pub fn start(jobs: &Jobs, spec: JobSpec, key: Option<&str>, sides: Sides) -> Result<Self> {
         spec.check()?;
         // No other begins between what is looked at here and what it allows.
@@ -99,8 +103,8 @@ impl Job {
             let there = lock_job(&directory, &spec.name)?;
             if let Some(journal) = JobJournal::open(&there, barriers)? {
                 let begun = journal.begun();
-                let is_same = key.is_some() && begun.key.as_deref() == key && begun.spec == spec;
-                if is_same {
+                if key.is_some() && begun.key.as_deref() == key {
+                    refuse_changed(begun, &spec)?;
                     let fence = Fence::open(&jobs.pair(spec.pair_name()))?;
                     return Ok(Self::of(directory, there, journal, fence, sides));
                 }
@@ -132,6 +136,8 @@ impl Job {
         };
         // What was asked of the job before is not asked of this one.
         asks_left(directory).try_for_each(|ask| forget_ask(directory, ask))?;
+        let pair = spec.pair_name().to_owned();
+        note_pair(directory, &pair)?;
         let begun = Begun {
             key: key.map(str::to_owned),
             epoch: fence.number(),
@@ -141,6 +147,7 @@ impl Job {
         // Before the journal, with which its name becomes durable.
         owner_of(&begun, directory).open(&folder)?;
         let journal = JobJournal::begin(&folder, Barriers::new(), begun)?;
+        forget_pairs(directory, Some(&pair));
         recording::forget(directory);
         Ok((folder, journal))
     }
@@ -259,7 +266,7 @@ impl Job {
                     suspended: at.is_suspended,
                 });
             }
-            let retries = stay.retries && retry::next(self.history()).is_some();
+            let retries = retry::is_wanted(self.history(), stay);
             let goes_on = retries || self.undo_deadline().is_some();
             if at.phase.is_end() || (at.is_suspended && !goes_on) || self.rests(stay) {
                 return Ok(());
@@ -271,7 +278,7 @@ impl Job {
                 if self.is_undo_due() {
                     self.ask(Ask::Undo)?;
                 } else if retries {
-                    self.retry()?;
+                    self.retry(observer)?;
                 } else {
                     self.clock.pause(POLL);
                 }
@@ -323,11 +330,14 @@ impl Job {
     }
 
     /// Resumes a job that stands when it is time to, and waits a moment until then.
-    fn retry(&mut self) -> Result<()> {
+    fn retry(&mut self, observer: &dyn Observer) -> Result<()> {
         match retry::next(self.history()) {
             Some(retry::Next::Attempt(attempt)) => {
                 let wait = u64::try_from(retry::delay(attempt).as_millis()).unwrap_or(u64::MAX);
                 let at_ms = self.clock.now_ms().saturating_add(wait);
+                observer.event(&Event::Warning {
+                    message: format!("job tries again at {}", moment(at_ms)),
+                });
                 self.journal.note(Fact::Retry { at_ms, attempt })
             }
             Some(retry::Next::At(at_ms)) if self.clock.now_ms() >= at_ms => self.ask(Ask::Resume),
@@ -481,6 +491,17 @@ fn lock_job(directory: &std::path::Path, name: &str) -> Result<HostFolder> {
     HostFolder::lock_for(directory, &format!("works on job `{name}`"))
 }
 
+fn refuse_changed(begun: &Begun, spec: &JobSpec) -> Result<()> {
+    if begun.spec == *spec {
+        return Ok(());
+    }
+    let message = format!(
+        "job `{}` was begun with this key by another definition: another job needs another key",
+        spec.name
+    );
+    Err(Error::new(ErrorKind::Refused, message))
+}
+
 fn refuse_unfinished(journal: &JobJournal) -> Result<()> {
     let phase = journal.position().phase;
     match phase.is_end() {
@@ -497,6 +518,7 @@ fn refuse_unfinished(journal: &JobJournal) -> Result<()> {
 
 /// Removes what a job left that never began; what else is there stays.
 fn forget_begun(directory: &std::path::Path) {
+    forget_pairs(directory, None);
     for name in ["job.new", "lock"] {
         drop(std::fs::remove_file(directory.join(name)));
     }

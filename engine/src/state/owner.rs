@@ -82,7 +82,7 @@ impl Owner {
     /// `InUse`, `Io`.
     pub(crate) fn let_go(&self, target: &Path) -> Result<()> {
         let place = state_directory(target, None)?;
-        if !read(&place)?.is_some_and(|found| found.token == self.token) {
+        if read(&place)?.is_none_or(|found| found.token != self.token) {
             return Ok(());
         }
         let folder = HostFolder::lock(&place)?;

@@ -85,6 +85,18 @@ pub(crate) fn remove_marker(path: &std::path::Path) -> std::io::Result<()> {
     }
 }
 
+/// Gives such a file another name, in one step, in place of whatever has that: a power cut leaves
+/// one of the two. Whether there was one.
+///
+/// # Errors
+/// The system's error.
+pub(crate) fn rename_marker(from: &std::path::Path, to: &std::path::Path) -> std::io::Result<bool> {
+    match std::fs::rename(from, to) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        renamed => renamed.and_then(|()| sync_directory_of(to)).map(|()| true),
+    }
+}
+
 /// Whether `path` is a directory that belongs to this user or to root, and that nobody else can
 /// write to.
 ///

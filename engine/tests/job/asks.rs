@@ -156,3 +156,31 @@ fn an_ask_that_was_dropped_is_refused() {
     });
     assert_eq!(job.position().phase, Phase::Waiting);
 }
+
+// Goal: whether the target is started is what was asked last, also when it was asked twice while
+// nobody heard; only one word is there then.
+// Method: both in either order during a pass.
+#[test]
+fn the_last_word_of_completing_counts() {
+    for (asks, end) in [
+        ([Ask::Hold, Ask::Complete], Phase::CommitPending),
+        ([Ask::Complete, Ask::Hold], Phase::StartingTarget),
+    ] {
+        let (scene, slow) = (Scene::new(&["os"]), Slow::default());
+        let mut job = job_of(&scene, &slow);
+        let directory = scene.jobs().directory("web").unwrap();
+        let words = || ["complete", "hold"].map(|it| directory.join(format!("ask.{it}")).exists());
+        std::thread::scope(|scope| {
+            let running = scope.spawn(|| run(&mut job));
+            slow.wait_until_asked();
+            for ask in asks {
+                ask_another(&scene.jobs(), "web", ask, &CancelToken::new()).unwrap();
+                assert_eq!(words(), [ask == Ask::Complete, ask == Ask::Hold]);
+            }
+            slow.may.store(true, Ordering::SeqCst);
+            running.join().unwrap();
+        });
+        assert_eq!(words(), [false, false]);
+        assert_eq!(job.position().phase, end, "{:?}", job.report());
+    }
+}

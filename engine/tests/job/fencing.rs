@@ -17,7 +17,7 @@ use failback_engine::transport::{
 use failback_engine::{CancelToken, Error, ErrorKind, Result, Silent, Step};
 
 use super::scene::{Scene, ask, bring_home, run};
-use super::two_hosts::{grants, sides, spec, start, with_agent};
+use super::two_hosts::{self, grants, sides, spec, start, with_agent};
 
 /// Does something for the step `name` of job `web`.
 fn in_step<T>(name: &str, act: impl FnOnce(&Step<'_>) -> T) -> T {
@@ -33,7 +33,7 @@ fn kind<T: std::fmt::Debug>(result: Result<T>) -> ErrorKind {
     result.unwrap_err().kind()
 }
 
-fn host(address: &str) -> RemoteHost {
+pub(crate) fn host(address: &str) -> RemoteHost {
     let endpoint = format!("tcp://{address}/web").parse().unwrap();
     RemoteHost::new(endpoint, "recovery").unwrap()
 }
@@ -45,7 +45,7 @@ fn charge(epoch: u64, job: u8) -> Charge {
     }
 }
 
-fn advance(host: &RemoteHost, epoch: u64, side: Option<&str>, job: u8) -> Result<()> {
+pub(crate) fn advance(host: &RemoteHost, epoch: u64, side: Option<&str>, job: u8) -> Result<()> {
     host.act_for(charge(epoch, job));
     in_step("fence", |step| host.advance(epoch, side, step))
 }
@@ -469,4 +469,63 @@ fn an_undo_does_not_stop_what_is_not_its_own_any_more() {
     assert_eq!(job.position().phase, Phase::Undone, "{:?}", job.report());
     assert_eq!(scene.target_bytes(), scene.old_target());
     assert_eq!(scene.source.real_power(), Power::Off);
+}
+
+// Goal: no peer uses a pair's epochs up: a number that leaves none is refused before either side
+// has written anything, and an honest one far ahead is followed. Method: an agent that is told the
+// last epoch; homes that hear it, or one within the bound, from an agent.
+#[test]
+fn no_peer_uses_up_the_epochs() {
+    const BOUND: u64 = 1 << 32;
+    for (theirs, is_honest) in [(BOUND + 1, true), (BOUND + 2, false), (u64::MAX, false)] {
+        let scene = Scene::new(&["os"]);
+        let pair = two_hosts::agent_state(&scene).join("pairs/web");
+        let mut fence = Fence::open(&pair).unwrap();
+        fence.advance(theirs, Some("recovery"), "before").unwrap();
+        drop(fence);
+        with_agent(&scene, |address| {
+            let mut job = start(&scene, address);
+            run(&mut job);
+            let report = job.report();
+            let kind = report.error.map(|error| error.kind);
+            let wanted = match is_honest {
+                true => ("waiting", None),
+                false => ("preflight", Some("refused".to_owned())),
+            };
+            assert_eq!((report.phase, kind), wanted);
+        });
+        let home = scene.jobs().epoch("web").unwrap().unwrap();
+        let wanted = if is_honest { theirs + 1 } else { 1 };
+        assert_eq!(home.epoch, wanted);
+    }
+    let scene = Scene::new(&["os"]);
+    with_agent(&scene, |address| {
+        let host = host(address);
+        for epoch in [u64::MAX, BOUND + 1] {
+            let refused = advance(&host, epoch, Some("recovery"), 1);
+            assert_eq!(kind(refused), ErrorKind::Refused, "epoch {epoch}");
+        }
+        advance(&host, BOUND, Some("recovery"), 1).unwrap();
+        let refused = advance(&host, u64::MAX, None, 1);
+        assert_eq!(kind(refused), ErrorKind::Refused);
+        advance(&host, BOUND + 1, Some("recovery"), 1).unwrap();
+    });
+}
+
+// Goal: a machine that its host is in charge of is not deleted, whoever asks. Method: a peer of the
+// present epoch, while the machine is off; the same once it was handed over.
+#[test]
+fn a_machine_in_charge_is_not_deleted() {
+    let scene = Scene::new(&["os"]);
+    scene.source.set_power(Power::Off);
+    with_agent(&scene, |address| {
+        let host = host(address);
+        let delete = || in_step("delete-source", |step| host.machine().delete(step));
+        advance(&host, 1, Some("recovery"), 1).unwrap();
+        assert_eq!(kind(delete()), ErrorKind::Refused);
+        assert!(!scene.source.is_deleted());
+        advance(&host, 2, Some("primary"), 1).unwrap();
+        delete().unwrap();
+    });
+    assert!(scene.source.is_deleted());
 }

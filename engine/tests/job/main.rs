@@ -5,6 +5,7 @@
 mod asks;
 mod changed;
 mod crashes;
+mod deleting;
 mod fencing;
 mod hinted;
 mod holding;
@@ -205,6 +206,35 @@ fn a_job_is_started_once() {
     other.name = "other".to_owned();
     let error = Job::start(&scene.jobs(), other, None, scene.sides()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Refused, "it has the same target");
+}
+
+// Goal: a key is that of one definition, for good: what asks again with the same of both hears how
+// the job ended, and never begins another by a change. Method: each, while the job waits and once
+// it is over.
+#[test]
+fn a_key_is_of_one_definition() {
+    let scene = Scene::new(&["os"]);
+    let start = |spec, key| Job::start(&scene.jobs(), spec, key, scene.sides());
+    let mut changed = scene.spec();
+    changed.policy.force_stop = true;
+    let mut job = start(scene.spec(), Some("a")).unwrap();
+    run(&mut job);
+    drop(job);
+    let refused = || {
+        let error = start(changed.clone(), Some("a")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert!(error.chain().contains("another definition"), "{error}");
+    };
+    refused();
+    let mut job = start(scene.spec(), Some("a")).unwrap();
+    ask(&mut job, Ask::Cancel);
+    drop(job);
+    refused();
+    let job = start(scene.spec(), Some("a")).unwrap();
+    assert_eq!(phase(&job), Phase::Cancelled);
+    drop(job);
+    let job = start(changed.clone(), Some("b")).unwrap();
+    assert_eq!(phase(&job), Phase::Created);
 }
 
 // Goal: missing targets are made, after the source has stopped. Method: no disk at home.

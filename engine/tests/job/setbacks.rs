@@ -533,7 +533,11 @@ fn disks_of_a_machine_that_may_run_stay() {
         observer: &Silent,
         cancel: &CancelToken::new(),
     };
-    let delete = || host.delete_disk(&spec.disks[0], &step).unwrap_err().kind();
+    let delete = || {
+        host.delete_disk(&spec.disks[0], false, &step)
+            .unwrap_err()
+            .kind()
+    };
     assert_eq!(delete(), ErrorKind::Refused);
     scene.source.set_power(Power::Off);
     scene

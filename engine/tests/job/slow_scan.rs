@@ -73,8 +73,8 @@ impl SourceHost for SlowScan {
         self.of.hint(disk, base, step)
     }
 
-    fn delete_disk(&self, disk: &DiskSpec, step: &Step<'_>) -> Result<()> {
-        self.of.delete_disk(disk, step)
+    fn delete_disk(&self, disk: &DiskSpec, is_gone: bool, step: &Step<'_>) -> Result<()> {
+        self.of.delete_disk(disk, is_gone, step)
     }
 
     fn forget_maps(&self, disk: &DiskSpec, step: &Step<'_>) -> Result<()> {

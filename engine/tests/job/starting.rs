@@ -10,6 +10,7 @@ use failback_engine::ErrorKind;
 use failback_engine::job::{Ask, Job, JobSpec, Jobs};
 
 use super::scene::{Scene, ask, run};
+use super::two_hosts;
 
 /// Another job, whose disks and pair are its own.
 fn other(scene: &Scene) -> JobSpec {
@@ -127,6 +128,40 @@ fn a_journal_that_cannot_be_read_is_passed_over() {
 
     assert_eq!(refused.0, ErrorKind::Damaged, "{refused:?}");
     assert_eq!(fs::read(&journal).unwrap(), [0x5a; 8192]);
+}
+
+// Goal: an agent serves a pair whatever became of the journals of other pairs; of its own, or where
+// nobody can tell, it refuses, and names the job. Method: a journal of noise, of a job of another
+// pair, of the same one, of that one after another one, and without the note of its pair.
+#[test]
+fn an_agent_passes_over_what_it_cannot_read_of_other_pairs() {
+    let scene = Scene::new(&["os"]);
+    let jobs = Jobs::below(&two_hosts::agent_state(&scene));
+    let directory = jobs.directory("other").unwrap();
+    let journal = directory.join("job");
+    let begin = |pair: &str| {
+        let mut spec = other(&scene);
+        spec.pair = Some(pair.to_owned());
+        drop(fs::remove_file(&journal));
+        drop(Job::start(&jobs, spec, None, scene.sides()).unwrap());
+        fs::write(&journal, [0x5a; 8192]).unwrap();
+    };
+    let refused = || {
+        let error = two_hosts::grants(&scene).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Damaged);
+        let said = error.chain();
+        let names_both =
+            said.contains("job `other`") && said.contains(text(&directory).unwrap().as_str());
+        assert!(names_both, "{said}");
+    };
+    begin("other");
+    two_hosts::grants(&scene).unwrap();
+    begin("web");
+    refused();
+    begin("other");
+    two_hosts::grants(&scene).unwrap();
+    fs::remove_file(directory.join("pair.other")).unwrap();
+    refused();
 }
 
 // Goal: whoever can rename what jobs are kept in can put hooks there that run as this user: then

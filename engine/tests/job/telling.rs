@@ -12,7 +12,7 @@ use super::scene::{Scene, ask, run};
 
 /// A clock that goes only when somebody waits.
 #[derive(Debug, Default)]
-struct Waited(AtomicU64);
+pub(crate) struct Waited(AtomicU64);
 
 impl Clock for Waited {
     fn now_ms(&self) -> u64 {
@@ -27,6 +27,7 @@ impl Clock for Waited {
 const RETRIES: Stay = Stay {
     leaves_waiting: true,
     retries: true,
+    retries_while_off: false,
 };
 
 // Goal: a failure that may pass is tried again after 1, 2, 4 minutes, noted in the journal, and the

@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use failback_engine::agent::{Grants, Pair, serve};
 use failback_engine::disk::OpenOptions;
-use failback_engine::job::{Ask, Fact, Job, JobSpec, Phase, RemoteHost, Sides};
+use failback_engine::job::{Ask, Fact, Job, JobSpec, Phase, Position, RemoteHost, Sides, Stay};
 use failback_engine::machine::{Call, FakeMachine, Power};
 use failback_engine::track::ChangeTracker;
 use failback_engine::transport::link::{Shape, tcp};
@@ -16,6 +17,7 @@ use super::crashes::{self, Fuse, at_every_point, die_and_be_taken_up};
 use super::hinted::{HONEST, facts};
 use super::relay::Relay;
 use super::scene::{Copies, Scene, ask, count_met, run};
+use super::telling::Waited;
 use super::watched::Watched;
 
 /// A machine that looks at the other one after everything it does: never both on.
@@ -377,4 +379,54 @@ fn a_link_that_breaks_and_a_job_that_is_given_up() {
 #[test]
 fn a_link_that_breaks_before_a_job_is_undone() {
     at_every_cut(Wish::Undo);
+}
+
+/// A job whose link is cut in place of control message `cut`, and that nobody resumes once its
+/// source is being stopped. Whether it was cut, and whether it went on by itself.
+fn cut_and_left_alone(cut: usize) -> (bool, bool) {
+    let scene = Scene::in_memory(&["os"]);
+    with_agent(&scene, |address| {
+        let relay = Relay::to(address, cut);
+        let (spec, sides) = (
+            spec(&scene, &relay.address()),
+            sides(&scene, &relay.address()),
+        );
+        let mut job = Job::start(&scene.jobs(), spec, None, sides).unwrap();
+        job.wait_by(Arc::new(Waited::default()));
+        let stay = Stay {
+            leaves_waiting: true,
+            retries_while_off: true,
+            ..Stay::default()
+        };
+        job.ask(Ask::Complete).unwrap();
+        job.run(stay, &Silent, &CancelToken::new()).unwrap();
+        let facts = facts(&job);
+        let is_off = facts.iter().any(|it| matches!(it, Fact::Stopping { .. }));
+        let tries = facts.iter().filter(|it| matches!(it, Fact::Retry { .. }));
+        let tries = tries.count();
+        let at = job.position();
+        if is_off {
+            assert_eq!(at, Position::at(Phase::CommitPending), "cut {cut}");
+            assert_eq!(powers(&scene), (Power::Off, Power::On), "cut {cut}");
+        } else {
+            assert!(at.is_suspended, "cut {cut}: {at:?}");
+            assert_eq!((tries, scene.source.real_power()), (0, Power::On));
+        }
+        (relay.was_cut(), tries > 0)
+    })
+}
+
+// Goal: a link that breaks while the machine is off on both sides costs a minute, and waits for
+// nobody; before that the job stands, and the machine runs. Method: in place of each control
+// message, with a clock that does not wait.
+#[test]
+fn a_link_that_breaks_while_the_machine_is_off_is_tried_again() {
+    let tried = AtomicUsize::new(0);
+    let count = count_met(0..CUTS_MAX, |cut| {
+        let (was_cut, was_tried) = cut_and_left_alone(cut);
+        tried.fetch_add(usize::from(was_tried), Ordering::SeqCst);
+        was_cut
+    });
+    let tried = tried.into_inner();
+    assert!(tried > 5 && tried < count, "{tried} of {count}");
 }
