@@ -63,7 +63,7 @@ pub(crate) struct WatchArgs {
     /// Print one JSON document
     #[arg(long)]
     pub(crate) json: bool,
-    /// Write events as JSON lines to this file (- for stderr)
+    /// Add events as JSON lines to this file (- for stderr)
     #[arg(long, value_name = "FILE")]
     pub(crate) events: Option<PathBuf>,
 }

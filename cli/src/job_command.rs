@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use failback_engine::job::{
-    Ask, Job, JobReport, JobSpec, Jobs, Sides, Stay, ask_another, events, look,
+    Ask, Job, JobReport, JobSpec, Jobs, Phase, Sides, Stay, ask_another, events, look,
 };
 use failback_engine::{CancelToken, Error, ErrorKind};
 use serde::Serialize;
@@ -92,11 +92,18 @@ fn start(args: &StartArgs) -> anyhow::Result<u8> {
     let jobs = jobs(&args.place)?;
     let spec = definition(&args.definition)?;
     let sides = Sides::of(&spec)?;
-    let watchers = Watchers::new(args.watch.events.as_deref())?;
+    let watchers = Watchers::of_job(args.watch.events.as_deref())?;
     let cancel = cancel_on_signals()?;
     let job = Job::start(&jobs, spec, args.key.as_deref(), sides)?;
     let stay = stay(args.no_wait, args.retry);
-    run_job(job, stay, (watchers, &cancel), args.watch.json)
+    let (code, phase) = run_to_rest(job, stay, (watchers, &cancel), args.watch.json)?;
+    // Given up by somebody else, or by its deadline: not what was asked for here.
+    let is_given_up = matches!(phase, Phase::Cancelled | Phase::Undone);
+    Ok(if is_given_up && code == 0 {
+        output::code_of_name(ErrorKind::Cancelled.name())
+    } else {
+        code
+    })
 }
 
 fn ask(args: &AskArgs, ask: Ask, stay: Stay) -> anyhow::Result<u8> {
@@ -117,25 +124,61 @@ fn ask(args: &AskArgs, ask: Ask, stay: Stay) -> anyhow::Result<u8> {
     if !is_taken_up {
         job.ask(ask)?;
     }
-    let watchers = Watchers::new(args.watch.events.as_deref())?;
+    let watchers = Watchers::of_job(args.watch.events.as_deref())?;
     run_job(job, stay, (watchers, &cancel), args.watch.json)
 }
 
 pub(crate) fn run_job(
+    job: Job,
+    stay: Stay,
+    watched: (Watchers, &CancelToken),
+    json: bool,
+) -> anyhow::Result<u8> {
+    run_to_rest(job, stay, watched, json).map(|(code, _)| code)
+}
+
+/// Runs a job and prints it; how to exit, and where it rests.
+fn run_to_rest(
     mut job: Job,
     stay: Stay,
     (watchers, cancel): (Watchers, &CancelToken),
     json: bool,
-) -> anyhow::Result<u8> {
+) -> anyhow::Result<(u8, Phase)> {
     let ended = job.run(stay, &watchers, cancel);
     drop(watchers);
-    ended?;
+    if let Err(error) = ended {
+        return Err(interrupted(error, &job));
+    }
     let report = JobReport {
         // This one is about to end.
         worked_on: Some(false),
         ..job.report()
     };
-    job_output::job(&report, json)
+    Ok((job_output::job(&report, json)?, job.position().phase))
+}
+
+/// An error of running the job; of one that a signal ended, how the job is left.
+fn interrupted(error: Error, job: &Job) -> anyhow::Error {
+    let report = job.report();
+    if error.kind() != ErrorKind::Cancelled {
+        return error.into();
+    }
+    let (name, phase) = (&report.name, report.phase);
+    let back = report
+        .allowed
+        .iter()
+        .find(|ask| matches!(**ask, "cancel" | "undo"));
+    let back = back.map(|ask| format!(", `failback job {ask} {name}` goes back"));
+    let off = match report.authority.is_none() && report.epoch > 0 && job.position().phase.is_off()
+    {
+        true => "; the machine is off on both sides",
+        false => "",
+    };
+    let message = format!(
+        "stopped by a signal; the job is in {phase}{off}: `failback job resume {name}` goes on{}",
+        back.unwrap_or_default()
+    );
+    Error::new(ErrorKind::Cancelled, message).into()
 }
 
 #[derive(Serialize)]
@@ -204,8 +247,12 @@ fn plan(args: &PlanArgs) -> anyhow::Result<u8> {
 }
 
 fn definition(path: &Path) -> anyhow::Result<JobSpec> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| Error::io(e, "read job definition").path(path))?;
+    let text = std::fs::read_to_string(path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::InvalidData => {
+            Error::new(ErrorKind::Usage, "is no text, and so no job definition").path(path)
+        }
+        _ => Error::io(e, "read job definition").path(path),
+    })?;
     let spec = JobSpec::from_toml_at(&text, &current_directory()?);
     Ok(spec.map_err(|error| error.path(path))?)
 }

@@ -1,8 +1,10 @@
 //! What is printed of jobs.
 
 use std::io::Write;
+use std::path::Path;
 
-use failback_engine::job::{Ask, JobPlan, JobReport, Recorded, moment};
+use failback_engine::ErrorKind;
+use failback_engine::job::{Ask, DiskReport, Downtime, Fact, JobPlan, JobReport, Recorded, moment};
 use failback_engine::report::Outcome;
 
 use crate::output;
@@ -15,7 +17,20 @@ pub(crate) fn job(report: &JobReport, json: bool) -> anyhow::Result<u8> {
         false => show(report),
     })?;
     let Some(error) = &report.error else {
-        return Ok(0);
+        // The way back is done, and a disk is not what it was.
+        let is_kept = |disk: &DiskReport| disk.state.as_deref() == Some("kept");
+        return match report.disks.iter().find(|disk| is_kept(disk)) {
+            Some(disk) => {
+                if !json {
+                    output::complain(&format!(
+                        "disk `{}` was not brought back, and is the new one still",
+                        disk.id
+                    ));
+                }
+                Ok(output::code_of_name(ErrorKind::Refused.name()))
+            }
+            None => Ok(0),
+        };
     };
     if !json {
         output::complain(&error.message);
@@ -41,54 +56,19 @@ pub(crate) fn show(report: &JobReport) -> anyhow::Result<()> {
         )?;
     }
     for disk in &report.disks {
-        let state = disk.state.as_deref().unwrap_or("old");
-        let sent = show_size(disk.sent);
-        let (id, target) = (&disk.id, &disk.target);
-        writeln!(out, "  disk {id:<5} {target}: {state}, {sent} sent")?;
-        if let Some(root) = &disk.root {
-            writeln!(out, "             root {root}")?;
-        }
-        if let Some(lost) = disk.lost.as_ref().filter(|lost| lost.any) {
-            let what = match lost.bytes {
-                Some(bytes) => format!("{} of blocks", show_size(bytes)),
-                None => "nobody knows where".to_owned(),
-            };
-            let end = match state {
-                "kept" => "and kept",
-                "old" => "and undone",
-                _ => "which the undo takes away",
-            };
-            writeln!(
-                out,
-                "             written since it was proven, {end}: {what}"
-            )?;
-        }
+        show_disk(&mut out, disk)?;
     }
-    let downtime = &report.downtime;
-    if let Some(predicted) = downtime.predicted {
-        let measured = downtime.measured.map(|it| format!("{it:.1} s measured, "));
-        let measured = measured.unwrap_or_default();
-        let held = downtime
-            .held
-            .map(|it| format!(", {it:.1} s held on demand"));
-        let held = held.unwrap_or_default();
-        let budget = downtime.budget.map(|budget| {
-            let is_within = if predicted <= budget {
-                "within"
-            } else {
-                "above"
-            };
-            format!(", {is_within} the budget of {budget:.1} s")
-        });
-        let budget = budget.unwrap_or_default();
-        writeln!(
-            out,
-            "  downtime   {measured}{predicted:.1} s predicted{budget}{held}"
-        )?;
-        for part in &downtime.parts {
-            let (name, seconds, basis) = (&part.part, part.seconds, part.basis.name());
-            writeln!(out, "    {name:<8} {seconds:.1} s, {basis}")?;
-        }
+    if let Some(authority) = &report.authority {
+        writeln!(out, "  in charge  {authority}, epoch {}", report.epoch)?;
+    }
+    show_downtime(&mut out, &report.downtime)?;
+    if let Some(error) = &report.error {
+        let kind = &error.kind;
+        let helps = match error.is_transient {
+            true => "trying again may help by itself",
+            false => "trying again does not help by itself",
+        };
+        writeln!(out, "  stands     {} ({kind}; {helps})", error.message)?;
     }
     if let Some(retry) = &report.retry {
         let (at, attempt) = (moment(retry.at_ms), retry.attempt);
@@ -101,6 +81,7 @@ pub(crate) fn show(report: &JobReport) -> anyhow::Result<()> {
     if report.allowed.contains(&Ask::Commit.name()) {
         list_releases(&mut out, report)?;
     }
+    list_released(&mut out, report)?;
     if !report.allowed.is_empty() {
         let is_allowed = |ask: &Ask| report.allowed.contains(&ask.name());
         let asks = Ask::ALL.into_iter().filter(is_allowed).map(Ask::typed);
@@ -113,11 +94,91 @@ pub(crate) fn show(report: &JobReport) -> anyhow::Result<()> {
     Ok(out.flush()?)
 }
 
+fn show_disk(out: &mut impl Write, disk: &DiskReport) -> anyhow::Result<()> {
+    let is_there = Path::new(&disk.target).exists();
+    let none_yet = if is_there { "old" } else { "not there yet" };
+    let state = disk.state.as_deref().unwrap_or(none_yet);
+    let sent = show_size(disk.sent);
+    let (id, target) = (&disk.id, &disk.target);
+    writeln!(out, "  disk {id:<5} {target}: {state}, {sent} sent")?;
+    if let Some(root) = &disk.root {
+        writeln!(out, "             root {root}")?;
+    }
+    if let Some(lost) = disk.lost.as_ref().filter(|lost| lost.any) {
+        let what = match lost.bytes {
+            Some(bytes) => format!("{} of blocks", show_size(bytes)),
+            None => "nobody knows where".to_owned(),
+        };
+        let end = match state {
+            "kept" => "and kept",
+            "old" => "and undone",
+            _ => "which the undo takes away",
+        };
+        writeln!(
+            out,
+            "             written since it was proven, {end}: {what}"
+        )?;
+    }
+    if disk.unread {
+        writeln!(
+            out,
+            "             the rest of its source is being read: a commit waits for it"
+        )?;
+    }
+    Ok(())
+}
+
+fn show_downtime(out: &mut impl Write, downtime: &Downtime) -> anyhow::Result<()> {
+    let Some(predicted) = downtime.predicted else {
+        return Ok(());
+    };
+    let measured = downtime.measured.map(|it| format!("{it:.1} s measured, "));
+    let measured = measured.unwrap_or_default();
+    let held = downtime
+        .held
+        .map(|it| format!(", {it:.1} s held on demand"));
+    let held = held.unwrap_or_default();
+    let budget = downtime.budget.map(|budget| {
+        let is_within = if predicted <= budget {
+            "within"
+        } else {
+            "above"
+        };
+        format!(", {is_within} the budget of {budget:.1} s")
+    });
+    let budget = budget.unwrap_or_default();
+    writeln!(
+        out,
+        "  downtime   {measured}{predicted:.1} s predicted{budget}{held}"
+    )?;
+    for part in &downtime.parts {
+        let (name, seconds, basis) = (&part.part, part.seconds, part.basis.name());
+        let mut measured = downtime.measured_parts.iter();
+        let took = measured.find(|it| it.part == *name);
+        let took = took.map_or_else(String::new, |it| format!("; it took {:.1} s", it.seconds));
+        writeln!(out, "    {name:<8} {seconds:.1} s, {basis}{took}")?;
+    }
+    Ok(())
+}
+
 /// Prints what a commit takes away, before it does.
 pub(crate) fn releases(report: &JobReport) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     list_releases(&mut out, report)?;
     Ok(out.flush()?)
+}
+
+/// What became of what a commit was to let go of, item by item.
+fn list_released(out: &mut impl Write, report: &JobReport) -> anyhow::Result<()> {
+    let facts = report.timeline.iter().filter_map(|it| it.fact.as_ref());
+    for fact in facts {
+        if let Fact::Item { item, said } = fact
+            && item.starts_with("delete")
+        {
+            writeln!(out, "  commit     {item}: {said}")?;
+        }
+    }
+    Ok(())
 }
 
 fn list_releases(out: &mut impl Write, report: &JobReport) -> anyhow::Result<()> {
@@ -194,7 +255,9 @@ pub(crate) fn list(reports: &[JobReport]) -> anyhow::Result<()> {
         let disks = report.disks.len();
         let (name, phase) = (&report.name, report.phase);
         let alone = alone(report).map_or_else(String::new, |alone| format!("; {alone}"));
-        writeln!(out, "{name:<24} {phase}{stands}, {disks} disks{alone}")?;
+        let why = report.error.as_ref();
+        let why = why.map_or_else(String::new, |error| format!(" ({})", error.message));
+        writeln!(out, "{name:<24} {phase}{stands}{why}, {disks} disks{alone}")?;
     }
     Ok(out.flush()?)
 }

@@ -82,7 +82,7 @@ fn reverse(args: &ReverseArgs) -> anyhow::Result<u8> {
         _ => reverse_of(&look(&jobs, &args.name)?)?,
     };
     let sides = Sides::of(&spec)?;
-    let watchers = Watchers::new(args.watch.events.as_deref())?;
+    let watchers = Watchers::of_job(args.watch.events.as_deref())?;
     let cancel = cancel_on_signals()?;
     let job = Job::start(&jobs, spec, args.key.as_deref(), sides)?;
     run_job(

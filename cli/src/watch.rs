@@ -24,13 +24,30 @@ impl Watchers {
     /// # Errors
     /// The event file cannot be made.
     pub(crate) fn new(events: Option<&Path>) -> anyhow::Result<Self> {
+        Self::with(events, |path| File::create(path))
+    }
+
+    /// The same for one of several processes of a job: what the others wrote stays.
+    ///
+    /// # Errors
+    /// As [`Watchers::new`].
+    pub(crate) fn of_job(events: Option<&Path>) -> anyhow::Result<Self> {
+        Self::with(events, |path| {
+            File::options().append(true).create(true).open(path)
+        })
+    }
+
+    fn with(
+        events: Option<&Path>,
+        open: impl FnOnce(&Path) -> std::io::Result<File>,
+    ) -> anyhow::Result<Self> {
         let is_on_stderr = events == Some(Path::new("-"));
         let events: Option<Box<dyn Write + Send>> = match events {
             None => None,
             Some(_) if is_on_stderr => Some(Box::new(std::io::stderr())),
             Some(path) => {
-                let file = File::create(path)
-                    .with_context(|| format!("{}: create event file", path.display()))?;
+                let file =
+                    open(path).with_context(|| format!("{}: create event file", path.display()))?;
                 Some(Box::new(file))
             }
         };

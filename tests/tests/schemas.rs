@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use failback_engine::job::{Amounts, DiskProgress, Eta, JobProgress};
+use failback_engine::job::{Amounts, DiskProgress, Eta, JobProgress, JobSpec};
 use failback_engine::{Event, Stamped};
 use failback_tests::agent::{Agent, Via};
 use failback_tests::schema::{assert_valid, faults};
@@ -31,6 +31,35 @@ fn kinds(path: &Path) -> BTreeSet<String> {
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
+}
+
+// Goal: the guide names every key of a job's definition. Method: a key that is none in each of its
+// tables; what is refused lists those that are.
+#[test]
+fn every_key_of_a_definition_is_in_the_guide() {
+    let guide = fs::read_to_string(source::root().join("docs/operating.md")).expect("guide");
+    for table in [
+        "surprise = 1",
+        "[source]\nsurprise = 1",
+        "[policy]\nsurprise = 1",
+        "[[disk]]\nsurprise = 1",
+    ] {
+        let text = format!("name = \"a\"\n{table}\n");
+        let refused = JobSpec::from_toml_at(&text, Path::new("/")).expect_err("no such key");
+        let message = refused.to_string();
+        let (_, keys) = message.split_once("expected one of ").expect("keys");
+        let mut keys: Vec<_> = keys.split('`').skip(1).step_by(2).collect();
+        keys.retain(|key| {
+            *key != "disk" && *key != "policy" && *key != "source" && *key != "target"
+        });
+        assert!(keys.len() > 1, "{message}");
+        for key in keys {
+            assert!(
+                guide.contains(&format!("`{key}`")),
+                "{key} is not in the guide"
+            );
+        }
+    }
 }
 
 // Goal: each event has a schema, and no other. Method: one of each, and the names of the variants

@@ -25,8 +25,8 @@ pub struct OpenOptions {
     pub follow_parents: bool,
     /// Whether a target is written though another image may stand on it.
     pub skip_sibling_check: bool,
-    /// The directory of the failback job in whose name a target is changed; `None`: in nobody's, and
-    /// one that a job has is refused.
+    /// The directory of the failback job in whose name a target is changed; `None`: in nobody's,
+    /// and one that a job has is refused.
     pub owner: Option<PathBuf>,
 }
 

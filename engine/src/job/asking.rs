@@ -35,7 +35,8 @@ impl History<'_> {
 
     /// What can be asked now.
     pub(super) fn allowed(self) -> Vec<Ask> {
-        let can_be = |ask: &Ask| self.next(*ask).is_some();
+        let waits = |ask: Ask| ask == Ask::Commit && self.has_unread();
+        let can_be = |ask: &Ask| self.next(*ask).is_some() && !waits(*ask);
         Ask::ALL.into_iter().filter(can_be).collect()
     }
 
@@ -55,9 +56,10 @@ impl History<'_> {
             ask.typed(),
             at.phase.name(),
             if at.is_suspended { ", suspended" } else { "" },
-            match allowed.is_empty() {
-                true => "it is over".to_owned(),
-                false => format!("now: {}", allowed.join(", ")),
+            match (at.phase.is_end(), allowed.is_empty()) {
+                (true, _) => "it is over".to_owned(),
+                (false, true) => "it ends by itself".to_owned(),
+                (false, false) => format!("now: {}", allowed.join(", ")),
             }
         );
         Error::new(ErrorKind::Refused, message)

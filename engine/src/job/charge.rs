@@ -138,11 +138,18 @@ pub(super) fn take_charge(fence: &mut Fence, spec: &JobSpec) -> Result<()> {
         None => fence.advance(1, Some(side), &spec.name),
         Some(now) if now.authority.as_deref() == Some(side) => Ok(()),
         Some(now) => {
-            let who = now.authority.as_deref().unwrap_or("nobody");
-            let message = format!(
-                "side `{side}` is not in charge of pair `{}`: {who} is",
-                spec.pair_name()
-            );
+            let pair = spec.pair_name();
+            let job = now.job.split(' ').next().unwrap_or_default();
+            let message = match now.authority.as_deref() {
+                Some(who) => format!(
+                    "side `{side}` is not in charge of pair `{pair}`: {who} is, since job \
+                     `{job}`; `failback pair reverse {job}` is the way back"
+                ),
+                None => format!(
+                    "side `{side}` is not in charge of pair `{pair}`: nobody is, job `{job}` is \
+                     on its way"
+                ),
+            };
             Err(Error::new(ErrorKind::Refused, message))
         }
     }

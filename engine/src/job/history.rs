@@ -198,6 +198,44 @@ impl<'a> History<'a> {
         parts.unwrap_or_default()
     }
 
+    /// What the downtime came to, part by part as it is predicted; those that are over.
+    pub(crate) fn measured_parts(self) -> Vec<(&'static str, f64)> {
+        let target = self.spec().side_of_target();
+        let (mut from, mut parts): (Option<u64>, Vec<(&'static str, f64)>) = (None, Vec::new());
+        let mut before = Phase::Created;
+        for record in self.0 {
+            let (at, phase) = (record.at_ms, record.position.phase);
+            let mut ends = |part| {
+                if let Some(since) = from.replace(at) {
+                    parts.push((part, seconds_between(since, at)));
+                }
+            };
+            if phase != before {
+                match phase {
+                    Phase::Sealing => ends("copy"),
+                    Phase::StartingTarget => ends("apply"),
+                    _ => {}
+                }
+                before = phase;
+            }
+            match &record.fact {
+                // Of the last try: what was given back is no part of it.
+                Some(Fact::Stopping { .. }) => (from, parts) = (Some(at), Vec::new()),
+                Some(Fact::Stopped { .. }) => ends("stop"),
+                // It may have been held before.
+                Some(Fact::Epoch { authority, .. }) if authority.as_deref() == Some(target) => {
+                    from = Some(at);
+                }
+                Some(Fact::Started { side, .. }) if side == target => {
+                    ends("start");
+                    from = None;
+                }
+                _ => {}
+            }
+        }
+        parts
+    }
+
     /// How long the machines took in this job, where nothing got in the way.
     pub(crate) fn times(self) -> Times {
         let mut times = Times::default();

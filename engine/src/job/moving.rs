@@ -152,7 +152,11 @@ fn moved_of(leg: &Leg<'_>, report: &Report) -> Moved {
         source_read: report.bytes.source_read,
         wire: report.bytes.wire_out + report.bytes.wire_in,
         seconds: report.seconds.total,
-        reasons: report.reasons.iter().map(ToString::to_string).collect(),
+        // The job forces the way that it chose; who chose that is told with the choice.
+        reasons: (report.reasons.iter())
+            .filter(|reason| **reason != "operator_forced")
+            .map(ToString::to_string)
+            .collect(),
         mark: None,
     }
 }

@@ -80,6 +80,14 @@ impl Job {
                 };
                 return Ok(Went::On(Outcome::Go(Way::Full), Some(chosen)));
             }
+            (Err(error), None) if error.kind() == ErrorKind::Unsupported => {
+                let message = format!(
+                    "the source runs, and its disks cannot be frozen ({}): other snapshots, a \
+                     source that is stopped first, or strategy = \"full\"",
+                    error.chain()
+                );
+                return Err(Error::new(ErrorKind::Refused, message));
+            }
             (frozen, _) => frozen?,
         };
         let mut way = Way::Full;

@@ -116,6 +116,12 @@ impl Phase {
         matches!(self, Self::Finished | Self::Undone | Self::Cancelled)
     }
 
+    /// Whether the machine stands still on both sides, for the job.
+    #[must_use]
+    pub fn is_off(self) -> bool {
+        self >= Self::StoppingSource && self <= Self::StartingTarget
+    }
+
     /// Whether the COMMIT of all disks is durable.
     #[must_use]
     pub fn is_committed(self) -> bool {

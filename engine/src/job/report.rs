@@ -90,6 +90,8 @@ pub struct DiskReport {
     pub state: Option<String>,
     /// Payload bytes of all passes and the final copy.
     pub sent: u64,
+    /// Not all of the source's disk was read yet, and a commit waits for it.
+    pub unread: bool,
     /// What the target's guest had written when an undo took it away; `null`: none did.
     pub lost: Option<Writes>,
     /// What was moved after the source had stopped.
@@ -120,6 +122,17 @@ pub struct Downtime {
     pub held: Option<f64>,
     /// What the prediction is made of, and what each part rests on.
     pub parts: Vec<DowntimePart>,
+    /// What it came to, part by part, as far as it is over.
+    pub measured_parts: Vec<MeasuredPart>,
+}
+
+/// A part of a downtime, as it was.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct MeasuredPart {
+    /// `stop`, `copy`, `apply`, `start`.
+    pub part: &'static str,
+    /// Seconds.
+    pub seconds: f64,
 }
 
 /// A suspended job that goes on by itself.
@@ -218,6 +231,9 @@ impl JobReport {
                 measured: history.downtime(),
                 held: history.held(),
                 parts: history.predicted_parts().to_vec(),
+                measured_parts: (history.measured_parts().into_iter())
+                    .map(|(part, seconds)| MeasuredPart { part, seconds })
+                    .collect(),
             },
             retry: history
                 .retry()
@@ -296,6 +312,7 @@ fn disk_of(history: History<'_>, disk: &super::DiskSpec) -> DiskReport {
         target: disk.target.display().to_string(),
         root: last.as_ref().and_then(|moved| moved.root.clone()),
         state,
+        unread: history.unproven(&disk.id).is_some(),
         lost: history.lost(&disk.id).cloned(),
         sent: sent_before + last.as_ref().map_or(0, |moved| moved.sent),
         final_copy: last,

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::history::History;
 use super::journal::{Fact, now_ms};
-use super::phase::Phase;
 use super::run::Stay;
 
 /// Minutes that a job waits before each try, and then before every further one.
@@ -57,9 +56,7 @@ pub(crate) fn is_wanted(history: History<'_>, stay: Stay) -> bool {
 
 /// Whether the source is stopped for the job, or is being stopped, and the target was not started.
 fn is_off(history: History<'_>) -> bool {
-    let phase = history.position().phase;
-    let is_on_the_way = phase >= Phase::StoppingSource && phase <= Phase::StartingTarget;
-    is_on_the_way && history.stopping().is_some()
+    history.position().phase.is_off() && history.stopping().is_some()
 }
 
 pub(crate) fn next(history: History<'_>) -> Option<Next> {

@@ -108,7 +108,7 @@ impl Job {
                     let fence = Fence::open(&jobs.pair(spec.pair_name()))?;
                     return Ok(Self::of(directory, there, journal, fence, sides));
                 }
-                refuse_unfinished(&journal)?;
+                refuse_unfinished(&journal, &spec)?;
             }
             folder = Some(there);
         }
@@ -502,15 +502,21 @@ fn refuse_changed(begun: &Begun, spec: &JobSpec) -> Result<()> {
     Err(Error::new(ErrorKind::Refused, message))
 }
 
-fn refuse_unfinished(journal: &JobJournal) -> Result<()> {
+fn refuse_unfinished(journal: &JobJournal, spec: &JobSpec) -> Result<()> {
     let phase = journal.position().phase;
     match phase.is_end() {
         true => Ok(()),
         false => {
             let name = &journal.begun().spec.name;
             let phase = phase.name();
-            let message =
-                format!("job `{name}` is there already, and {phase}; `resume` takes it up");
+            let next = match journal.begun().spec == *spec {
+                true => "`resume` takes it up",
+                false => {
+                    "by another definition than this one: `resume` goes on by that, `cancel` or \
+                     `undo` makes room"
+                }
+            };
+            let message = format!("job `{name}` is there already, and {phase}; {next}");
             Err(Error::new(ErrorKind::Refused, message))
         }
     }

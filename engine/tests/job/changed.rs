@@ -412,8 +412,8 @@ fn by_hand(scene: &Scene) -> [(&'static str, ErrorKind); 4] {
 }
 
 // Goal: a target is the job's until that is over: nobody else commits, rolls back or syncs to it,
-// whatever phase the job is in, whether a process works on it or none; then it is anybody's. Method:
-// all four in each phase at which a job rests, before a cancel, a commit and an undo.
+// whatever phase the job is in, whether a process works on it or none; then it is anybody's.
+// Method: all four in each phase at which a job rests, before a cancel, a commit and an undo.
 #[test]
 fn nobody_else_changes_the_target_of_a_job() {
     for end in [Ask::Cancel, Ask::Commit, Ask::Undo] {
@@ -459,8 +459,8 @@ fn a_job_that_is_gone_keeps_nobody_out() {
 }
 
 // Goal: a commit that has no good end takes nothing away, and the way back stays open; an undo says
-// that a disk is old only when it is. Method: the target's state is gone, or was accepted behind the
-// job's back, which takes a hand in its directory; the source started by hand.
+// that a disk is old only when it is. Method: the target's state is gone, or was accepted behind
+// the job's back, which takes a hand in its directory; the source started by hand.
 #[test]
 fn a_commit_that_cannot_be_leaves_the_undo() {
     let scene = Scene::new(&["os"]);

@@ -227,7 +227,11 @@ fn middling_scene() -> Scene {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 24,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     // Goal: G9 whatever the lie: a job ends with equal disks, or is not accepted. Method: guests
     // that write before and between the passes and the stop, trackers that leave out, add and move;

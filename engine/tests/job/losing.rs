@@ -116,8 +116,8 @@ fn what_an_undo_takes_away_is_listed_and_kept() {
     }
 }
 
-// Goal: a guest may have run although its start was not seen to succeed: what it wrote is listed and
-// kept all the same. Method: a probe that fails, then writes, then an undo.
+// Goal: a guest may have run although its start was not seen to succeed: what it wrote is listed
+// and kept all the same. Method: a probe that fails, then writes, then an undo.
 #[test]
 fn what_a_guest_wrote_that_no_probe_saw_is_listed_and_kept() {
     let scene = Scene::new(&["os"]);

@@ -136,10 +136,19 @@ impl JobReport {
         }
         let rows = self.downtime.parts.iter().map(|part| {
             let basis = part.basis.name();
-            vec![text(&part.part), seconds(part.seconds), text(basis)]
+            let mut measured = self.downtime.measured_parts.iter();
+            let measured = measured.find(|it| it.part == part.part);
+            let measured = measured.map_or_else(|| "-".to_owned(), |it| seconds(it.seconds));
+            vec![
+                text(&part.part),
+                seconds(part.seconds),
+                text(basis),
+                measured,
+            ]
         });
-        let what = "What the predicted downtime is made of, and what each part rests on.";
-        let table = table(&["part", "predicted", "basis"], rows.collect());
+        let what = "What the predicted downtime is made of, what each part rests on, and what it \
+                    came to. For how long the job was held on demand is no part of either.";
+        let table = table(&["part", "predicted", "basis", "measured"], rows.collect());
         section("Downtime", &format!("<p>{what}</p>{table}"))
     }
 
