@@ -29,8 +29,9 @@ case $2 in
 *Remove-VM*) rm -f web;;
 *Stop-VM*) echo off > web;;
 *Start-VM*) echo on > web;;
-*Get-VM*'exit 4'*) [ -e web ] || exit 4
-  [ $(cat web) = on ] && printf 'Saved\r\n' || printf 'Off\r\n';;
+*Get-VM*'exit 4'*)
+    [ -e web ] || exit 4
+    [ $(cat web) = on ] && printf 'Saved\r\n' || printf 'Off\r\n';;
 esac
 "#;
 
