@@ -8,6 +8,7 @@ use super::preflight::{Finding, examine};
 use super::run::Sides;
 use super::spec::{DiskSpec, JobSpec};
 use crate::abort::CancelToken;
+use crate::endpoint::Endpoint;
 use crate::error::Result;
 use crate::event::Observer;
 use crate::machine::Power;
@@ -88,11 +89,26 @@ fn plan_disk(
     (sides, is_on): (&Sides, bool),
     step: &Step<'_>,
 ) -> Result<Report> {
+    if !is_on {
+        return plan_from(spec, disk, spec.source_of(disk)?, step);
+    }
+    let source = &sides.source;
     let id = snapshot_of(spec, "plan")?;
-    let from = match is_on {
-        true => sides.source.snapshot(disk, &id, step)?,
-        false => spec.source_of(disk)?,
+    // What an earlier plan left is not the disk as it is.
+    source.release(disk, &id, step)?;
+    let frozen = source.snapshot(disk, &id, step);
+    let planned = frozen.and_then(|from| plan_from(spec, disk, from, step));
+    // Also when somebody wants an end of everything: it costs the source more the longer it stays.
+    let last = Step {
+        cancel: &CancelToken::new(),
+        ..*step
     };
+    let released = source.release(disk, &id, &last);
+    let planned = planned?;
+    released.map(|()| planned)
+}
+
+fn plan_from(spec: &JobSpec, disk: &DiskSpec, from: Endpoint, step: &Step<'_>) -> Result<Report> {
     let leg = Leg {
         disk,
         from,
@@ -101,11 +117,5 @@ fn plan_disk(
         carried: None,
         owner: None,
     };
-    let planned = leg
-        .request(spec)
-        .map(|request| operation::plan(&request, step.observer));
-    if is_on {
-        sides.source.release(disk, &id, step)?;
-    }
-    planned
+    Ok(operation::plan(&leg.request(spec)?, step.observer))
 }

@@ -16,9 +16,9 @@ use failback_engine::job::{
 use failback_engine::machine::{HookMachine, Power};
 use failback_engine::operation::info;
 use failback_engine::plan::Strategy;
-use failback_engine::snapshot::HookSnapshots;
+use failback_engine::snapshot::{HookSnapshots, SnapshotId, SnapshotProvider};
 use failback_engine::units::ByteOffset;
-use failback_engine::{CancelToken, ErrorKind, Silent};
+use failback_engine::{CancelToken, ErrorKind, Result, Silent, Step};
 
 use super::scene::{Copies, DISK_LEN, Scene, ask, run};
 use super::two_hosts::{self, with_agent};
@@ -403,4 +403,51 @@ fn an_exchanged_base_is_not_believed() {
         });
         assert!(a == b, "not the same");
     }
+}
+
+/// Snapshots whose caller gives up once one is made, as the provider does then.
+#[derive(Debug)]
+struct GivenUp(CancelToken);
+
+impl SnapshotProvider for GivenUp {
+    fn create(&self, image: &Path, id: &SnapshotId, step: &Step<'_>) -> Result<PathBuf> {
+        let made = Copies.create(image, id, step);
+        self.0.cancel();
+        made
+    }
+
+    fn release(&self, image: &Path, id: &SnapshotId, step: &Step<'_>) -> Result<()> {
+        step.check()?;
+        Copies.release(image, id, step)
+    }
+
+    fn list(&self, image: &Path, job: &str, step: &Step<'_>) -> Result<Vec<SnapshotId>> {
+        Copies.list(image, job, step)
+    }
+}
+
+// Goal: a plan leaves no snapshot, however it ends, and looks at none that an earlier one left.
+// Method: one that is cancelled once it has a snapshot; a stale one of another length.
+#[test]
+fn a_plan_leaves_no_snapshot_and_believes_none() {
+    let scene = Scene::new(&["os", "data"]);
+    let cancel = CancelToken::new();
+    let given_up = GivenUp(cancel.clone());
+    let sides = Sides {
+        source: Arc::new(LocalHost::new(
+            Arc::new(scene.source.clone()),
+            Some(Arc::new(given_up)),
+        )),
+        ..scene.sides()
+    };
+    let error = plan(&scene.spec(), &sides, &Silent, &cancel).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Cancelled);
+    assert_eq!(scene.leftovers(), Vec::<String>::new());
+
+    let stale = scene.dir.path().join("os-cloud.raw.web.plan.snap");
+    fs::write(&stale, b"what was there before").unwrap();
+    let plans = planned(&scene.spec(), &scene.sides()).disks;
+    assert!(plans.iter().all(|plan| plan.error.is_none()), "{plans:?}");
+    assert_eq!(plans[0].source.virtual_size, DISK_LEN as u64);
+    assert_eq!(scene.leftovers(), Vec::<String>::new());
 }
