@@ -214,6 +214,30 @@ pub enum Fact {
     },
 }
 
+impl Fact {
+    /// Cuts what others said, which is of any length, to what fits an entry.
+    fn cut(&mut self) {
+        let said = match self {
+            Self::Checked { said, .. } | Self::Item { said, .. } => said,
+            Self::Started {
+                said: Some(said), ..
+            } => said,
+            Self::Failed { message, .. } => message,
+            Self::HintRejected { reason, .. } => reason,
+            _ => return,
+        };
+        if said.len() > SAID_LEN_MAX {
+            said.truncate(said.floor_char_boundary(SAID_LEN_MAX));
+            said.push_str(CUT_MARK);
+        }
+    }
+}
+
+/// Bytes that are kept of a text in a fact. As JSON a byte can take six; an entry has 64 KiB.
+const SAID_LEN_MAX: usize = 8 << 10;
+/// Ends a text of which that is not all.
+const CUT_MARK: &str = " [cut]";
+
 /// What the planner expects of either way, for one disk.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DiskPlan {
@@ -382,7 +406,10 @@ impl JobJournal {
         self.append(position, fact)
     }
 
-    fn append(&mut self, position: Position, fact: Option<Fact>) -> Result<()> {
+    fn append(&mut self, position: Position, mut fact: Option<Fact>) -> Result<()> {
+        if let Some(fact) = &mut fact {
+            fact.cut();
+        }
         let record = Record {
             at_ms: now_ms(),
             position,
@@ -574,6 +601,48 @@ mod tests {
             fence.ok().flatten().map(|it| it.last().clone()),
         );
         found == (Some(said.0), Some(said.1))
+    }
+
+    // Goal: no finding and no error is too long for the journal that has to take it, and who reads
+    // one that was cut sees that. Method: texts of characters that take most room, of every length
+    // around the bound; short ones stay.
+    #[test]
+    fn what_others_say_fits_the_journal() {
+        let folder = Volatile::default();
+        let mut journal = JobJournal::begin(&folder, Barriers::new(), begun()).unwrap();
+        let mut said = |text: String| {
+            let fact = Fact::Item {
+                item: "accept:os".to_owned(),
+                said: text,
+            };
+            journal.note(fact).unwrap();
+            match journal.records().last().unwrap().fact.clone() {
+                Some(Fact::Item { said, .. }) => said,
+                other => panic!("{other:?}"),
+            }
+        };
+        for (unit, len) in [("\u{1}", 1), ("\u{1f525}", 4), ("x", 1)] {
+            for more in [0, 1, 3, 60 << 10] {
+                let text = unit.repeat(SAID_LEN_MAX / len + more);
+                let kept = said(text.clone());
+                match more {
+                    0 => assert_eq!(kept, text),
+                    _ => {
+                        let rest = kept.strip_suffix(CUT_MARK).unwrap();
+                        assert_eq!(rest.len(), SAID_LEN_MAX);
+                        assert!(text.starts_with(rest));
+                    }
+                }
+            }
+        }
+        let odd = "x".to_owned() + &"\u{1f525}".repeat(SAID_LEN_MAX);
+        assert!(said(odd).ends_with("\u{1f525} [cut]"));
+        let fact = Fact::Failed {
+            kind: "io".to_owned(),
+            message: "\u{1}".repeat(1 << 20),
+            is_transient: false,
+        };
+        journal.note(fact).unwrap();
     }
 
     // Goal: what a job noted before a step, and who may start a machine, outlive a power cut; the

@@ -305,8 +305,15 @@ fn childless(path: &Path, open: &OpenOptions) -> Result<(bool, String)> {
     Ok(match children.paths.first() {
         None if children.notes.is_empty() => (true, "no checkpoint stands on it".to_owned()),
         None => {
-            let notes = children.notes.join("; ");
-            let said = format!("no checkpoint is known to stand on it; not all was seen: {notes}");
+            let count = children.notes.len();
+            let named = &children.notes[..count.min(NOTES_NAMED_MAX)];
+            let mut said = format!(
+                "no checkpoint is known to stand on it; not all was seen: {}",
+                named.join("; ")
+            );
+            if count > named.len() {
+                said.push_str(&format!("; and {} more", count - named.len()));
+            }
             (true, said)
         }
         Some(child) => {
@@ -440,6 +447,8 @@ fn disk_id(info: &ImageInfo) -> Option<&str> {
     vhdx.or(info.vhd.as_ref().map(|vhd| vhd.disk_id.as_str()))
 }
 
+/// Images that could not be looked at, of which a finding names so many.
+const NOTES_NAMED_MAX: usize = 3;
 /// Ends the names of rules about what machines need of this host.
 const HOOKS: &str = "_hooks";
 /// With less room than this nothing can be staged: a stage, maps and journals take some MiB before

@@ -222,7 +222,10 @@ fn encode<E: LogEntry>(job: Uuid, sequence: u64, entry: &E) -> Result<Vec<u8>> {
         .map_err(|e| Error::new(ErrorKind::Internal, "journal entry").caused_by(e))?;
     let len = u32::try_from(json.len()).ok();
     let Some(len) = len.filter(|len| u64::from(*len) + HEADER_LEN as u64 <= ENTRY_LEN_MAX) else {
-        let message = "the names of target and parents are too long for the journal";
+        let message = format!(
+            "an entry of {} bytes is too long for the journal: {ENTRY_LEN_MAX} at most",
+            json.len()
+        );
         return Err(Error::new(ErrorKind::Usage, message));
     };
     let mut header = Header {

@@ -405,6 +405,35 @@ fn an_exchanged_base_is_not_believed() {
     }
 }
 
+// Goal: images beside the target that cannot be looked at are counted, some are named, and a job
+// begins however many there are. Method: as many as are looked at, of which none is an image.
+#[test]
+fn a_folder_full_of_what_is_no_image_is_no_reason_to_stand() {
+    let scene = Scene::new(&["os"]);
+    for number in 0..700 {
+        let name = format!("a-disk-of-some-other-machine-{number:04}.vhdx");
+        fs::write(scene.dir.path().join(name), b"not yet").unwrap();
+    }
+    let mut spec = scene.spec();
+    spec.disks[0].target = image(&scene, "home.vhdx");
+    let mut job = Job::start(&scene.jobs(), spec, None, scene.sides()).unwrap();
+    run(&mut job);
+    let report = job.report();
+    assert_eq!(
+        (report.phase, report.suspended),
+        ("waiting", false),
+        "{report:?}"
+    );
+    let is_it = |finding: &&Finding| finding.rule == "target_checkpoints";
+    let said = &report.findings.iter().find(is_it).unwrap().said;
+    assert_eq!(
+        said.matches("a-disk-of-some-other-machine").count(),
+        3,
+        "{said}"
+    );
+    assert!(said.ends_with("and 697 more"), "{said}");
+}
+
 /// Snapshots whose caller gives up once one is made, as the provider does then.
 #[derive(Debug)]
 struct GivenUp(CancelToken);
