@@ -254,6 +254,70 @@ fn maps_of_other_blocks_hashes_and_keys_are_not_believed() {
     );
 }
 
+// Goal: a plan leaves maps as they are, also those that it does not believe, and a sync those of
+// which it cannot read the key: once it can, they stand for reads again. Method: a key that others
+// can read, one that is gone, maps that are damaged; plans here, and of a disk behind an agent.
+#[test]
+fn a_plan_removes_no_map() {
+    use std::os::unix::fs::PermissionsExt;
+    let disks = Disks::new("target.raw");
+    report::assert_done(&disks.sync(&[]));
+    thread::sleep(SETTLE);
+    let state = disks.dir.path().join(".failback");
+    let maps = || -> Vec<_> {
+        let kept = std::fs::read_dir(&state).expect("state");
+        let maps = kept.map(|entry| entry.expect("entry").path().join("map"));
+        maps.filter(|map| map.exists()).collect()
+    };
+    let bytes = || {
+        maps()
+            .iter()
+            .map(std::fs::read)
+            .collect::<Result<Vec<_>, _>>()
+            .expect("maps")
+    };
+    let grant = format!("disk={}", disks.source.display());
+    let agent = Agent::start(Via::Tcp, disks.dir.path(), &[grant]);
+    let target = disks.target.to_str().expect("UTF-8");
+    let plan_leaves_all = || {
+        let before = bytes();
+        assert_eq!(before.len(), 2);
+        for source in [
+            disks.source.to_str().expect("UTF-8"),
+            &agent.endpoint("disk"),
+        ] {
+            let plan = cli::failback(["plan", source, target, "--json"]).exits(0);
+            assert_eq!(states(&plan.json()), ["rejected"; 2]);
+            assert!(bytes() == before, "a plan changed a map");
+        }
+    };
+    let key = state.join("map.key");
+    let mode =
+        |mode| std::fs::set_permissions(&key, PermissionsExt::from_mode(mode)).expect("mode");
+    mode(0o640);
+    plan_leaves_all();
+    assert_eq!(states(&disks.sync(&[])), ["rejected"; 2]);
+    assert_eq!(maps().len(), 2);
+    mode(0o600);
+    assert_eq!(states(&disks.sync(&[])), ["trusted"; 2]);
+
+    let away = disks.dir.path().join("key");
+    std::fs::rename(&key, &away).expect("key");
+    plan_leaves_all();
+    std::fs::rename(&away, &key).expect("key");
+    assert_eq!(states(&disks.sync(&[])), ["trusted"; 2]);
+
+    // The first byte of the MAC: docs/formats.md.
+    for map in maps() {
+        let mut bytes = std::fs::read(&map).expect("map");
+        bytes[112] ^= 1;
+        std::fs::write(&map, bytes).expect("map");
+    }
+    plan_leaves_all();
+    assert_eq!(states(&disks.sync(&[])), ["rejected"; 2]);
+    assert_eq!(states(&disks.sync(&[])), ["trusted"; 2]);
+}
+
 #[test]
 fn a_map_made_by_the_command_is_believed() {
     let disks = Disks::new("target.raw");

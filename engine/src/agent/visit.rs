@@ -19,8 +19,8 @@ use crate::error::{Error, ErrorKind, Result, peer_error};
 use crate::event::{Event, Observer};
 use crate::hash::HashKind;
 use crate::operation::{
-    HostedTarget, MapUse, PlannedTarget, SOFTWARE, in_one, in_shape, likely_containers, new_disk,
-    refuse_mixed_source, source_map,
+    HostedTarget, MapUse, PlannedTarget, SOFTWARE, forget_liar, in_one, in_shape,
+    likely_containers, new_disk, refuse_mixed_source, source_map,
 };
 use crate::step::Step;
 use crate::sync::{
@@ -210,6 +210,8 @@ fn prepare(
             let is_change = matches!(params.task, Task::Delta | Task::Full);
             if is_change && params.peer_role == Role::Source {
                 refuse_mixed_source(&granted.grant.path)?;
+                // Not before: until here it may have been a plan.
+                forget_liar(&map, &standing);
             }
             let map = fitting(map, &request, &params);
             Ok(Some(Visited {

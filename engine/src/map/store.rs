@@ -81,6 +81,11 @@ impl MapStore {
         MapKey::load_or_make(&self.key_directory)
     }
 
+    /// Whether there is a key, and it can be read.
+    pub(crate) fn has_key(&self) -> bool {
+        MapKey::load(&self.key_directory).is_ok_and(|key| key.is_some())
+    }
+
     /// The map of `disk`, which is open and locked, if there is one.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use super::account::{new_report, tell, tell_vouched};
 use super::connection::{Connection, LinkOptions};
 use super::fit::check_fit;
 use super::making::{wanted_disk, wished_disk};
-use super::maps::{MapStanding, MapUse, carried_map};
+use super::maps::{MapStanding, MapUse, carried_map, forget_liar};
 use super::planning::{decide, predict, side_of_source, side_of_target};
 use super::recovery::refuse_mixed_source;
 use super::replacement::HostedTarget;
@@ -417,9 +417,11 @@ impl Job<'_> {
         let info = source.info();
         let (loaded, target) = std::thread::scope(|scope| {
             let loading = match (&source, &request.source) {
-                (SourceSide::Local(disk, _), Endpoint::Path(path)) => {
-                    Some(scope.spawn(|| super::maps::source_map(path, state, maps, disk.as_ref())))
-                }
+                (SourceSide::Local(disk, _), Endpoint::Path(path)) => Some(scope.spawn(|| {
+                    let found = super::maps::source_map(path, state, maps, disk.as_ref());
+                    forget_liar(&found.0, &found.1);
+                    found
+                })),
                 _ => None,
             };
             let target = open_target_side(request, &info, maps, self.cancel);

@@ -162,10 +162,6 @@ pub(crate) fn side_map(
         true => load(&store, &wanted.wish),
         false => Ok(None),
     };
-    if matches!(loaded, Err(Refusal::Audit | Refusal::Mac)) {
-        // Another audit might find nothing.
-        store.remove();
-    }
     let standing = standing_of(&loaded);
     let map = SideMap {
         trusted: loaded.ok().flatten().map(Box::new),
@@ -214,8 +210,24 @@ fn standing_of(loaded: &std::result::Result<Option<TrustedMap>, Refusal>) -> Map
     }
 }
 
-/// What is known of the saved map of a disk that is open for reading. One that was found to lie
-/// goes, here as well: another look might miss it, and believe it.
+/// Removes a saved map that was found to lie, where a sync begins without it: another audit might
+/// find nothing. Whoever only looks leaves it, and so does who could not read its key: what that
+/// does not tell is no lie.
+pub(crate) fn forget_liar(map: &SideMap, standing: &MapStanding) {
+    let Some(store) = &map.store else {
+        return;
+    };
+    let is_liar = match standing.refusal {
+        Some(Refusal::Audit) => true,
+        Some(Refusal::Mac) => store.has_key(),
+        _ => false,
+    };
+    if is_liar {
+        store.remove();
+    }
+}
+
+/// What is known of the saved map of a disk that is open for reading. Changes nothing.
 pub(crate) fn look_at_map(
     path: &Path,
     state: Option<&Path>,
@@ -226,13 +238,7 @@ pub(crate) fn look_at_map(
         return MapStanding::default();
     };
     match MapStore::of(path, state) {
-        Ok(store) => {
-            let loaded = store.load(disk, &wanted.wish);
-            if matches!(loaded, Err(Refusal::Audit | Refusal::Mac)) {
-                store.remove();
-            }
-            standing_of(&loaded)
-        }
+        Ok(store) => standing_of(&store.load(disk, &wanted.wish)),
         Err(_) => MapStanding::default(),
     }
 }

@@ -46,7 +46,7 @@ pub use connection::LinkOptions;
 pub(crate) use connection::{SOFTWARE, call, in_one, in_shape};
 pub(crate) use copy::{Hinted, Left, try_sync};
 pub use maps::SideMapReport;
-pub(crate) use maps::{MapStanding, MapUse, carried_map, source_map};
+pub(crate) use maps::{MapStanding, MapUse, carried_map, forget_liar, source_map};
 pub(crate) use measuring::Measured;
 pub(crate) use planned::{PlannedTarget, likely_containers};
 pub(crate) use replacement::HostedTarget;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use failback_transport::{Apply, SourceEnd, TargetResult};
 
 use super::existing::{ExistingTarget, begun_of, told};
-use super::maps::{MapStanding, MapUse, side_map};
+use super::maps::{MapStanding, MapUse, forget_liar, side_map};
 use super::recovery::{Found, finish_unfinished};
 use crate::abort::{Abort, CancelToken};
 use crate::commit::Replacing;
@@ -91,18 +91,20 @@ impl HostedTarget {
         }
     }
 
-    /// The saved map of the disk and what is known of it. None speaks of a disk that is not there,
-    /// or that an unfinished job has to do with.
+    /// The saved map of the disk and what is known of it; one that lies is gone then. None speaks
+    /// of a disk that is not there, or that an unfinished job has to do with.
     pub(crate) fn map(
         &self,
         path: &Path,
         state: Option<&Path>,
         wanted: Option<&MapUse>,
     ) -> (SideMap, MapStanding) {
-        side_map(path, state, wanted, |store, wish| match self {
+        let (map, standing) = side_map(path, state, wanted, |store, wish| match self {
             Self::Existing(target) => target.load_map(store, wish),
             Self::Missing(_) => Ok(None),
-        })
+        });
+        forget_liar(&map, &standing);
+        (map, standing)
     }
 
     /// What tells the disk, and what is staged for it, from any other state; `None` where nothing
