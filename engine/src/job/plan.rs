@@ -3,17 +3,19 @@
 use serde::Serialize;
 
 use super::moving::Leg;
-use super::online::snapshot_of;
+use super::online::{full_anyway, snapshot_of};
 use super::preflight::{Finding, examine};
 use super::run::Sides;
 use super::spec::{DiskSpec, JobSpec};
 use crate::abort::CancelToken;
 use crate::endpoint::Endpoint;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::event::Observer;
 use crate::machine::Power;
-use crate::operation;
+use crate::operation::{self, likely_containers};
+use crate::plan::Strategy;
 use crate::report::Report;
+use crate::state::Container;
 use crate::step::Step;
 use crate::sync::Until;
 
@@ -54,13 +56,22 @@ pub fn plan(
     };
     let findings = examine(spec, sides, None, &step)?;
     let mut disks = Vec::new();
+    let is_full = full_anyway(spec).is_some();
     if findings.iter().all(|finding| finding.holds) {
         let is_on = sides.source.machine().power(&step)? == Power::On;
         for disk in &spec.disks {
-            disks.push(plan_disk(spec, disk, (sides, is_on), &step)?);
+            match plan_disk(spec, disk, (sides, is_on), &step) {
+                // Everything is copied after the stop, however long that takes.
+                Err(error) if error.kind() == ErrorKind::Unsupported && is_full => {}
+                planned => disks.push(planned?),
+            }
         }
     }
-    let has = |strategy| disks.iter().any(|plan| plan.strategy == Some(strategy));
+    let holds = findings.iter().all(|finding| finding.holds);
+    let has = |strategy| {
+        let is_chosen = holds && is_full && disks.is_empty() && strategy == "full";
+        is_chosen || disks.iter().any(|plan| plan.strategy == Some(strategy))
+    };
     Ok(JobPlan {
         schema: "failback.job_plan/1",
         name: spec.name.clone(),
@@ -80,7 +91,21 @@ fn warnings(spec: &JobSpec) -> Vec<String> {
          machine that runs"
             .to_owned()
     });
-    warning.into_iter().collect()
+    let logged = spec.disks.iter().filter(|disk| {
+        // A full copy goes to a new file, which an undo takes away whole.
+        let (of_delta, of_full) = likely_containers(&disk.target);
+        let is_full = spec.policy.strategy == Strategy::Full;
+        (if is_full { of_full } else { of_delta }) == Container::Log
+    });
+    let logged = logged.map(|disk| {
+        format!(
+            "{}: no clones can be made there, so once the target's guest has written to disk `{}` \
+             an undo leaves the new disk in place (it is listed, and kept by `export_on_undo`)",
+            disk.target.display(),
+            disk.id
+        )
+    });
+    warning.into_iter().chain(logged).collect()
 }
 
 fn plan_disk(

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use failback_engine::endpoint::Endpoint;
 use failback_engine::hook::Hook;
-use failback_engine::job::{Ask, Complete, Job, JobReport, Jobs, LocalHost, Phase, Sides};
+use failback_engine::job::{Ask, Complete, Job, JobReport, Jobs, LocalHost, Phase, Sides, plan};
 use failback_engine::machine::{Behaviour, Call, Machine, Power};
 use failback_engine::operation::{SyncRequest, accept, recover, roll_back, sync};
 use failback_engine::plan::Strategy;
@@ -340,6 +340,8 @@ fn a_full_copy_needs_no_snapshots() {
         if is_missing {
             fs::remove_file(scene.target_of("os")).unwrap();
         }
+        let planned = plan(&spec, &bare(&scene), &Silent, &CancelToken::new()).unwrap();
+        assert_eq!((planned.strategy, planned.disks.len()), (Some("full"), 0));
         let mut job = Job::start(&scene.jobs(), spec, None, bare(&scene)).unwrap();
         bring_home(&mut job);
         assert_eq!(job.report().reasons, [reason]);
