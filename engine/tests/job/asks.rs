@@ -170,17 +170,19 @@ fn the_last_word_of_completing_counts() {
         let mut job = job_of(&scene, &slow);
         let directory = scene.jobs().directory("web").unwrap();
         let words = || ["complete", "hold"].map(|it| directory.join(format!("ask.{it}")).exists());
-        std::thread::scope(|scope| {
+        let seen = std::thread::scope(|scope| {
             let running = scope.spawn(|| run(&mut job));
             slow.wait_until_asked();
-            for ask in asks {
+            let seen = asks.map(|ask| {
                 ask_another(&scene.jobs(), "web", ask, &CancelToken::new()).unwrap();
-                assert_eq!(words(), [ask == Ask::Complete, ask == Ask::Hold]);
-            }
+                words()
+            });
             slow.may.store(true, Ordering::SeqCst);
             running.join().unwrap();
+            seen
         });
-        assert_eq!(words(), [false, false]);
+        let wanted = asks.map(|ask| [ask == Ask::Complete, ask == Ask::Hold]);
+        assert_eq!((seen, words()), (wanted, [false, false]));
         assert_eq!(job.position().phase, end, "{:?}", job.report());
     }
 }
