@@ -96,8 +96,18 @@ fn start(args: &StartArgs) -> anyhow::Result<u8> {
     let cancel = cancel_on_signals()?;
     let job = Job::start(&jobs, spec, args.key.as_deref(), sides)?;
     let stay = stay(args.no_wait, args.retry);
-    let (code, phase) = run_to_rest(job, stay, (watchers, &cancel), args.watch.json)?;
-    // Given up by somebody else, or by its deadline: not what was asked for here.
+    run_forward(job, stay, (watchers, &cancel), args.watch.json)
+}
+
+/// Runs a job that is to come to its end; one that is given up meanwhile, by somebody else or by its
+/// deadline, is not what was asked for.
+pub(crate) fn run_forward(
+    job: Job,
+    stay: Stay,
+    watched: (Watchers, &CancelToken),
+    json: bool,
+) -> anyhow::Result<u8> {
+    let (code, phase) = run_to_rest(job, stay, watched, json)?;
     let is_given_up = matches!(phase, Phase::Cancelled | Phase::Undone);
     Ok(if is_given_up && code == 0 {
         output::code_of_name(ErrorKind::Cancelled.name())
@@ -124,11 +134,14 @@ fn ask(args: &AskArgs, ask: Ask, stay: Stay) -> anyhow::Result<u8> {
     if !is_taken_up {
         job.ask(ask)?;
     }
-    let watchers = Watchers::of_job(args.watch.events.as_deref())?;
-    run_job(job, stay, (watchers, &cancel), args.watch.json)
+    let watched = (Watchers::of_job(args.watch.events.as_deref())?, &cancel);
+    match ask {
+        Ask::Cancel | Ask::Undo => run_job(job, stay, watched, args.watch.json),
+        _ => run_forward(job, stay, watched, args.watch.json),
+    }
 }
 
-pub(crate) fn run_job(
+fn run_job(
     job: Job,
     stay: Stay,
     watched: (Watchers, &CancelToken),
@@ -169,8 +182,7 @@ fn interrupted(error: Error, job: &Job) -> anyhow::Error {
         .iter()
         .find(|ask| matches!(**ask, "cancel" | "undo"));
     let back = back.map(|ask| format!(", `failback job {ask} {name}` goes back"));
-    let off = match report.authority.is_none() && report.epoch > 0 && job.position().phase.is_off()
-    {
+    let off = match report.off {
         true => "; the machine is off on both sides",
         false => "",
     };

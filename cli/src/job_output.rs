@@ -130,6 +130,12 @@ fn show_disk(out: &mut impl Write, disk: &DiskReport) -> anyhow::Result<()> {
 
 fn show_downtime(out: &mut impl Write, downtime: &Downtime) -> anyhow::Result<()> {
     let Some(predicted) = downtime.predicted else {
+        if let (Some(budget), None) = (downtime.budget, downtime.measured) {
+            writeln!(
+                out,
+                "  downtime   not known: nothing was measured; the budget is {budget:.1} s"
+            )?;
+        }
         return Ok(());
     };
     let measured = downtime.measured.map(|it| format!("{it:.1} s measured, "));

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::command::control;
 use crate::job_args::{PlaceArgs, WatchArgs};
-use crate::job_command::{documented, jobs, run_job, stay};
+use crate::job_command::{documented, jobs, run_forward, stay};
 use crate::output;
 use crate::watch::{Watchers, cancel_on_signals};
 
@@ -85,7 +85,7 @@ fn reverse(args: &ReverseArgs) -> anyhow::Result<u8> {
     let watchers = Watchers::of_job(args.watch.events.as_deref())?;
     let cancel = cancel_on_signals()?;
     let job = Job::start(&jobs, spec, args.key.as_deref(), sides)?;
-    run_job(
+    run_forward(
         job,
         stay(args.no_wait, false),
         (watchers, &cancel),

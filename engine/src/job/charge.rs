@@ -40,13 +40,17 @@ impl Job {
     pub(super) fn overtaken(&self, step: &Step<'_>) -> Result<Option<u64>> {
         let begun = self.journal.begun().epoch;
         let own = self.history().epoch().map_or(begun, |(epoch, _)| epoch);
-        let theirs = self
-            .sides
-            .source
-            .fence(step)?
-            .map_or(0, |found| found.epoch);
-        let now = self.fence.number().max(theirs);
-        Ok((now > own).then_some(now))
+        let theirs = self.sides.source.fence(step)?;
+        // A number that is noted here and did not arrive there may be somebody else's by now.
+        let noted = self.history().epoch().map(|(_, authority)| authority);
+        let is_other = theirs.as_ref().is_some_and(|found| {
+            found.epoch == own && noted.is_some_and(|noted| noted != found.side.as_deref())
+        });
+        let now = self
+            .fence
+            .number()
+            .max(theirs.map_or(0, |found| found.epoch));
+        Ok((now > own || is_other).then_some(now))
     }
 
     /// Begins an epoch: noted here first, so that after a crash the same one is begun again.

@@ -108,17 +108,6 @@ impl Job {
         for moved in move_all(&spec, &legs, &watch, run.cancel)? {
             self.journal.note(Fact::Final { moved })?;
         }
-        for disk in &spec.disks {
-            let identity = host.prove_quiet(disk, &step)?;
-            if self.history().quiet(&disk.id) != Some(identity.as_str()) {
-                let message = format!(
-                    "disk `{}` was changed after its machine was stopped: somebody else writes \
-                     to it",
-                    disk.id
-                );
-                return Err(Error::new(ErrorKind::Refused, message));
-            }
-        }
         Ok(Went::On(Outcome::Done, None))
     }
 
@@ -131,15 +120,26 @@ impl Job {
         }
         let spec = self.spec();
         if let Err(second) = self.give_back(&spec, run) {
-            run.observer.event(&Event::Warning {
-                message: format!("the source is not started again: {}", second.chain()),
-            });
-            return Err(error);
+            if second.kind() == ErrorKind::Cancelled {
+                return Err(second);
+            }
+            let message = format!(
+                "the source is not started again: {}; it was to be because of this: {}",
+                second.chain(),
+                error.chain()
+            );
+            return Err(Error::new(second.kind(), message));
         }
         let message = format!("{}; the source is in charge again", error.chain());
         // Each try stops the machine: somebody has to want that.
         let fact = failed(run.observer, (error.kind(), false), message);
         Ok(Went::On(Outcome::GivenBack, Some(fact)))
+    }
+
+    /// Gives the source back where that failed half way.
+    pub(super) fn go_on_giving_back(&mut self, run: &Run<'_>) -> Result<Went> {
+        let message = "what went before failed, and so did starting the source again";
+        self.restart_source(Error::new(ErrorKind::Refused, message), run)
     }
 
     /// The last look before COMMIT: the record that follows is COMMIT for all disks.
@@ -169,7 +169,20 @@ impl Job {
             let message = "another job has taken the pair over";
             return Err(Error::new(ErrorKind::Refused, message));
         }
-        self.refuse_changed_source(&spec, run)?;
+        // That of the copy as well. A file that was touched costs no more than to begin again: to
+        // read all of it here would cost the downtime.
+        let host = self.sides.source.clone();
+        for disk in &spec.disks {
+            let identity = host.prove_quiet(disk, &step)?;
+            if self.history().quiet(&disk.id) != Some(identity.as_str()) {
+                let message = format!(
+                    "disk `{}` was changed after its machine was stopped: somebody else writes \
+                     to it",
+                    disk.id
+                );
+                return Err(Error::new(ErrorKind::Refused, message));
+            }
+        }
         Ok(Went::On(Outcome::Done, None))
     }
 
@@ -254,12 +267,16 @@ impl Job {
             return Err(Error::new(ErrorKind::Refused, message));
         }
         if self.sides.source.machine().power(&step)? == Power::On {
-            let message = "somebody started the source's machine: stop it, and resume, or undo";
+            let message = "somebody started the source's machine, and the target does not have \
+                           what it writes: undo, or stop it, and resume where it wrote nothing";
             return Err(Error::new(ErrorKind::Refused, message));
         }
+        // Days may lie between, and somebody may have looked at a disk by more than looking; or he
+        // ran the source meanwhile, as the target did not start.
         if !is_begun {
-            // Days may lie between, and somebody may have looked at a disk by more than looking.
             self.refuse_changed_target(&spec, run)?;
+        }
+        if self.history().target_started().is_none() {
             self.refuse_changed_source(&spec, run)?;
         }
         let epoch = self.begin_epoch(Some(side), &step)?;
@@ -285,7 +302,7 @@ impl Job {
     pub(super) fn wants_deadline(&self) -> bool {
         let policy = &self.history().spec().policy;
         let has_policy = policy.commit_after.is_some() || policy.undo_after.is_some();
-        has_policy && self.history().deadline().is_none()
+        has_policy && !self.history().has_deadline()
     }
 
     pub(super) fn pend(&mut self, run: &Run<'_>) -> Result<Went> {

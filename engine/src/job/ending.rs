@@ -4,10 +4,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::cutover::is_new;
+use super::history::STOP_TARGET;
 use super::journal::Fact;
 use super::phase::Outcome;
 use super::run::{Job, Run, Went, failed, left_ms};
 use super::spec::{DiskSpec, JobSpec};
+use super::unchanged::Look;
 use crate::error::{Error, ErrorKind, Remedy, Result};
 use crate::event::Event;
 use crate::machine::{Machine, Power, await_power};
@@ -19,53 +21,86 @@ impl Job {
     pub(super) fn release(&mut self, run: &Run<'_>) -> Result<Went> {
         let spec = self.spec();
         let step = run.step(&spec.name, "delete-source");
-        if let Err(error) = self.refuse_unacceptable(&spec, &step) {
-            // As long as nothing was let go of an undo is as good as before.
-            let has_begun = spec.disks.iter().any(|disk| {
-                let items = [accepted_item(&disk.id), look_item(&disk.id)];
-                items.iter().any(|item| self.history().is_item_done(item))
-            });
-            if has_begun || error.is_transient() || error.kind() == ErrorKind::Cancelled {
+        let has_begun = |disk: &DiskSpec| self.history().is_item_done(&accepted_item(&disk.id));
+        // As long as nothing was let go of an undo is as good as before.
+        if !spec.disks.iter().any(has_begun)
+            && let Err(error) = self.refuse_unacceptable(&spec, &step)
+        {
+            if error.kind() == ErrorKind::Cancelled {
                 return Err(error);
             }
             let fact = failed(run.observer, (error.kind(), false), error.chain());
             return Ok(Went::On(Outcome::TakenBack, Some(fact)));
         }
-        self.thaw_all(&spec, run)?;
-        let spared = self.why_spared(&spec, run)?;
         for disk in &spec.disks {
             self.once(accepted_item(&disk.id), |job| accept(disk, &job.directory))?;
         }
+        let leaves = self.history().leaves_the_rest();
+        self.let_go(
+            &|error| leaves || error.kind() != ErrorKind::PeerGone,
+            &spec,
+            run,
+        )?;
+        let spared = self.why_spared(&spec, leaves, run)?;
         if !spec.policy.delete_source_disks {
             self.keep_base_maps(&spec, run);
         }
-        self.delete_source(&spec, spared.as_deref(), run)?;
+        self.delete_source(&spec, (spared.as_deref(), leaves), run)?;
         self.drop_maps(&spec, run);
         self.disown(&spec)?;
         Ok(Went::On(Outcome::Done, None))
     }
 
-    fn delete_source(&mut self, spec: &JobSpec, spared: Option<&str>, run: &Run<'_>) -> Result<()> {
+    fn delete_source(
+        &mut self,
+        spec: &JobSpec,
+        (spared, leaves): (Option<&str>, bool),
+        run: &Run<'_>,
+    ) -> Result<()> {
         let step = run.step(&spec.name, "delete-source");
         let host = self.sides.source.clone();
-        let unless_spared = |delete: &dyn Fn() -> Result<()>| match spared {
+        let unless_spared = |why: Option<String>, delete: &dyn Fn() -> Result<()>| match spared
+            .map(str::to_owned)
+            .or(why)
+        {
             Some(why) => Ok(format!("not deleted: {why}")),
-            None => deleted(delete()),
+            None => deleted(delete(), leaves),
         };
         if spec.policy.delete_source_machine {
-            self.once(DELETE_SOURCE.to_owned(), |_| {
-                unless_spared(&|| host.machine().delete(&step))
+            self.once(DELETE_SOURCE.to_owned(), |job| {
+                let mut disks = spec.disks.iter();
+                let why = disks.find_map(|disk| job.changed_since_looked_at(disk, &step));
+                unless_spared(why, &|| host.machine().delete(&step))
             })?;
         }
         if spec.policy.delete_source_disks {
             let is_gone = self.has_deleted_source();
             for disk in &spec.disks {
-                self.once(format!("delete-disk:{}", disk.id), |_| {
-                    unless_spared(&|| host.delete_disk(disk, is_gone, &step))
+                self.once(format!("delete-disk:{}", disk.id), |job| {
+                    // Nobody starts what is deleted.
+                    let looks = (!is_gone).then(|| job.changed_since_looked_at(disk, &step));
+                    unless_spared(looks.flatten(), &|| host.delete_disk(disk, is_gone, &step))
                 })?;
             }
         }
         Ok(())
+    }
+
+    /// Days may lie between the look and the deletion, where that failed at first. A disk that
+    /// cannot be found may be one that was deleted, and the note of it lost.
+    fn changed_since_looked_at(&self, disk: &DiskSpec, step: &Step<'_>) -> Option<String> {
+        let was = self.history().quiet(&disk.id)?;
+        match self.sides.source.prove_quiet(disk, step) {
+            Ok(identity) if identity == was => None,
+            Ok(_) => Some(format!(
+                "disk `{}` was changed since it was looked at",
+                disk.id
+            )),
+            Err(error) if matches!(error.kind(), ErrorKind::InUse | ErrorKind::Refused) => {
+                Some(format!("disk `{}`: {}", disk.id, error.chain()))
+            }
+            Err(_) => None,
+        }
     }
 
     /// Refuses a commit that has no good end: looked at before anything is let go of.
@@ -102,7 +137,12 @@ impl Job {
 
     /// Looks once, before anything of the source is deleted, whether its disks are what was copied:
     /// what nobody else has is nobody's to delete. Why the source stays, if it does.
-    fn why_spared(&mut self, spec: &JobSpec, run: &Run<'_>) -> Result<Option<String>> {
+    fn why_spared(
+        &mut self,
+        spec: &JobSpec,
+        leaves: bool,
+        run: &Run<'_>,
+    ) -> Result<Option<String>> {
         let policy = &spec.policy;
         if !policy.delete_source_machine && !policy.delete_source_disks {
             return Ok(None);
@@ -111,12 +151,14 @@ impl Job {
         for disk in &spec.disks {
             let item = look_item(&disk.id);
             self.once(item.clone(), |job| {
-                match job.is_source_changed(spec, disk, run) {
-                    Ok(false) => Ok(AS_COPIED.to_owned()),
-                    Ok(true) => Ok("was written to since it was copied".to_owned()),
+                match job.look_at_source(spec, disk, run) {
+                    Ok(Look::Same) => Ok(AS_COPIED.to_owned()),
+                    Ok(Look::Changed) => Ok("was written to since it was copied".to_owned()),
+                    Ok(Look::Unknown) => Ok(UNKNOWN.to_owned()),
                     // It can be asked again.
                     Err(error)
-                        if matches!(error.kind(), ErrorKind::Cancelled | ErrorKind::PeerGone) =>
+                        if error.kind() == ErrorKind::Cancelled
+                            || error.kind() == ErrorKind::PeerGone && !leaves =>
                     {
                         Err(error)
                     }
@@ -162,25 +204,31 @@ impl Job {
             if may_run {
                 // Each time: somebody may have started it since.
                 let said = stop(machine.as_ref(), &spec, &step)?;
-                self.once("stop:target".to_owned(), |_| Ok(said))?;
+                self.once(STOP_TARGET.to_owned(), |_| Ok(said))?;
             }
             self.give_back(&spec, run)?;
         }
         self.note_lost(&spec, run)?;
         self.restore_all(&spec, run)?;
-        self.let_go(is_overtaken, &spec, run)?;
+        let may_stay = |error: &Error| is_overtaken && error.kind() == ErrorKind::Refused;
+        self.let_go(&may_stay, &spec, run)?;
         self.drop_maps(&spec, run);
         self.disown(&spec)?;
         Ok(Went::On(Outcome::Done, None))
     }
 
-    /// Lets the snapshots go. Those of a machine that another job has now may be out of reach, and
-    /// are no reason for this one never to end.
-    fn let_go(&mut self, is_overtaken: bool, spec: &JobSpec, run: &Run<'_>) -> Result<()> {
+    /// Lets the snapshots go, but for those that `may_stay`: of a machine that
+    /// another job has now, or that is accepted. They are no reason for this one never to end.
+    fn let_go(
+        &mut self,
+        may_stay: &dyn Fn(&Error) -> bool,
+        spec: &JobSpec,
+        run: &Run<'_>,
+    ) -> Result<()> {
         let frozen = self.history().frozen();
         for pass in frozen {
             match self.thaw(spec, pass, run) {
-                Err(error) if is_overtaken && error.kind() == ErrorKind::Refused => {
+                Err(error) if error.kind() != ErrorKind::Cancelled && may_stay(&error) => {
                     run.observer.event(&Event::Warning {
                         message: format!(
                             "snapshots of pass {pass} may stay at the source: {}",
@@ -208,7 +256,8 @@ impl Job {
         if self.history().has_staged() {
             self.restore_all(&spec, run)?;
         }
-        self.let_go(is_overtaken, &spec, run)?;
+        let may_stay = |error: &Error| is_overtaken && error.kind() == ErrorKind::Refused;
+        self.let_go(&may_stay, &spec, run)?;
         self.drop_maps(&spec, run);
         self.disown(&spec)?;
         Ok(Went::On(Outcome::Done, None))
@@ -290,11 +339,14 @@ impl Job {
 }
 
 /// What is said of something that was to be deleted.
-fn deleted(done: Result<()>) -> Result<String> {
+fn deleted(done: Result<()>, leaves: bool) -> Result<String> {
     match done {
         Ok(()) => Ok(DELETED.to_owned()),
-        // It will not be another time either, and the target is accepted.
-        Err(error) if error.kind() == ErrorKind::Unsupported => {
+        // It will not be another time either, or need not be, and the target is accepted.
+        Err(error)
+            if error.kind() == ErrorKind::Unsupported
+                || leaves && error.kind() != ErrorKind::Cancelled =>
+        {
             Ok(format!("not deleted: {}", error.chain()))
         }
         Err(error) => Err(error),
@@ -306,6 +358,10 @@ fn accept(disk: &DiskSpec, owner: &Path) -> Result<String> {
     match standing.map(|standing| standing.word) {
         // Done, and a crash kept the note of it away.
         None | Some(Word::Done) => Ok("accepted".to_owned()),
+        // Looked at before the first of them was: since then somebody had a hand in it.
+        Some(word @ (Word::Aborted | Word::OldRestored)) => {
+            Ok(format!("not accepted: its state is {}", word.name()))
+        }
         Some(_) => accept_for((&disk.target, None), Some(owner)).map(|_| "accepted".to_owned()),
     }
 }
@@ -320,6 +376,11 @@ fn restore(
     let word = standing.map(|standing| standing.word);
     match word {
         Some(Word::Aborted | Word::OldRestored) => Ok(RESTORED.to_owned()),
+        None if !was_moved => Ok(RESTORED.to_owned()),
+        None if !disk.target.exists() => {
+            let message = "is not there, nor what is kept of it: is its file system mounted?";
+            Err(Error::new(ErrorKind::Refused, message).path(&disk.target))
+        }
         None if !was_applied => Ok(RESTORED.to_owned()),
         // Of a sync before this job.
         Some(Word::Done) if !was_moved => Ok(RESTORED.to_owned()),
@@ -382,6 +443,9 @@ fn refuse_running(machine: &dyn Machine, step: &Step<'_>) -> Result<()> {
     }
 }
 
+/// What is said of a disk of the source that somebody may have written to.
+pub(super) const UNKNOWN: &str =
+    "was touched since it was copied, and as nothing was hashed nobody can tell whether it changed";
 /// What is said of a disk of the source that nobody wrote to.
 const AS_COPIED: &str = "is what was copied";
 /// The item of deleting the source's machine.

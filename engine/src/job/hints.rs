@@ -10,6 +10,7 @@ use super::run::{Job, Run};
 use super::spec::{DiskSpec, FinalCopy, JobSpec};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
+use crate::event::Event;
 use crate::map::CarriedMap;
 use crate::operation::{Carried, Hinted};
 use crate::plan::Strategy;
@@ -174,7 +175,13 @@ impl Job {
             let kept = (self.sides.source).keep_map(disk, (&map, root), identity, &step);
             // Without one the base is read.
             if let Err(error) = kept {
-                tracing::info!(error = error.chain(), "no map is left with the base");
+                run.observer.event(&Event::Warning {
+                    message: format!(
+                        "disk `{}` of the source keeps no map, and a way back reads all of it: {}",
+                        disk.id,
+                        error.chain()
+                    ),
+                });
             }
         }
     }

@@ -158,13 +158,12 @@ impl<'a> History<'a> {
         })
     }
 
-    /// Whether there is a budget, and the downtime expected last is not within it, or is not known.
-    pub(crate) fn is_above_budget(self) -> bool {
+    /// Whether nobody has to be asked before the source is stopped: the downtime is foreseen, and
+    /// within the budget where there is one.
+    pub(crate) fn may_stop_by_itself(self) -> bool {
         let budget = self.spec().policy.downtime_budget;
-        budget.is_some_and(|budget| {
-            let within = |predicted| predicted <= budget.as_secs_f64();
-            !self.predicted().is_some_and(within)
-        })
+        let is_within = |predicted| budget.is_none_or(|budget| predicted <= budget.as_secs_f64());
+        self.predicted().is_some_and(is_within)
     }
 
     /// What a commit would delete or let go of, in words; empty once it is over.
@@ -274,6 +273,41 @@ impl<'a> History<'a> {
         })?
     }
 
+    /// Whether the machine stands still on both sides because of this job, or is about to: it ran,
+    /// was stopped, and neither side was started since.
+    pub(crate) fn is_off(self) -> bool {
+        let mut newest_first = self.facts().rev();
+        let is_off = newest_first.find_map(|(_, fact)| match fact {
+            Fact::Stopping { .. } => Some(true),
+            Fact::Item { item, .. } if item == STOP_TARGET => Some(true),
+            Fact::Started { .. } => Some(false),
+            _ => None,
+        });
+        self.was_on() && is_off == Some(true) && !self.position().phase.is_end()
+    }
+
+    /// Whether the source is in charge again, and was not seen to start.
+    pub(crate) fn is_giving_back(self) -> bool {
+        let side = self.spec().side_of_source();
+        let mut newest_first = self.facts().rev();
+        let is_begun = newest_first.find_map(|(_, fact)| match fact {
+            Fact::Epoch { authority, .. } => Some(authority.as_deref() == Some(side)),
+            Fact::Started { .. } | Fact::Stopping { .. } => Some(false),
+            _ => None,
+        });
+        self.has_stopped() && self.was_on() && is_begun == Some(true)
+    }
+
+    /// Whether what cannot be reached is to be left: a commit was asked for once more while it
+    /// stood.
+    pub(crate) fn leaves_the_rest(self) -> bool {
+        let newest_first = self.0.iter().rev();
+        let of_now = newest_first.take_while(|record| record.position.phase == Phase::Releasing);
+        let is_asked =
+            |record: &&Record| matches!(record.fact, Some(Fact::Asked { ask: Ask::Commit }));
+        of_now.filter(is_asked).count() > 1
+    }
+
     /// Whether the source was ever asked to stop.
     pub(crate) fn has_stopped(self) -> bool {
         self.facts()
@@ -354,12 +388,20 @@ impl<'a> History<'a> {
         })
     }
 
-    /// What is asked when nobody asks for anything before.
+    /// What is asked when nobody asks for anything before. Who asked for a commit that could not be
+    /// does not want the job to go back by itself.
     pub(crate) fn deadline(self) -> Option<(u64, Ask)> {
         self.facts().rev().find_map(|(_, fact)| match fact {
-            Fact::Deadline { at_ms, ask } => Some((*at_ms, *ask)),
+            Fact::Deadline { at_ms, ask } => Some(Some((*at_ms, *ask))),
+            Fact::Asked { ask: Ask::Commit } => Some(None),
             _ => None,
-        })
+        })?
+    }
+
+    /// Whether a deadline was ever set.
+    pub(crate) fn has_deadline(self) -> bool {
+        self.facts()
+            .any(|(_, fact)| matches!(fact, Fact::Deadline { .. }))
     }
 
     /// When the target's side was first put in charge: from then on its guest may have run, also
@@ -450,6 +492,9 @@ impl<'a> History<'a> {
         }
     }
 }
+
+/// The item of stopping the target for an undo.
+pub(super) const STOP_TARGET: &str = "stop:target";
 
 fn seconds_between(from_ms: u64, to_ms: u64) -> f64 {
     std::time::Duration::from_millis(to_ms.saturating_sub(from_ms)).as_secs_f64()

@@ -72,6 +72,11 @@ impl Job {
         let from = match (self.freeze(spec, 1, run), full_anyway(spec)) {
             // Nothing but a forecast is missed.
             (Err(error), Some(reason)) if error.kind() == ErrorKind::Unsupported => {
+                run.observer.event(&Event::Warning {
+                    message: "nothing can be read while the source runs, so for how long it will \
+                              stand still is not known; it is not stopped before that is asked for"
+                        .to_owned(),
+                });
                 let chosen = Fact::Chosen {
                     way: Way::Full,
                     reasons: vec![reason.to_owned()],
@@ -206,7 +211,7 @@ impl Job {
         }
         // Nobody asked, and no further pass is worth it.
         let is_by_itself = spec.policy.complete == Complete::WhenReady;
-        if is_by_itself && !is_early(&spec) && !self.history().is_above_budget() {
+        if is_by_itself && !is_early(&spec) && self.history().may_stop_by_itself() {
             let ask = Fact::Asked { ask: Ask::Complete };
             return Ok(Went::On(Outcome::Asked(Ask::Complete), Some(ask)));
         }
@@ -288,14 +293,6 @@ impl Job {
             source.release(disk, &snapshot_of(spec, &name)?, &step)?;
         }
         self.journal.note(Fact::Released { pass })
-    }
-
-    /// Lets all snapshots go.
-    pub(super) fn thaw_all(&mut self, spec: &JobSpec, run: &Run<'_>) -> Result<()> {
-        let frozen = self.history().frozen();
-        frozen
-            .into_iter()
-            .try_for_each(|pass| self.thaw(spec, pass, run))
     }
 
     /// Bytes that wait in logs to be written to the targets.

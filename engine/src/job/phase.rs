@@ -116,12 +116,6 @@ impl Phase {
         matches!(self, Self::Finished | Self::Undone | Self::Cancelled)
     }
 
-    /// Whether the machine stands still on both sides, for the job.
-    #[must_use]
-    pub fn is_off(self) -> bool {
-        self >= Self::StoppingSource && self <= Self::StartingTarget
-    }
-
     /// Whether the COMMIT of all disks is durable.
     #[must_use]
     pub fn is_committed(self) -> bool {
@@ -342,7 +336,12 @@ impl Position {
                 can.then(|| Self::at(P::Undoing))
             }
             Ask::Commit => {
-                let can = self.phase == P::CommitPending && !self.is_suspended;
+                // Once more: what cannot be reached is left.
+                let can = match self.phase {
+                    P::CommitPending => !self.is_suspended,
+                    P::Releasing => self.is_suspended,
+                    _ => false,
+                };
                 can.then(|| Self::at(P::Releasing))
             }
             Ask::Complete | Ask::Hold if self.is_suspended => None,

@@ -68,21 +68,21 @@ pub fn plan(
         }
     }
     let holds = findings.iter().all(|finding| finding.holds);
+    let is_unseen = holds && is_full && disks.is_empty();
     let has = |strategy| {
-        let is_chosen = holds && is_full && disks.is_empty() && strategy == "full";
-        is_chosen || disks.iter().any(|plan| plan.strategy == Some(strategy))
+        is_unseen && strategy == "full" || disks.iter().any(|plan| plan.strategy == Some(strategy))
     };
     Ok(JobPlan {
         schema: "failback.job_plan/1",
         name: spec.name.clone(),
         strategy: ["delta", "full"].into_iter().find(|it| has(it)),
         findings,
-        warnings: warnings(spec),
+        warnings: warnings(spec, is_unseen),
         disks,
     })
 }
 
-fn warnings(spec: &JobSpec) -> Vec<String> {
+fn warnings(spec: &JobSpec, is_unseen: bool) -> Vec<String> {
     let can_go_back = spec.reversed().is_ok();
     let is_described = spec.target.machine.is_some();
     let is_frozen = spec.target.snapshots.is_some();
@@ -105,7 +105,12 @@ fn warnings(spec: &JobSpec) -> Vec<String> {
             disk.id
         )
     });
-    warning.into_iter().chain(logged).collect()
+    let unseen = is_unseen.then(|| {
+        "nothing can be read while the source runs: everything is copied after the stop, and for \
+         how long it will stand still is not known"
+            .to_owned()
+    });
+    warning.into_iter().chain(logged).chain(unseen).collect()
 }
 
 fn plan_disk(

@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result, one_line};
 use crate::machine::{Machine, Power};
 use crate::operation::{self, ImageInfo};
 use crate::plan::Strategy;
-use crate::state::refuse_owned;
+use crate::state::{refuse_owned, state_directory};
 use crate::step::Step;
 use crate::system;
 
@@ -85,8 +85,9 @@ pub(super) fn examine(
         let target = target_of(disk)?;
         let (is_free, said) = standing_of(disk, owner)?;
         found.push(finding("target_free", &disk.id, is_free, said));
+        let (may_write, said) = writable(disk)?;
+        found.push(finding("target_writable", &disk.id, may_write, said));
         let of_disk = [
-            writable(disk),
             size(source.as_ref(), target.as_ref()),
             space(spec, disk, (source.as_ref(), target.as_ref())),
         ];
@@ -381,19 +382,19 @@ fn identity(wanted: &str, target: Option<&ImageInfo>) -> (bool, String) {
     }
 }
 
-/// Whether the target's state can be kept beside it, and the target itself be written.
-fn writable(disk: &DiskSpec) -> Option<Rule> {
-    let target = &disk.target;
-    let parent = target.parent().filter(|dir| !dir.as_os_str().is_empty());
-    let directory = parent.unwrap_or(Path::new("."));
-    let mut there = [directory, target].into_iter().filter(|path| path.exists());
-    let denied = there.find(|path| !system::may_write(path));
-    Some(match denied {
-        None => ("target_writable", true, "it may be written to".to_owned()),
-        Some(path) => {
-            let said = format!("this user may not write to {}", path.display());
-            ("target_writable", false, said)
-        }
+/// Whether the target's state can be kept where it belongs, and the target itself be written.
+fn writable(disk: &DiskSpec) -> Result<(bool, String)> {
+    let state = state_directory(&disk.target, None)?;
+    // What is missing of it is made.
+    let place = state.ancestors().find(|path| path.exists());
+    let target = Some(disk.target.as_path()).filter(|path| path.exists());
+    let mut there = [place, target].into_iter().flatten();
+    Ok(match there.find(|path| !system::may_write(path)) {
+        None => (true, "it may be written to".to_owned()),
+        Some(path) => (
+            false,
+            format!("this user may not write to {}", path.display()),
+        ),
     })
 }
 

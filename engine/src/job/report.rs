@@ -33,6 +33,8 @@ pub struct JobReport {
     pub error: Option<JobFailure>,
     /// It stands before the start of the target, as it was told to, until it is completed.
     pub held: bool,
+    /// Its machine stands still on both sides because of it.
+    pub off: bool,
     /// What can be asked of it now; `hold` is `complete --hold`.
     pub allowed: Vec<&'static str>,
     /// Epoch of the pair that the job made last, or began with.
@@ -199,6 +201,7 @@ impl JobReport {
             worked_on: None,
             error: history.failure().and_then(failure),
             held: history.is_held(),
+            off: history.is_off(),
             allowed: (history.allowed().into_iter())
                 .map(super::Ask::name)
                 .collect(),

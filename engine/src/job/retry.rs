@@ -56,17 +56,19 @@ pub(crate) fn is_wanted(history: History<'_>, stay: Stay) -> bool {
 
 /// Whether the source is stopped for the job, or is being stopped, and the target was not started.
 fn is_off(history: History<'_>) -> bool {
-    history.position().phase.is_off() && history.stopping().is_some()
+    history.is_off()
 }
 
 pub(crate) fn next(history: History<'_>) -> Option<Next> {
     if let Some((at_ms, _)) = history.retry() {
         return Some(Next::At(at_ms));
     }
+    // Nothing is worth more tries than starting what nobody runs.
+    let is_worth_it = history.is_giving_back() && history.is_off();
     match history.failure()? {
-        Fact::Failed {
-            is_transient: true, ..
-        } => Some(Next::Attempt(history.retries() + 1)),
+        Fact::Failed { is_transient, .. } if *is_transient || is_worth_it => {
+            Some(Next::Attempt(history.retries() + 1))
+        }
         _ => None,
     }
 }

@@ -255,6 +255,7 @@ impl Job {
     pub fn run(&mut self, stay: Stay, observer: &dyn Observer, cancel: &CancelToken) -> Result<()> {
         let recording = Recording::open(&self.directory, observer);
         let observer: &dyn Observer = &recording;
+        self.keep_targets(observer);
         let mut told = None;
         loop {
             self.hear_asks(observer)?;
@@ -309,6 +310,30 @@ impl Job {
                 Err(error) if error.kind() == ErrorKind::Cancelled && stop.is_cancelled() => {}
                 Err(error) => self.suspend(&error, observer)?,
             }
+        }
+    }
+
+    /// Sees to it that the targets are known to be this job's: one that an older build began, or
+    /// whose directory was moved, has not said so.
+    fn keep_targets(&self, observer: &dyn Observer) {
+        let phase = self.position().phase;
+        if phase <= Phase::Preflight || phase.is_end() {
+            return;
+        }
+        let owner = self.owner();
+        let targets = self.history().spec().disks.iter().map(|disk| &disk.target);
+        let kept = owner.open(&self.folder).and_then(|()| {
+            targets
+                .into_iter()
+                .try_for_each(|target| owner.keep(target))
+        });
+        if let Err(error) = kept {
+            observer.event(&Event::Warning {
+                message: format!(
+                    "nobody is kept from changing a target by hand: {}",
+                    error.chain()
+                ),
+            });
         }
     }
 
@@ -429,6 +454,13 @@ impl Job {
     }
 
     fn step(&mut self, phase: Phase, run: &Run<'_>) -> Result<Went> {
+        let is_stopped = matches!(
+            phase,
+            Phase::FinalDelta | Phase::FullDownload | Phase::Sealing
+        );
+        if is_stopped && self.history().is_giving_back() {
+            return self.go_on_giving_back(run);
+        }
         match phase {
             Phase::Created => Ok(Went::On(Outcome::Done, None)),
             Phase::Preflight => self.preflight(run),
@@ -525,6 +557,7 @@ fn refuse_unfinished(journal: &JobJournal, spec: &JobSpec) -> Result<()> {
 /// Removes what a job left that never began; what else is there stays.
 fn forget_begun(directory: &std::path::Path) {
     forget_pairs(directory, None);
+    Owner::forget(directory);
     for name in ["job.new", "lock"] {
         drop(std::fs::remove_file(directory.join(name)));
     }

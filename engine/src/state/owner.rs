@@ -54,7 +54,28 @@ impl Owner {
     /// `Io`.
     pub(crate) fn close(&self, folder: &dyn Folder) -> Result<()> {
         let failed = |e| Error::io(e, "remove marker").path(&self.directory);
-        folder.remove(OPEN.name).map_err(failed)
+        folder.remove(OPEN.name).map_err(failed)?;
+        // Before the job's last record: else a power cut could bring it back after that.
+        folder.sync().map_err(failed)
+    }
+
+    /// Removes what a job that never began has said.
+    pub(crate) fn forget(directory: &Path) {
+        for name in [OPEN.name, OPEN.new] {
+            drop(fs::remove_file(directory.join(name)));
+        }
+    }
+
+    /// Takes a target that this job has had before; one whose state is not there, as where a file
+    /// system is not mounted, stays as it is.
+    ///
+    /// # Errors
+    /// As [`Owner::take`].
+    pub(crate) fn keep(&self, target: &Path) -> Result<()> {
+        match state_directory(target, None)?.exists() {
+            true => self.take(target),
+            false => Ok(()),
+        }
     }
 
     /// Takes a target.
@@ -70,7 +91,8 @@ impl Owner {
         let place = state_directory(target, None)?;
         let folder = HostFolder::lock(&place)?;
         refuse_owned(target, Some(&self.directory))?;
-        match read(&place)?.is_some_and(|found| found.token == self.token) {
+        // One that rotted, or names where the job's directory was before, is written anew.
+        match read(&place).is_ok_and(|found| found.as_ref() == Some(self)) {
             true => Ok(()),
             false => signed::put(&folder, NAMES, self, Barriers::new()),
         }
@@ -114,7 +136,12 @@ fn owner_of(target: &Path) -> Result<Option<Owner>> {
 /// # Errors
 /// `Refused`; `Damaged`, `Io`.
 pub(crate) fn refuse_owned(target: &Path, owner: Option<&Path>) -> Result<()> {
-    match owner_of(target)? {
+    let owner_found = match (owner_of(target), owner) {
+        // A job that has the target does not lose it to rot.
+        (Err(error), Some(_)) if error.kind() == ErrorKind::Damaged => return Ok(()),
+        (found, _) => found?,
+    };
+    match owner_found {
         Some(found) if !owner.is_some_and(|own| is_same(own, &found.directory)) => {
             Err(owned(target, &found))
         }
@@ -135,7 +162,10 @@ fn owned(target: &Path, owner: &Owner) -> Error {
 
 fn read(place: &Path) -> Result<Option<Owner>> {
     match fs::File::open(place.join(NAMES.name)) {
-        Ok(file) => signed::parse(&file).map(Some).map_err(|e| e.path(place)),
+        // Once no job has the target it can be removed.
+        Ok(file) => signed::parse(&file)
+            .map(Some)
+            .map_err(|e| e.path(&place.join(NAMES.name))),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Error::io(e, "read marker").path(place)),
     }

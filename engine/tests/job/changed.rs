@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use failback_engine::endpoint::Endpoint;
 use failback_engine::hook::Hook;
-use failback_engine::job::{Ask, Complete, Job, JobReport, Jobs, LocalHost, Phase, Sides, plan};
+use failback_engine::job::{
+    Ask, Complete, Job, JobReport, Jobs, LocalHost, Phase, Sides, ask_another, look, plan,
+};
 use failback_engine::machine::{Behaviour, Call, Machine, Power};
 use failback_engine::operation::{SyncRequest, accept, recover, roll_back, sync};
 use failback_engine::plan::Strategy;
@@ -26,8 +28,8 @@ fn said(report: &JobReport) -> String {
     error.map_or_else(String::new, |error| error.message.clone())
 }
 
-/// Somebody writes to the source once it was copied, and it is given back.
-fn complete_with_a_late_write(scene: &Scene, job: &mut Job) {
+/// Somebody will write to the source once it was copied.
+fn write_late(scene: &Scene, job: &mut Job) {
     let path = scene.source_of("os");
     let has_written = AtomicBool::new(false);
     job.on_record(Arc::new(move |record| {
@@ -36,6 +38,11 @@ fn complete_with_a_late_write(scene: &Scene, job: &mut Job) {
             overwrite(&path, 0, b"a late write");
         }
     }));
+}
+
+/// Somebody writes to the source once it was copied, and it is given back.
+fn complete_with_a_late_write(scene: &Scene, job: &mut Job) {
+    write_late(scene, job);
     ask(job, Ask::Complete);
     let report = job.report();
     assert_eq!((report.phase, report.suspended), ("waiting", true));
@@ -501,4 +508,190 @@ fn a_commit_that_cannot_be_leaves_the_undo() {
         assert_ne!(scene.target_bytes(), scene.old_target());
         assert_eq!(scene.source.real_power(), Power::On);
     }
+}
+
+// Goal: G3 also where the target did not start at once: a source that ran and wrote meanwhile is
+// found when the start is tried again. Method: a start that fails, a source that is started by
+// hand, writes and is stopped.
+#[test]
+fn a_source_that_ran_before_the_start_was_tried_again_is_found() {
+    let scene = Scene::new(&["os"]);
+    let mut job = scene.start();
+    run(&mut job);
+    let fails = [Behaviour::Fails(ErrorKind::Io)];
+    scene.target.next(Call::Start, fails);
+    ask(&mut job, Ask::Complete);
+    assert_eq!(job.report().phase, "starting_target");
+    scene.source.set_power(Power::On);
+    scene.guest_writes("os", 5, 0x55);
+    scene.source.set_power(Power::Off);
+
+    ask(&mut job, Ask::Resume);
+
+    let report = job.report();
+    assert_eq!((report.phase, report.suspended), ("starting_target", true));
+    assert!(said(&report).contains("was written to"), "{report:?}");
+    assert_eq!(scene.target.real_power(), Power::Off);
+    ask(&mut job, Ask::Undo);
+    assert_eq!(scene.source.real_power(), Power::On);
+}
+
+// Goal: a source that could not be given back at once is not copied from as if it had not been: a
+// resume starts it. The job says that both sides are off, also while it is cancelled. Method: a
+// late write, and starts of the source that fail.
+#[test]
+fn giving_back_is_gone_on_with() {
+    for cancels in [false, true] {
+        let scene = Scene::new(&["os"]);
+        let mut job = scene.start();
+        run(&mut job);
+        let fails = [
+            Behaviour::Fails(ErrorKind::Io),
+            Behaviour::Fails(ErrorKind::Io),
+        ];
+        scene.source.next(Call::Start, fails);
+        write_late(&scene, &mut job);
+        ask(&mut job, Ask::Complete);
+        let report = job.report();
+        assert_eq!((report.phase, report.suspended), ("sealing", true));
+        assert!(said(&report).contains("is not started again"), "{report:?}");
+        assert!(report.off && scene.source.real_power() == Power::Off);
+        let (next, stands) = match cancels {
+            true => (Ask::Cancel, "cancelling"),
+            false => (Ask::Resume, "sealing"),
+        };
+        ask(&mut job, next);
+        let report = job.report();
+        assert_eq!((report.phase, report.off), (stands, true), "{report:?}");
+        ask(&mut job, Ask::Resume);
+        let report = job.report();
+        assert_eq!(scene.source.real_power(), Power::On, "{report:?}");
+        assert!(!report.off);
+        assert_eq!(report.phase, if cancels { "cancelled" } else { "waiting" });
+        assert_eq!(scene.target_bytes(), scene.old_target());
+    }
+}
+
+// Goal: a commit comes to an end although something of the source cannot be reached any more: asked
+// once more it leaves that, and says so. A disk that is written to between a deletion that failed
+// and the next try is not deleted. Method: a hook that fails always, and one that fails once.
+#[test]
+fn a_commit_ends_although_a_deletion_fails() {
+    for is_written in [false, true] {
+        let scene = Scene::new(&["os"]);
+        let mut spec = scene.spec();
+        spec.policy.delete_source_disks = true;
+        let flag = scene.dir.path().join("may");
+        let script = format!("[ -e {} ] && rm -f $FAILBACK_IMAGE", flag.display());
+        let machine: Arc<dyn Machine> = Arc::new(scene.source.clone());
+        let host = LocalHost::new(machine, Some(Arc::new(Copies)));
+        let sides = Sides {
+            source: Arc::new(host.deleting_by(Hook::new(["sh", "-c", &script]))),
+            ..scene.sides()
+        };
+        let mut job = Job::start(&scene.jobs(), spec, None, sides).unwrap();
+        bring_home(&mut job);
+        ask(&mut job, Ask::Commit);
+        let report = job.report();
+        assert_eq!((report.phase, report.suspended), ("releasing", true));
+        assert_eq!(report.allowed, ["commit", "resume"]);
+        if is_written {
+            overwrite(&scene.source_of("os"), 0, b"somebody");
+            fs::write(&flag, "").unwrap();
+            ask(&mut job, Ask::Resume);
+        } else {
+            ask(&mut job, Ask::Commit);
+        }
+        let report = job.report();
+        assert_eq!((report.phase, report.suspended), ("finished", false));
+        assert!(scene.source_of("os").exists());
+        assert!(report.to_html(&[]).contains("not deleted: "));
+    }
+}
+
+// Goal: who asks for a commit that cannot be is told, and not undone instead. Method: a deadline for
+// an undo, a source that runs.
+#[test]
+fn a_refused_commit_does_not_become_an_undo() {
+    let scene = Scene::new(&["os"]);
+    let mut spec = scene.spec();
+    spec.policy.undo_after = Some(Duration::from_secs(2));
+    let mut job = Job::start(&scene.jobs(), spec, None, scene.sides()).unwrap();
+    run(&mut job);
+    let source = scene.source.clone();
+    job.on_record(Arc::new(move |record| {
+        if record.position.phase == Phase::CommitPending {
+            source.set_power(Power::On);
+        }
+    }));
+    job.ask(Ask::Complete).unwrap();
+    let jobs = scene.jobs();
+    std::thread::scope(|scope| {
+        let runs = scope.spawn(|| run(&mut job));
+        while JobReport::of(&look(&jobs, "web").unwrap()).phase != "commit_pending" {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        drop(ask_another(&jobs, "web", Ask::Commit, &CancelToken::new()));
+        runs.join().unwrap();
+    });
+    std::thread::sleep(Duration::from_millis(2100));
+    run(&mut job);
+    let report = job.report();
+    assert_eq!((report.phase, report.suspended), ("commit_pending", true));
+    assert!(report.deadline.is_none());
+}
+
+// Goal: a job that an older build began, or whose directory was moved, protects its targets once it
+// is taken up. Method: both markers removed.
+#[test]
+fn a_job_without_markers_gets_them() {
+    let scene = Scene::new(&["os"]);
+    let mut job = scene.start();
+    run(&mut job);
+    drop(job);
+    let directory = scene.jobs().directory("web").unwrap();
+    fs::remove_file(directory.join("open")).unwrap();
+    for state in fs::read_dir(scene.dir.path().join(".failback")).unwrap() {
+        drop(fs::remove_file(state.unwrap().path().join("owner")));
+    }
+    let mut job = Job::open(&scene.jobs(), "web", scene.sides()).unwrap();
+    run(&mut job);
+    for (what, kind) in by_hand(&scene) {
+        assert_eq!(kind, ErrorKind::Refused, "{what}");
+    }
+}
+
+// Goal: a target that is not mounted is no target that was brought back. Method: it and its state
+// are elsewhere while the job is undone, then back.
+#[test]
+fn an_undo_waits_for_targets_that_are_not_there() {
+    let scene = Scene::new(&["os"]);
+    let mut job = scene.start();
+    bring_home(&mut job);
+    let there = [scene.target_of("os"), scene.dir.path().join(".failback")];
+    let away = there.clone().map(|path| path.with_extension("away"));
+    for (from, to) in there.iter().zip(&away) {
+        fs::rename(from, to).unwrap();
+    }
+    ask(&mut job, Ask::Undo);
+    let report = job.report();
+    assert_eq!((report.phase, report.suspended), ("undoing", true));
+    assert_eq!(scene.source.real_power(), Power::On);
+    for (from, to) in away.iter().zip(&there) {
+        fs::rename(from, to).unwrap();
+    }
+    ask(&mut job, Ask::Resume);
+    assert_eq!(job.position().phase, Phase::Undone, "{:?}", job.report());
+    assert_eq!(scene.target_bytes(), scene.old_target());
+}
+
+// Goal: a start that fails leaves nothing. Method: a definition that no entry of a journal can hold.
+#[test]
+fn a_job_that_cannot_begin_leaves_nothing() {
+    let scene = Scene::new(&["os"]);
+    let mut spec = scene.spec();
+    spec.policy.export_on_undo = Some(PathBuf::from(format!("/{}", "a/".repeat(40_000))));
+    let refused = Job::start(&scene.jobs(), spec, None, scene.sides());
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Usage);
+    assert!(!scene.jobs().directory("web").unwrap().exists());
 }
