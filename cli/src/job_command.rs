@@ -99,8 +99,8 @@ fn start(args: &StartArgs) -> anyhow::Result<u8> {
     run_forward(job, stay, (watchers, &cancel), args.watch.json)
 }
 
-/// Runs a job that is to come to its end; one that is given up meanwhile, by somebody else or by its
-/// deadline, is not what was asked for.
+/// Runs a job that is to come to its end; one that is given up meanwhile, by somebody else or by
+/// its deadline, is not what was asked for.
 pub(crate) fn run_forward(
     job: Job,
     stay: Stay,

@@ -53,10 +53,8 @@ impl Owner {
     /// # Errors
     /// `Io`.
     pub(crate) fn close(&self, folder: &dyn Folder) -> Result<()> {
-        let failed = |e| Error::io(e, "remove marker").path(&self.directory);
-        folder.remove(OPEN.name).map_err(failed)?;
-        // Before the job's last record: else a power cut could bring it back after that.
-        folder.sync().map_err(failed)
+        // Durable before the job's last record: else a power cut could bring it back after that.
+        signed::remove(folder, OPEN, Barriers::new()).map_err(|e| e.path(&self.directory))
     }
 
     /// Removes what a job that never began has said.

@@ -80,6 +80,18 @@ pub(super) fn put<T: Serialize>(
         .map_err(failed)
 }
 
+/// Removes such a file, durably.
+///
+/// # Errors
+/// `Io`.
+pub(super) fn remove(place: &dyn Folder, names: Names, barriers: Barriers) -> Result<()> {
+    let failed = |e| Error::io(e, "remove marker");
+    place.remove(names.name).map_err(failed)?;
+    barriers
+        .pass(Barrier::MarkerName, || place.sync())
+        .map_err(failed)
+}
+
 fn sum_of(line: &str) -> String {
     format!("{:016x}", xxh3_64(line.as_bytes()))
 }

@@ -609,8 +609,8 @@ fn a_commit_ends_although_a_deletion_fails() {
     }
 }
 
-// Goal: who asks for a commit that cannot be is told, and not undone instead. Method: a deadline for
-// an undo, a source that runs.
+// Goal: who asks for a commit that cannot be is told, and not undone instead. Method: a deadline
+// for an undo, a source that runs.
 #[test]
 fn a_refused_commit_does_not_become_an_undo() {
     let scene = Scene::new(&["os"]);
@@ -685,7 +685,7 @@ fn an_undo_waits_for_targets_that_are_not_there() {
     assert_eq!(scene.target_bytes(), scene.old_target());
 }
 
-// Goal: a start that fails leaves nothing. Method: a definition that no entry of a journal can hold.
+// Goal: a start that fails leaves nothing. Method: a definition that no journal's entry can hold.
 #[test]
 fn a_job_that_cannot_begin_leaves_nothing() {
     let scene = Scene::new(&["os"]);
