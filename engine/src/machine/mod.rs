@@ -8,9 +8,9 @@
 
 mod fake;
 mod hooks;
-#[cfg(unix)]
+#[cfg(all(unix, feature = "qmp"))]
 mod monitor;
-#[cfg(not(unix))]
+#[cfg(not(all(unix, feature = "qmp")))]
 #[path = "monitor_absent.rs"]
 mod monitor;
 mod qmp;

@@ -1,4 +1,4 @@
-//! Where there are no Unix sockets, no monitor can be reached.
+//! Where there are no Unix sockets, or the crate was built without `qmp`, no monitor can be reached.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ pub(super) enum Monitor {}
 
 impl Monitor {
     pub(super) fn connect(socket: &Path) -> Result<Option<Self>> {
-        let message = "QMP over a Unix socket is not supported on this system";
+        let message = "QMP over a Unix socket is not supported on this system, or by this build";
         Err(Error::new(ErrorKind::Unsupported, message).path(socket))
     }
 

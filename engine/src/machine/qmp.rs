@@ -32,7 +32,10 @@ pub struct QmpMachine {
 
 /// What a machine with a monitor does.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(not(unix), allow(dead_code, reason = "no monitor can be reached"))]
+#[cfg_attr(
+    not(all(unix, feature = "qmp")),
+    allow(dead_code, reason = "no monitor is there to tell")
+)]
 pub(super) enum Status {
     Running,
     /// Stands still, and goes on when it is told to.
