@@ -1,4 +1,4 @@
-//! Where there are no Unix sockets, or the crate was built without `qmp`, no monitor can be reached.
+//! Without Unix sockets, or without the feature `qmp`, no monitor can be reached.
 
 use std::path::Path;
 
