@@ -136,18 +136,11 @@ fn ask(args: &AskArgs, ask: Ask, stay: Stay) -> anyhow::Result<u8> {
     }
     let watched = (Watchers::of_job(args.watch.events.as_deref())?, &cancel);
     match ask {
-        Ask::Cancel | Ask::Undo => run_job(job, stay, watched, args.watch.json),
+        Ask::Cancel | Ask::Undo => {
+            run_to_rest(job, stay, watched, args.watch.json).map(|(code, _)| code)
+        }
         _ => run_forward(job, stay, watched, args.watch.json),
     }
-}
-
-fn run_job(
-    job: Job,
-    stay: Stay,
-    watched: (Watchers, &CancelToken),
-    json: bool,
-) -> anyhow::Result<u8> {
-    run_to_rest(job, stay, watched, json).map(|(code, _)| code)
 }
 
 /// Runs a job and prints it; how to exit, and where it rests.
@@ -172,10 +165,10 @@ fn run_to_rest(
 
 /// An error of running the job; of one that a signal ended, how the job is left.
 fn interrupted(error: Error, job: &Job) -> anyhow::Error {
-    let report = job.report();
     if error.kind() != ErrorKind::Cancelled {
         return error.into();
     }
+    let report = job.report();
     let (name, phase) = (&report.name, report.phase);
     let back = report
         .allowed

@@ -172,7 +172,7 @@ fn harm_everywhere(
                 while let Some(this) = next() {
                     lane.reset();
                     let run = harm(&lane, this);
-                    wait_until_free(&lane.target);
+                    lane.wait_for_late_agent();
                     let word = lane.look(&run, this);
                     let again = lane.sync(None);
                     assert_eq!(again.code, Some(0), "{this:?}\n{}", again.stderr);
@@ -271,6 +271,19 @@ impl Lane {
     }
 
     /// The word, which must be true; a sync that said that all is well must have made it so.
+    /// Waits until the agent has let go; one whose peer has gone may only now have got as far as to
+    /// open the target.
+    fn wait_for_late_agent(&self) {
+        let from = Instant::now();
+        loop {
+            wait_until_free(&self.target);
+            let map = cli::failback(args_of("map", &[&self.target], &["--json"]));
+            if map.code != Some(3) || from.elapsed() > cli::RUN_MAX {
+                return;
+            }
+        }
+    }
+
     fn look(&self, run: &Run, harm: Harm) -> String {
         let context = format!("{harm:?}, exit {:?}", run.code);
         let look = state::look_true(&self.target, &self.old_root, &self.new_root, &context);

@@ -350,14 +350,14 @@ impl ServedPair {
         let fence = lock(&self.fence);
         let message = match fence.now() {
             _ if visitor.epoch == 0 && only_looks => return Ok(()),
-            Some(now) if tidies && job_of(&now.job) != visitor.job => return Ok(()),
+            Some(now) if tidies && now.job_name() != visitor.job => return Ok(()),
             _ if visitor.epoch == 0 => "a visitor without an epoch only looks".to_owned(),
             Some(now) if now.epoch == visitor.epoch && now.job == visitor.holder => return Ok(()),
             Some(now) => format!(
                 "pair `{}` is in epoch {} of job `{}`: epoch {} of job `{}` is not the present one",
                 self.name,
                 now.epoch,
-                job_of(&now.job),
+                now.job_name(),
                 visitor.epoch,
                 visitor.job
             ),
@@ -383,7 +383,7 @@ impl ServedPair {
             let message = format!(
                 "pair `{}` is in the hands of job `{}`, in epoch {}",
                 self.name,
-                job_of(&now.job),
+                now.job_name(),
                 now.epoch
             );
             return Err(Error::new(ErrorKind::Refused, message));
@@ -538,11 +538,6 @@ fn not_granted(name: &str) -> Error {
     let shown = crate::error::one_line(name);
     let message = format!("the pair has no `{shown}`");
     Error::new(ErrorKind::NotGranted, message)
-}
-
-/// The name of a job, of what a fence has of it.
-fn job_of(holder: &str) -> &str {
-    holder.split(' ').next().unwrap_or(holder)
 }
 
 // A panic while it is held would have ended the thread before it could store anything half.

@@ -143,7 +143,7 @@ pub(super) fn take_charge(fence: &mut Fence, spec: &JobSpec) -> Result<()> {
         Some(now) if now.authority.as_deref() == Some(side) => Ok(()),
         Some(now) => {
             let pair = spec.pair_name();
-            let job = now.job.split(' ').next().unwrap_or_default();
+            let job = now.job_name();
             let message = match now.authority.as_deref() {
                 Some(who) => format!(
                     "side `{side}` is not in charge of pair `{pair}`: {who} is, since job \

@@ -171,10 +171,8 @@ impl Job {
         }
         // That of the copy as well. A file that was touched costs no more than to begin again: to
         // read all of it here would cost the downtime.
-        let host = self.sides.source.clone();
         for disk in &spec.disks {
-            let identity = host.prove_quiet(disk, &step)?;
-            if self.history().quiet(&disk.id) != Some(identity.as_str()) {
+            if self.marked_anew(disk, &step)?.is_some() {
                 let message = format!(
                     "disk `{}` was changed after its machine was stopped: somebody else writes \
                      to it",

@@ -9,7 +9,7 @@ use super::journal::Fact;
 use super::phase::Outcome;
 use super::run::{Job, Run, Went, failed, left_ms};
 use super::spec::{DiskSpec, JobSpec};
-use super::unchanged::Look;
+use super::unchanged::{Look, UNKNOWN};
 use crate::error::{Error, ErrorKind, Remedy, Result};
 use crate::event::Event;
 use crate::machine::{Machine, Power, await_power};
@@ -89,10 +89,9 @@ impl Job {
     /// Days may lie between the look and the deletion, where that failed at first. A disk that
     /// cannot be found may be one that was deleted, and the note of it lost.
     fn changed_since_looked_at(&self, disk: &DiskSpec, step: &Step<'_>) -> Option<String> {
-        let was = self.history().quiet(&disk.id)?;
-        match self.sides.source.prove_quiet(disk, step) {
-            Ok(identity) if identity == was => None,
-            Ok(_) => Some(format!(
+        match self.marked_anew(disk, step) {
+            Ok(None) => None,
+            Ok(Some(_)) => Some(format!(
                 "disk `{}` was changed since it was looked at",
                 disk.id
             )),
@@ -443,9 +442,6 @@ fn refuse_running(machine: &dyn Machine, step: &Step<'_>) -> Result<()> {
     }
 }
 
-/// What is said of a disk of the source that somebody may have written to.
-pub(super) const UNKNOWN: &str =
-    "was touched since it was copied, and as nothing was hashed nobody can tell whether it changed";
 /// What is said of a disk of the source that nobody wrote to.
 const AS_COPIED: &str = "is what was copied";
 /// The item of deleting the source's machine.

@@ -19,8 +19,15 @@ pub struct Epoch {
     pub epoch: u64,
     /// The side in charge; `None`: nobody may start the machine.
     pub authority: Option<String>,
-    /// The job that made it so.
+    /// The job that made it so: its name, and of a job of another host what tells it from others.
     pub job: String,
+}
+
+impl Epoch {
+    /// The name of the job that made it so.
+    pub(crate) fn job_name(&self) -> &str {
+        self.job.split(' ').next().unwrap_or(&self.job)
+    }
 }
 
 /// What a fence says, without the job that made it so.

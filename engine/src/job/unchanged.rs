@@ -4,13 +4,13 @@
 //! A mark that differs is a suspicion: a file was touched, a device counts anew since its host was
 //! restarted. What the disk holds decides, and is read for it.
 
-use super::ending::UNKNOWN;
 use super::journal::Fact;
 use super::run::{Job, Run};
 use super::spec::{DiskSpec, JobSpec};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 use crate::operation::{self, writes_since};
+use crate::step::Step;
 
 /// What a second look at a disk came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +43,16 @@ impl Job {
         Ok(())
     }
 
+    /// What tells a disk of the source now, where that is not what told it when it was found quiet.
+    ///
+    /// # Errors
+    /// `InUse` while somebody has it open; those of asking.
+    pub(super) fn marked_anew(&self, disk: &DiskSpec, step: &Step<'_>) -> Result<Option<String>> {
+        let identity = self.sides.source.prove_quiet(disk, step)?;
+        let is_same = self.history().quiet(&disk.id) == Some(identity.as_str());
+        Ok((!is_same).then_some(identity))
+    }
+
     /// Whether a disk of the source still has the content that was copied.
     pub(super) fn look_at_source(
         &mut self,
@@ -51,11 +61,10 @@ impl Job {
         run: &Run<'_>,
     ) -> Result<Look> {
         let step = run.step(&spec.name, "look-again");
-        let host = self.sides.source.clone();
-        let identity = host.prove_quiet(disk, &step)?;
-        if self.history().quiet(&disk.id) == Some(identity.as_str()) {
+        let Some(identity) = self.marked_anew(disk, &step)? else {
             return Ok(Look::Same);
-        }
+        };
+        let host = self.sides.source.clone();
         let Some(moved) = self.history().sealed(&disk.id).cloned() else {
             return Ok(Look::Unknown);
         };
@@ -127,6 +136,10 @@ impl Job {
         Ok(Look::Same)
     }
 }
+
+/// What is said of a disk that somebody may have written to.
+pub(super) const UNKNOWN: &str =
+    "was touched since it was copied, and as nothing was hashed nobody can tell whether it changed";
 
 fn told(run: &Run<'_>, what: &str) {
     run.observer.event(&Event::Warning {
