@@ -18,9 +18,9 @@ use crate::hash::{Hasher, is_zero, sub_block_sum};
 use crate::schedule::{Mutex, now, scope};
 use crate::units::{ByteOffset, SUB_BLOCK_LEN};
 
-/// Longest walk over the extents of a disk: some 20 ms where each is two calls of the system. Not a
-/// time, so that the same disk always gives the same sample.
-const WALK_COUNT_MAX: usize = 16 << 10;
+/// Longest walk over the extents of a disk: some 10 ms where each is three calls of the system. Not
+/// a time, so that the same disk always gives the same sample.
+const WALK_COUNT_MAX: usize = 4 << 10;
 /// Threads that read pieces at least: where these are not in memory, reading them is waiting.
 const PIECE_THREADS: usize = 8;
 /// Pieces that are compressed at most.
@@ -34,7 +34,7 @@ const RATE_MAX: f64 = 1e12;
 /// What is allocated, and what is to be looked at.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Survey {
-    /// Bytes that have to be read to be known, by the image's own account.
+    /// Bytes that have to be read to be known, by the image's own account, in whole pieces.
     pub allocated: u64,
     /// Whether all of the disk was walked over; else `allocated` is an estimate from random places.
     pub is_whole: bool,
@@ -66,7 +66,8 @@ pub fn survey(disk: &dyn Source, seed: u64) -> Result<Survey> {
     })
 }
 
-/// The runs of data; `None` when there are too many of them.
+/// The runs of pieces that hold data; `None` when there are too many of them. A trimmed disk has
+/// holes of single pages by the thousand, and a piece with one is read all the same.
 fn walk(disk: &dyn Source, len: u64) -> Result<Option<Vec<Range<u64>>>> {
     let mut runs: Vec<Range<u64>> = Vec::new();
     let (mut at, mut steps) = (0, 0);
@@ -76,9 +77,12 @@ fn walk(disk: &dyn Source, len: u64) -> Result<Option<Vec<Range<u64>>>> {
         }
         steps += 1;
         let extent = disk.extent_at(ByteOffset(at))?;
+        let is_data = extent.kind == ExtentKind::Data;
+        let unit = if is_data { PIECE_LEN } else { 1 };
+        let end = extent.end.0.min(len).next_multiple_of(unit).min(len);
         // A disk that does not move on would be walked for ever.
-        let end = extent.end.0.min(len).max(at + 1);
-        if extent.kind == ExtentKind::Data {
+        let end = end.max(at + 1);
+        if is_data {
             match runs.last_mut() {
                 Some(last) if last.end == at => last.end = end,
                 _ => runs.push(at..end),
@@ -201,10 +205,10 @@ impl Reading {
 /// Those of the disk.
 pub fn read_sample(disk: &dyn Source, picks: &Picks, task: &SurveyTask<'_>) -> Result<Reading> {
     let len = disk.info().virtual_size;
-    let scan = |span: &u32| {
+    let scan = |span: &u32, bytes: &mut Vec<u8>| {
         let started = now();
-        let bytes = bytes_at(disk, len, u64::from(*span) * SPAN_LEN, SPAN_LEN)?;
-        let digest = task.hasher.leaf(&bytes);
+        fill_from(disk, len, u64::from(*span) * SPAN_LEN, (SPAN_LEN, bytes))?;
+        let digest = task.hasher.leaf(bytes);
         let mut first = [0; 4];
         first.copy_from_slice(&digest.as_bytes()[..4]);
         let sum = u32::from_le_bytes(first);
@@ -218,9 +222,10 @@ pub fn read_sample(disk: &dyn Source, picks: &Picks, task: &SurveyTask<'_>) -> R
         0
     };
     let kept: Vec<u32> = picks.pieces.iter().take(kept).copied().collect();
-    let read = |piece: &u32| {
-        let bytes = bytes_at(disk, len, u64::from(*piece) * PIECE_LEN, PIECE_LEN)?;
-        Ok((sums_of(&bytes), kept.contains(piece).then_some(bytes)))
+    let read = |piece: &u32, bytes: &mut Vec<u8>| {
+        fill_from(disk, len, u64::from(*piece) * PIECE_LEN, (PIECE_LEN, bytes))?;
+        let kept = kept.contains(piece).then(|| bytes.clone());
+        Ok((sums_of(bytes), kept))
     };
     let readers = task.threads.max(PIECE_THREADS);
     let pieces = in_order(&picks.pieces, (readers, task.patience.pieces), read)?;
@@ -241,13 +246,15 @@ fn pack(mut pieces: Vec<Vec<u8>>, task: &SurveyTask<'_>) -> Result<(Timed, u64)>
         return Ok((Timed::default(), 0));
     };
     pieces.retain(|piece| !is_zero(piece));
-    let packed = in_order(&pieces, (task.threads, task.patience.packing), |piece| {
+    let pack = |piece: &Vec<u8>, packed: &mut Vec<u8>| {
         let started = now();
         // What cannot be compressed travels as it is.
-        let packed = zstd::bulk::compress(piece, i32::from(level));
-        let packed = packed.map_or(piece.len(), |packed| packed.len().min(piece.len()));
-        Ok((packed as u64, Timed::since(started, piece.len())))
-    })?;
+        packed.resize(piece.len(), 0);
+        let len = zstd::bulk::compress_to_buffer(piece, packed, i32::from(level));
+        let len = len.unwrap_or(piece.len());
+        Ok((len as u64, Timed::since(started, piece.len())))
+    };
+    let packed = in_order(&pieces, (task.threads, task.patience.packing), pack)?;
     let (lens, times): (Vec<u64>, Vec<_>) = packed.into_iter().unzip();
     Ok((Timed::of_median(times, task.threads), lens.iter().sum()))
 }
@@ -256,14 +263,19 @@ fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Empty past the end of the disk: positions come from peers.
-fn bytes_at(disk: &dyn Source, disk_len: u64, at: u64, len: u64) -> Result<Vec<u8>> {
+/// Nothing past the end of the disk: positions come from peers.
+fn fill_from(
+    disk: &dyn Source,
+    disk_len: u64,
+    at: u64,
+    (len, bytes): (u64, &mut Vec<u8>),
+) -> Result<()> {
     let len = disk_len.saturating_sub(at).min(len);
-    let mut bytes = vec![0; usize::try_from(len).expect("at most a span")];
-    if len > 0 {
-        disk.read(ByteOffset(at), &mut bytes)?;
+    bytes.resize(usize::try_from(len).expect("at most a span"), 0);
+    match len {
+        0 => Ok(()),
+        _ => disk.read(ByteOffset(at), bytes),
     }
-    Ok(bytes)
 }
 
 fn sums_of(piece: &[u8]) -> PieceSums {
@@ -277,12 +289,13 @@ fn sums_of(piece: &[u8]) -> PieceSums {
     sums
 }
 
-/// Does `work` for the first positions, on several threads, until the time is over. The results, in
-/// order and without a gap: a position that was begun is ended.
+/// Does `work` for the first positions, on several threads, until the time is over; each thread has
+/// a buffer of its own for it. The results, in order and without a gap: a position that was begun
+/// is ended.
 fn in_order<P: Sync, T: Send>(
     positions: &[P],
     (threads, time): (usize, Duration),
-    work: impl Fn(&P) -> Result<T> + Sync,
+    work: impl Fn(&P, &mut Vec<u8>) -> Result<T> + Sync,
 ) -> Result<Vec<T>> {
     let deadline = now() + time;
     let next = AtomicUsize::new(0);
@@ -290,12 +303,13 @@ fn in_order<P: Sync, T: Send>(
     let done = Mutex::new(Vec::with_capacity(positions.len()));
     let run = || {
         failed.guard(|| {
+            let mut buffer = Vec::new();
             while now() < deadline && failed.check().is_ok() {
                 let number = next.fetch_add(1, Ordering::Relaxed);
                 let Some(position) = positions.get(number) else {
                     break;
                 };
-                let result = work(position)?;
+                let result = work(position, &mut buffer)?;
                 let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
                 done.push((number, result));
             }

@@ -75,6 +75,9 @@ impl Drop for HostFile {
 
 /// Alignment of reads past the page cache: the largest sector there is.
 const DIRECT_ALIGN: usize = 4096;
+/// Bytes of a write from which on the system is asked to begin writing them to the medium: a flush
+/// that comes later has less to wait for. Of small writes others may come to lie beside them.
+const WRITE_BACK_MIN: usize = 256 << 10;
 /// Bytes of one read past the page cache.
 const DIRECT_PIECE: usize = 1 << 20;
 
@@ -387,8 +390,13 @@ impl FileAt for HostFile {
 
     fn write_at(&self, at: u64, data: &[u8]) -> io::Result<()> {
         let lock = || self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let _turn = (!self.is_device).then(lock);
-        self.file.write_at(at, data)
+        let turn = (!self.is_device).then(lock);
+        self.file.write_at(at, data)?;
+        drop(turn);
+        if data.len() >= WRITE_BACK_MIN {
+            platform::start_write_back(&self.file, at, data.len() as u64);
+        }
+        Ok(())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

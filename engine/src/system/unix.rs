@@ -366,6 +366,12 @@ pub(super) fn drop_cache(file: &File, at: u64, len: u64) {
     let _declined = rustix::fs::fadvise(file, at, len, rustix::fs::Advice::DontNeed);
 }
 
+/// Lets the kernel begin to write what was just written: what Linux does with dirty pages when it is
+/// asked to forget them. A hint; nothing is durable before a flush.
+pub(super) fn start_write_back(file: &File, at: u64, len: u64) {
+    drop_cache(file, at, len);
+}
+
 /// Only file systems that are known to read from their device count as that; the rest may answer
 /// an `O_DIRECT` read from memory.
 pub(super) fn medium_access(file: &File) -> MediumAccess {

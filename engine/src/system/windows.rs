@@ -195,6 +195,8 @@ pub(super) fn read_some(file: &File, at: u64, buf: &mut [u8]) -> io::Result<usiz
 
 pub(super) fn drop_cache(_file: &File, _at: u64, _len: u64) {}
 
+pub(super) fn start_write_back(_file: &File, _at: u64, _len: u64) {}
+
 /// Local volumes are assumed; a share is not told apart here yet (`unverified`: there is no Windows
 /// to try it on).
 pub(super) fn medium_access(_file: &File) -> MediumAccess {
