@@ -2,12 +2,16 @@
 
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Result};
+use std::io::{Error, ErrorKind, Read, Result};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use clap::ValueEnum;
+use failback_engine::hash::is_zero;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use rustix::fs::FallocateFlags;
 
 use crate::Case;
 use crate::contender::{Reads, succeed};
@@ -116,17 +120,15 @@ impl Place {
         [self.target(), self.target_vhdx()]
     }
 
-    /// A new target each time: who fills holes must not leave that to the next one.
+    /// The older disk as the target, holes and all: who fills them must not leave that to the next
+    /// one. A target that is still there is mended where it differs, so that its pages stay where
+    /// they are in memory: how fast these are read differs by up to two times from place to place.
     pub(crate) fn reset(&self, case: Case, reads: Reads) -> Result<()> {
-        self.clean()?;
         if case == Case::Delta && reads == Reads::Target {
-            let copy = ["--sparse=always", "--reflink=never"];
-            succeed(
-                Command::new("cp")
-                    .args(copy)
-                    .arg(self.old())
-                    .arg(self.target()),
-            )?;
+            self.remove_state()?;
+            restore(&self.old(), &self.target())?;
+        } else {
+            self.clean()?;
         }
         // What other files still have to write must not be written in somebody's time.
         nix::unistd::sync();
@@ -186,10 +188,55 @@ impl Place {
                 fs::remove_file(path)?;
             }
         }
+        self.remove_state()
+    }
+
+    fn remove_state(&self) -> Result<()> {
         let state = self.dir.join(".failback");
         if state.exists() {
             fs::remove_dir_all(state)?;
         }
         Ok(())
     }
+}
+
+/// Makes `target` equal to `old`: what differs is written, and pieces of zeros are holes.
+fn restore(old: &Path, target: &Path) -> Result<()> {
+    const PIECE: usize = 64 << 10;
+    let old = File::open(old)?;
+    let mut open = File::options();
+    open.read(true).write(true).create(true).truncate(false);
+    let target = open.open(target)?;
+    let len = old.metadata()?.len();
+    target.set_len(len)?;
+    let punch = |range: &Range<u64>| match range.is_empty() {
+        true => Ok(()),
+        false => {
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            rustix::fs::fallocate(&target, flags, range.start, range.end - range.start)
+        }
+    };
+    let (mut new, mut seen) = (vec![0; PIECE], vec![0; PIECE]);
+    let mut zeros = 0..0;
+    for start in (0..len).step_by(PIECE) {
+        let end = len.min(start + PIECE as u64);
+        let piece = usize::try_from(end - start).map_err(Error::other)?;
+        let (new, seen) = (&mut new[..piece], &mut seen[..piece]);
+        old.read_exact_at(new, start)?;
+        if is_zero(new) {
+            zeros = if zeros.end == start {
+                zeros.start
+            } else {
+                start
+            }..end;
+            continue;
+        }
+        punch(&std::mem::take(&mut zeros))?;
+        target.read_exact_at(seen, start)?;
+        if new != seen {
+            target.write_all_at(new, start)?;
+        }
+    }
+    punch(&zeros)?;
+    target.sync_all()
 }

@@ -20,6 +20,7 @@ use clap::{Parser, ValueEnum};
 
 use contender::{Contender, Outcome};
 use disk::{Cache, Layout, Place};
+use machine::Ballast;
 use record::{Row, Table};
 
 /// What is compared.
@@ -68,15 +69,21 @@ struct Arguments {
     /// Seconds to wait for idle processors before a run.
     #[arg(long, default_value_t = 20)]
     wait_idle: u64,
-    /// Do not touch all free memory once before the first run.
+    /// GiB of the page cache to be let go of just before each run; else SIZE.
     #[arg(long)]
-    no_touch: bool,
+    ballast: Option<u64>,
     /// Write CSV and SVG files with this name below benches/record/.
     #[arg(long)]
     record: Option<String>,
     /// What `cargo bench` adds.
     #[arg(long, hide = true)]
     bench: bool,
+}
+
+impl Arguments {
+    fn ballast(&self) -> u64 {
+        self.ballast.unwrap_or(self.size)
+    }
 }
 
 fn main() -> std::io::Result<()> {
@@ -88,9 +95,7 @@ fn main() -> std::io::Result<()> {
     let scratch = tempfile::tempdir()?;
     let dir = arguments.dir.as_deref().unwrap_or(scratch.path());
     let mut facts = machine::facts(dir, &failback);
-    if !arguments.no_touch {
-        facts.push(("memory touched", format!("{} MiB", machine::touch_memory())));
-    }
+    facts.push(("ballast", format!("{} GiB", arguments.ballast())));
     for (name, value) in &facts {
         println!("{name}: {value}");
     }
@@ -154,8 +159,10 @@ fn compare(
         for turn in 0..contenders.len() {
             let contender = &contenders[(round + turn) % contenders.len()];
             place.reset(arguments.case, contender.reads)?;
+            let ballast = Ballast::new(&place.dir, arguments.ballast() << 10)?;
             place.bring(cache, arguments.case)?;
             let busy = machine::settle(arguments.wait_idle);
+            ballast.let_go()?;
             let outcome = contender.measure(place)?;
             place.check(arguments.case)?;
             let row = Row {
