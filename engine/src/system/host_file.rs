@@ -9,6 +9,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use failback_vhdx::{FileAt, FileExtent};
 
 use super::platform;
+use super::write_back::WriteBack;
 use crate::error::{Error, ErrorKind, Result};
 
 /// What a file is opened for; the lock follows from it.
@@ -63,6 +64,7 @@ pub struct HostFile {
     /// One write at a time, to a file. Its file system has them wait for each other anyhow, and
     /// some let them spin: on two processors one of them did nothing else (docs/decisions/0017).
     writing: Mutex<()>,
+    write_back: WriteBack,
 }
 
 impl Drop for HostFile {
@@ -75,9 +77,6 @@ impl Drop for HostFile {
 
 /// Alignment of reads past the page cache: the largest sector there is.
 const DIRECT_ALIGN: usize = 4096;
-/// Bytes of a write from which on the system is asked to begin writing them to the medium: a flush
-/// that comes later has less to wait for. Of small writes others may come to lie beside them.
-const WRITE_BACK_MIN: usize = 256 << 10;
 /// Bytes of one read past the page cache.
 const DIRECT_PIECE: usize = 1 << 20;
 
@@ -126,6 +125,7 @@ impl HostFile {
             is_device: self.is_device,
             direct: OnceLock::new(),
             writing: Mutex::new(()),
+            write_back: WriteBack::default(),
         })
     }
 
@@ -183,6 +183,7 @@ impl HostFile {
             is_device,
             direct: OnceLock::new(),
             writing: Mutex::new(()),
+            write_back: WriteBack::default(),
         })
     }
 
@@ -393,9 +394,7 @@ impl FileAt for HostFile {
         let turn = (!self.is_device).then(lock);
         self.file.write_at(at, data)?;
         drop(turn);
-        if data.len() >= WRITE_BACK_MIN {
-            platform::start_write_back(&self.file, at, data.len() as u64);
-        }
+        self.write_back.wrote(&self.file, at, data.len() as u64);
         Ok(())
     }
 

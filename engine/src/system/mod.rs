@@ -12,6 +12,7 @@ mod replace;
 mod unix;
 #[cfg(windows)]
 mod windows;
+mod write_back;
 
 #[cfg(unix)]
 use unix as platform;

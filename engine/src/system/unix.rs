@@ -366,8 +366,9 @@ pub(super) fn drop_cache(file: &File, at: u64, len: u64) {
     let _declined = rustix::fs::fadvise(file, at, len, rustix::fs::Advice::DontNeed);
 }
 
-/// Lets the kernel begin to write what was just written: what Linux does with dirty pages when it is
-/// asked to forget them. A hint; nothing is durable before a flush.
+/// Lets the kernel begin to write what is dirty in a range: so does Linux when it is asked to
+/// forget it. What is under way to the medium stays in memory; what has arrived there may be
+/// dropped.
 pub(super) fn start_write_back(file: &File, at: u64, len: u64) {
     drop_cache(file, at, len);
 }
