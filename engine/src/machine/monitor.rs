@@ -24,24 +24,24 @@ pub(super) struct Monitor {
 
 impl Monitor {
     /// Connects and greets; `None` when nobody listens there: no such file in a directory that is
-    /// there, or one that a dead process left.
+    /// there, or one that a dead process left. Of a process that ends while it is greeted it waits
+    /// for that.
     ///
     /// # Errors
     /// `Io` when it cannot be told whether somebody does, or when that is no monitor.
     pub(super) fn connect(path: &Path) -> Result<Option<Self>> {
         let failed = |e| Error::io(e, "connect to the monitor").path(path);
-        let Some(stream) = dial(path).map_err(failed)? else {
-            return Ok(None);
-        };
-        let mut monitor = Self::over(stream).map_err(failed)?;
-        match monitor.greet() {
-            Ok(()) => Ok(Some(monitor)),
-            // It ended, or ends, between the two.
-            Err(e) if is_end(&e) => match dial(path).map_err(failed)? {
-                None => Ok(None),
-                Some(_) => Err(unwilling(e).path(path)),
-            },
-            Err(e) => Err(unwilling(e).path(path)),
+        let until = Instant::now() + ENDING_MAX;
+        loop {
+            let Some(stream) = dial(path).map_err(failed)? else {
+                return Ok(None);
+            };
+            let mut monitor = Self::over(stream).map_err(failed)?;
+            match monitor.greet() {
+                Ok(()) => return Ok(Some(monitor)),
+                Err(e) if is_end(&e) && Instant::now() < until => std::thread::sleep(LINE_PAUSE),
+                Err(e) => return Err(unwilling(e).path(path)),
+            }
         }
     }
 
@@ -66,13 +66,15 @@ impl Monitor {
         self.qmp.handshake().map(drop).map_err(io::Error::from)
     }
 
-    /// What the machine does.
+    /// What the machine does; `None` when the process hung up: it ends, or it does not.
     ///
     /// # Errors
     /// `Io`.
-    pub(super) fn status(&mut self) -> Result<Status> {
-        let found = self.say(&qmp::query_status {})?;
-        Ok(match found.status {
+    pub(super) fn status(&mut self) -> Result<Option<Status>> {
+        let Some(found) = self.say(&qmp::query_status {})? else {
+            return Ok(None);
+        };
+        Ok(Some(match found.status {
             RunState::running => Status::Running,
             RunState::shutdown => Status::ShutDown,
             RunState::paused | RunState::prelaunch => Status::Waiting,
@@ -81,27 +83,32 @@ impl Monitor {
             | RunState::save_vm
             | RunState::finish_migrate => Status::Busy,
             other => Status::Stuck(format!("{other:?}").replace('_', "-")),
+        }))
+    }
+
+    /// Says what is to be done; false when the process hung up, and so was perhaps not told. One
+    /// that hangs up instead of answering `Quit` was.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(super) fn order(&mut self, order: Order) -> Result<bool> {
+        Ok(match order {
+            Order::PowerDown => self.say(&qmp::system_powerdown {})?.is_some(),
+            Order::Go => self.say(&qmp::cont {})?.is_some(),
+            Order::Quit => {
+                self.say(&qmp::quit {})?;
+                true
+            }
         })
     }
 
-    /// Says what is to be done.
-    ///
-    /// # Errors
-    /// `Io`; a process that ends instead of answering `Quit` did what it was told.
-    pub(super) fn order(&mut self, order: Order) -> Result<()> {
-        match order {
-            Order::PowerDown => self.say(&qmp::system_powerdown {}).map(drop),
-            Order::Go => self.say(&qmp::cont {}).map(drop),
-            Order::Quit => match self.qmp.execute(&qmp::quit {}) {
-                Ok(_) => Ok(()),
-                Err(ExecuteError::Io(e)) if is_end(&e) => Ok(()),
-                Err(e) => Err(refused("quit", &e)),
-            },
+    /// The answer; `None` when the process hung up.
+    fn say<C: Command>(&mut self, command: &C) -> Result<Option<C::Ok>> {
+        match self.qmp.execute(command) {
+            Ok(answer) => Ok(Some(answer)),
+            Err(ExecuteError::Io(e)) if is_end(&e) => Ok(None),
+            Err(e) => Err(refused(C::NAME, &e)),
         }
-    }
-
-    fn say<C: Command>(&mut self, command: &C) -> Result<C::Ok> {
-        self.qmp.execute(command).map_err(|e| refused(C::NAME, &e))
     }
 }
 
@@ -205,6 +212,8 @@ fn refused(command: &str, error: &ExecuteError) -> Error {
     Error::new(ErrorKind::Io, format!("monitor command {command}: {text}"))
 }
 
+/// From hanging up to letting go of the socket.
+pub(super) const ENDING_MAX: Duration = Duration::from_secs(2);
 /// From connecting to the answer.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// Bytes of greeting, events and answer together; they are some hundred.

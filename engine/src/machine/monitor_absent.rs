@@ -1,9 +1,12 @@
 //! Without Unix sockets, or without the feature `qmp`, no monitor can be reached.
 
 use std::path::Path;
+use std::time::Duration;
 
 use super::qmp::{Order, Status};
 use crate::error::{Error, ErrorKind, Result};
+
+pub(super) const ENDING_MAX: Duration = Duration::ZERO;
 
 /// None is ever connected.
 pub(super) enum Monitor {}
@@ -14,11 +17,11 @@ impl Monitor {
         Err(Error::new(ErrorKind::Unsupported, message).path(socket))
     }
 
-    pub(super) fn status(&mut self) -> Result<Status> {
+    pub(super) fn status(&mut self) -> Result<Option<Status>> {
         match *self {}
     }
 
-    pub(super) fn order(&mut self, _order: Order) -> Result<()> {
+    pub(super) fn order(&mut self, _order: Order) -> Result<bool> {
         match *self {}
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::monitor::Monitor;
+use super::monitor::{ENDING_MAX, Monitor};
 use super::{Machine, Power, refuse_to_delete, without_hook};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hook::Hook;
@@ -66,21 +66,32 @@ impl QmpMachine {
         }
     }
 
-    /// `None` when it is off.
+    /// `None` when it is off. A process that hangs up ends, as a rule: a moment later it is known.
     fn status(&self, step: &Step<'_>) -> Result<Option<Status>> {
-        step.check()?;
-        let monitor = Monitor::connect(&self.socket)?;
-        let status = monitor.map(|mut monitor| monitor.status());
-        status.transpose().map_err(|e| e.path(&self.socket))
+        let from = now();
+        loop {
+            step.check()?;
+            let Some(mut monitor) = Monitor::connect(&self.socket)? else {
+                return Ok(None);
+            };
+            let said = monitor.status().map_err(|e| e.path(&self.socket))?;
+            if said.is_some() {
+                return Ok(said);
+            }
+            if now().saturating_duration_since(from) > ENDING_MAX {
+                let message = "the monitor hangs up instead of answering, and is still there";
+                return Err(Error::new(ErrorKind::Io, message).path(&self.socket));
+            }
+            step.wait(POLL)?;
+        }
     }
 
-    /// Whether somebody was there to be told.
+    /// Whether somebody was there and was told.
     fn tell(&self, order: Order) -> Result<bool> {
         let Some(mut monitor) = Monitor::connect(&self.socket)? else {
             return Ok(false);
         };
-        let told = monitor.order(order);
-        told.map_err(|e| e.path(&self.socket)).map(|()| true)
+        monitor.order(order).map_err(|e| e.path(&self.socket))
     }
 
     /// Ends the process and waits until it is gone.
@@ -134,8 +145,8 @@ impl Machine for QmpMachine {
             // A guest that boots, or sleeps, misses the first one.
             let is_due =
                 asked_at.is_none_or(|at| moment.saturating_duration_since(at) >= ASK_AGAIN);
-            if is_due {
-                self.tell(Order::PowerDown)?;
+            // One that hangs up on this has just ended, or is asked again.
+            if is_due && self.tell(Order::PowerDown)? {
                 asked_at = Some(moment);
             }
             step.wait(POLL)?;

@@ -246,7 +246,7 @@ fn listener(dir: &Path, answer: &'static [u8]) -> PathBuf {
     let listener = UnixListener::bind(&path).unwrap();
     thread::spawn(move || {
         let mut open: Vec<UnixStream> = Vec::new();
-        for stream in listener.incoming().take(4) {
+        for stream in listener.incoming() {
             let mut stream = stream.unwrap();
             let _gone = stream.write_all(answer);
             match answer.is_empty() {
@@ -292,4 +292,37 @@ fn what_is_no_monitor_is_never_off() {
         "{:?}",
         from.elapsed()
     );
+}
+
+// Goal: a process that ends in the middle of a conversation is off, and no error: it did what it
+// was asked, a moment before it was asked again. Method: a monitor that greets and hangs up on the
+// first command, or on the greeting, and lets go of its socket a moment later. Needs no QEMU.
+#[test]
+fn a_monitor_that_ends_while_it_is_asked_is_off() {
+    for greets in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ending");
+        let listener = UnixListener::bind(&path).unwrap();
+        let ending = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            if greets {
+                let version = r#"{"qemu": {"micro": 0, "minor": 0, "major": 10}, "package": ""}"#;
+                let greeting =
+                    format!("{{\"QMP\": {{\"version\": {version}, \"capabilities\": []}}}}\n");
+                stream.write_all(greeting.as_bytes()).unwrap();
+                assert!(stream.read(&mut [0; 256]).unwrap() > 0, "qmp_capabilities");
+                stream.write_all(b"{\"return\": {}}\n").unwrap();
+                assert!(stream.read(&mut [0; 256]).unwrap() > 0, "query-status");
+            }
+            drop(stream);
+            thread::sleep(Duration::from_millis(300));
+        });
+        let machine = QmpMachine::new(path, Hook::new(["true"]));
+        let limit = Duration::from_secs(5);
+
+        let power = in_step(|step| machine.shut_down(step, limit)).unwrap();
+
+        assert_eq!(power, Power::Off);
+        ending.join().unwrap();
+    }
 }
