@@ -129,8 +129,9 @@ enum Job {
 const ZERO_RUN_MAX: u64 = 1 << 24;
 /// Pieces that may be done before an earlier one; each is some dozens of bytes.
 const AHEAD_MAX: u64 = 4096;
-/// Bytes of a block that are read at once when they are not kept.
-const STEP_LEN: usize = 2 * PIECE_LEN;
+/// Bytes of a block that are read at once when they are not kept: two such buffers, as two disks of
+/// one process need, fit into the own cache of a core of a server (docs/decisions/0016).
+const STEP_LEN: usize = 8 * PIECE_LEN;
 /// Such a wait is rare and long: one read hangs.
 const AHEAD_POLL: Duration = Duration::from_millis(5);
 

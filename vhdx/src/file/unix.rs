@@ -45,11 +45,15 @@ impl FileAt for File {
     }
 
     fn extent_at(&self, at: u64) -> io::Result<FileExtent> {
+        if let Some(found) = extent(self, at) {
+            return Ok(found);
+        }
         let len = device_or_file_len(self)?;
-        Ok(extent(self, at, len).unwrap_or(FileExtent {
-            is_hole: false,
+        let is_hole = at < len && has_no_data(self, at);
+        Ok(FileExtent {
+            is_hole,
             end: len.max(at.saturating_add(1)),
-        }))
+        })
     }
 }
 
@@ -96,26 +100,32 @@ fn reserve(_file: &File, _range: &Range<u64>) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Asks the file system; `None` when its answer cannot be used. The file's cursor moves, which
-/// nobody here uses.
+/// Asks the file system; `None` when its answer cannot be used, or there are only holes from here
+/// to the end. The file's cursor moves, which nobody here uses.
 #[cfg(any(target_os = "linux", target_os = "android"))]
-fn extent(file: &File, at: u64, len: u64) -> Option<FileExtent> {
+fn extent(file: &File, at: u64) -> Option<FileExtent> {
     use rustix::fs::{SeekFrom, seek};
-    use rustix::io::Errno;
-    let data = match seek(file, SeekFrom::Data(at)) {
-        Ok(data) => data,
-        // Only holes from here to the end.
-        Err(Errno::NXIO) if at < len => len,
-        Err(_) => return None,
-    };
+    let data = seek(file, SeekFrom::Data(at)).ok()?;
     let (is_hole, end) = match data > at {
-        true => (true, data.min(len)),
+        true => (true, data),
         false => (false, seek(file, SeekFrom::Hole(at)).ok()?),
     };
     (end > at).then_some(FileExtent { is_hole, end })
 }
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
-fn extent(_file: &File, _at: u64, _len: u64) -> Option<FileExtent> {
+fn extent(_file: &File, _at: u64) -> Option<FileExtent> {
     None
+}
+
+/// Whether there are only holes from `at`, within the file, to its end.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn has_no_data(file: &File, at: u64) -> bool {
+    let data = rustix::fs::seek(file, rustix::fs::SeekFrom::Data(at));
+    data == Err(rustix::io::Errno::NXIO)
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn has_no_data(_file: &File, _at: u64) -> bool {
+    false
 }
