@@ -83,7 +83,6 @@ pub(crate) fn each_from(
             durable
                 .iter()
                 .for_each(|index| signature.add(*index, u64::MAX));
-            let mut host = start.copied();
             let mut kept = Vec::new();
             let mut lost_in = HashSet::new();
             for (index, bits) in pending.iter().zip(fates) {
@@ -95,11 +94,19 @@ pub(crate) fn each_from(
                 if bits == 0 || directory.is_some_and(|of| lost_in.contains(of)) {
                     continue;
                 }
-                host.apply(&ops[*index], |piece| bits >> (piece % 64) & 1 == 1);
                 signature.add(*index, bits);
-                kept.push(*index);
+                kept.push((*index, bits));
             }
-            if seen.insert(signature.0) && !look(State { host, made, kept }) {
+            // Before anything is made of it: many are reached in several ways.
+            if !seen.insert(signature.0) {
+                continue;
+            }
+            let mut host = start.copied();
+            for (index, bits) in &kept {
+                host.apply(&ops[*index], |piece| bits >> (piece % 64) & 1 == 1);
+            }
+            let kept = kept.into_iter().map(|(index, _)| index).collect();
+            if !look(State { host, made, kept }) {
                 return seen.len();
             }
         }
