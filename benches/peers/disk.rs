@@ -120,9 +120,10 @@ impl Place {
         [self.target(), self.target_vhdx()]
     }
 
-    /// The older disk as the target, holes and all: who fills them must not leave that to the next
-    /// one. A target that is still there is mended where it differs, so that its pages stay where
-    /// they are in memory: how fast these are read differs by up to two times from place to place.
+    /// The older disk as the target. One that is still there is mended where it differs, so that
+    /// its pages stay where they are in memory: how fast these are read differs by up to two times
+    /// from place to place. Pieces of zeros are holes again: who fills them must not leave that to
+    /// the next one.
     pub(crate) fn reset(&self, case: Case, reads: Reads) -> Result<()> {
         if case == Case::Delta && reads == Reads::Target {
             self.remove_state()?;

@@ -21,6 +21,9 @@ use clap::{Parser, ValueEnum};
 use contender::{Contender, Outcome};
 use disk::{Cache, Layout, Place};
 use machine::Ballast;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use rand::seq::SliceRandom;
 use record::{Row, Table};
 
 /// What is compared.
@@ -60,7 +63,7 @@ struct Arguments {
     /// Options of `sync` for one more contender; once for each.
     #[arg(long, allow_hyphen_values = true)]
     extra: Vec<String>,
-    /// Where the disks go; needs four times SIZE. Disks that are there are used again.
+    /// Where the disks go; needs five times SIZE. Disks that are there are used again.
     #[arg(long)]
     dir: Option<PathBuf>,
     /// The binary that is measured.
@@ -155,9 +158,13 @@ fn compare(
     table: &mut Table,
 ) -> std::io::Result<()> {
     println!("{} {} %, {cache:?} cache", place.layout, place.percent);
+    // In another order each time: what one leaves (in memory, on the disk) must not always meet
+    // the same next one.
+    let mut draws = SmallRng::seed_from_u64(7);
+    let mut order: Vec<&Contender> = contenders.iter().collect();
     for round in 0..arguments.rounds {
-        for turn in 0..contenders.len() {
-            let contender = &contenders[(round + turn) % contenders.len()];
+        order.shuffle(&mut draws);
+        for contender in &order {
             place.reset(arguments.case, contender.reads)?;
             let ballast = Ballast::new(&place.dir, arguments.ballast() << 10)?;
             place.bring(cache, arguments.case)?;
