@@ -225,11 +225,10 @@ fn restore(old: &Path, target: &Path) -> Result<()> {
         let (new, seen) = (&mut new[..piece], &mut seen[..piece]);
         old.read_exact_at(new, start)?;
         if is_zero(new) {
-            zeros = if zeros.end == start {
-                zeros.start
-            } else {
-                start
-            }..end;
+            if zeros.end != start {
+                zeros.start = start;
+            }
+            zeros.end = end;
             continue;
         }
         punch(&std::mem::take(&mut zeros))?;
@@ -238,6 +237,5 @@ fn restore(old: &Path, target: &Path) -> Result<()> {
             target.write_all_at(new, start)?;
         }
     }
-    punch(&zeros)?;
-    target.sync_all()
+    Ok(punch(&zeros)?)
 }

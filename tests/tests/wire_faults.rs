@@ -270,7 +270,6 @@ impl Lane {
         run.wait()
     }
 
-    /// The word, which must be true; a sync that said that all is well must have made it so.
     /// Waits until the agent has let go; one whose peer has gone may only now have got as far as to
     /// open the target.
     fn wait_for_late_agent(&self) {
@@ -284,6 +283,7 @@ impl Lane {
         }
     }
 
+    /// The word, which must be true; a sync that said that all is well must have made it so.
     fn look(&self, run: &Run, harm: Harm) -> String {
         let context = format!("{harm:?}, exit {:?}", run.code);
         let look = state::look_true(&self.target, &self.old_root, &self.new_root, &context);

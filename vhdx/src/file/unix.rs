@@ -48,6 +48,7 @@ impl FileAt for File {
         if let Some(found) = extent(self, at) {
             return Ok(found);
         }
+        // Asked once more, after the length: what was appended meanwhile is no hole.
         let len = device_or_file_len(self)?;
         let is_hole = at < len && has_no_data(self, at);
         Ok(FileExtent {
