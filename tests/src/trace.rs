@@ -11,8 +11,10 @@ use crate::scene::Scene;
 pub const CHANGING: &[&str] = &[
     "write",
     "pwrite64",
+    "pwritev2",
     "fsync",
     "fdatasync",
+    "msync",
     "rename",
     "ftruncate",
     "fallocate",

@@ -73,7 +73,7 @@ fn failed_calls_on_btrfs() {
 fn failed_writes() {
     skip_without!("qemu-img", "strace");
     assert_errors_are_harmless(Raw, &["pwrite64"], BROKEN);
-    assert_errors_are_harmless(Dynamic(1), &["pwrite64"], FULL);
+    assert_errors_are_harmless(Dynamic(1), &["pwrite64", "pwritev2"], FULL);
 }
 
 #[test]
@@ -81,6 +81,7 @@ fn failed_flushes() {
     skip_without!("qemu-img", "strace");
     assert_errors_are_harmless(Raw, &["fsync", "fdatasync"], BROKEN);
     assert_errors_are_harmless(Dynamic(1), &["fsync", "fdatasync"], FULL);
+    assert_errors_are_harmless(Dynamic(1), &["msync", "pwritev2"], BROKEN);
 }
 
 #[test]

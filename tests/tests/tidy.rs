@@ -29,6 +29,7 @@ const BARRIERS: &[&str] = &[
     ".sync_all()",
     ".sync_data()",
     ".sync()",
+    ".write_through(",
     "fdatasync(",
     "fsync(",
 ];

@@ -62,6 +62,26 @@ pub trait FileAt: Send + Sync + fmt::Debug {
     /// Those of the system; what was written since the last success is then lost or not, in parts.
     fn sync(&self) -> io::Result<()>;
 
+    /// As [`sync`](Self::sync), but that times of the file need not survive, and that it should not
+    /// wait for what is written while it waits.
+    ///
+    /// # Errors
+    /// As for [`sync`](Self::sync).
+    fn sync_data(&self) -> io::Result<()> {
+        self.sync()
+    }
+
+    /// Writes as [`write_at`](Self::write_at), within the length of the file, and returns once
+    /// these bytes survive a power cut. It says nothing about others: where the system can make a
+    /// range durable, it does not wait for what other threads write meanwhile.
+    ///
+    /// # Errors
+    /// Those of [`write_at`](Self::write_at) and of [`sync`](Self::sync).
+    fn write_through(&self, at: u64, data: &[u8]) -> io::Result<()> {
+        self.write_at(at, data)?;
+        self.sync()
+    }
+
     /// Makes `range` read zero and leaves the length alone. May free the space; where that cannot
     /// be done, writes zeros in pieces of bounded size. The part of `range` past the end of the
     /// file is ignored.

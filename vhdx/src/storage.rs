@@ -81,8 +81,17 @@ impl Storage {
         self.change("sync", 0, |file| file.sync())
     }
 
+    /// As [`sync`](Self::sync), without the times of the file.
+    pub(crate) fn sync_data(&self) -> Result<()> {
+        self.change("sync", 0, |file| file.sync_data())
+    }
+
     pub(crate) fn write_at(&self, at: u64, data: &[u8]) -> Result<()> {
         self.change("write", at, |file| file.write_at(at, data))
+    }
+
+    pub(crate) fn write_through(&self, at: u64, data: &[u8]) -> Result<()> {
+        self.change("write and sync", at, |file| file.write_through(at, data))
     }
 
     pub(crate) fn zero(&self, range: Range<u64>) -> Result<()> {

@@ -8,9 +8,10 @@
 //!                empty log entry under a new GUID, sync;  headers (that LogGuid), each synced
 //! write          payload in place;  a block without place: new space, payload, then bits of the
 //!                sector bitmap and the entry, in memory
-//! flush          payload sync;  log entry, sync;  pages of bitmaps and BAT in place, sync;
-//!                space that blocks lost is free now
-//! close          flush;  file cut to what is used;  headers (LogGuid 0), each synced
+//! flush          payload sync;  log entry, sync;  pages of bitmaps and BAT in place, which the
+//!                sync of the next flush covers: until then the log makes them;  space that
+//!                blocks lost is free now
+//! close          flush;  sync;  file cut to what is used;  headers (LogGuid 0), each synced
 //! ```
 //!
 //! The log is in use from the first change to the close, also when no entry of the BAT changes:
@@ -157,6 +158,9 @@ impl Image {
         if self.writing.begun.load(Ordering::Acquire) == AT_REST {
             return Ok(());
         }
+        if let Some(log) = session.log.as_mut() {
+            log.settle(&self.storage)?;
+        }
         self.trim(&mut session)?;
         session
             .headers
@@ -269,15 +273,11 @@ impl Image {
         };
         let pending = self.pages.pending(&self.bat.regions().bat);
         let flushed_len = self.storage.len();
-        self.storage.sync()?;
+        log.sync(&self.storage)?;
         for batch in pending.chunks(LogWriter::PAGES_MAX) {
             let pages: Vec<(u64, &[u8; PAGE_LEN])> =
                 batch.iter().map(|page| (page.at, &*page.page)).collect();
             log.append(&self.storage, &pages, flushed_len, self.storage.len())?;
-            for (at, bytes) in pages {
-                self.storage.write_at(at, bytes)?;
-            }
-            self.storage.sync()?;
         }
         self.pages.flushed(&pending);
         Ok(released)

@@ -123,7 +123,8 @@ impl<'a> Applier<'a> {
         let ranges = match (data.base, is_known_zero) {
             // Whatever was there goes, also between the runs.
             (Base::Zero, false) => vec![self.geometry.range_of(block, 1)],
-            _ => joined(runs.into_iter().map(|(range, _)| range)),
+            (Base::Zero, true) => joined(runs.into_iter().map(|(range, _)| range), GAP_MAX),
+            (Base::Old, _) => joined(runs.into_iter().map(|(range, _)| range), 0),
         };
         let start = self.geometry.start_of(block);
         let parts: Vec<Part<'_>> = ranges
@@ -291,14 +292,63 @@ fn lay(
     }
 }
 
-/// Neighbouring ranges as one: each costs a system call.
-fn joined(ranges: impl Iterator<Item = Range<ByteOffset>>) -> Vec<Range<ByteOffset>> {
+/// Neighbouring ranges as one: each costs a system call, and its own place on the medium. Gaps up
+/// to `gap_max` bytes, which are zero, go with them as long as no range has more in gaps than
+/// in what it was joined from: space is taken twice at most.
+fn joined(ranges: impl Iterator<Item = Range<ByteOffset>>, gap_max: u64) -> Vec<Range<ByteOffset>> {
     let mut all: Vec<Range<ByteOffset>> = Vec::new();
+    let (mut data, mut gaps) = (0, 0);
     for range in ranges {
-        match all.last_mut() {
-            Some(last) if last.end == range.start => last.end = range.end,
-            _ => all.push(range),
+        let len = range_len(&range);
+        if let Some(last) = all.last_mut() {
+            let gap = range_len(&(last.end..range.start));
+            if gap <= gap_max && gaps + gap <= data {
+                last.end = range.end;
+                (data, gaps) = (data + len, gaps + gap);
+                continue;
+            }
         }
+        (data, gaps) = (len, 0);
+        all.push(range);
     }
     all
+}
+
+/// Zeros between two ranges that are worth a hole in a new file, from here on: below it a file
+/// system has more to do with the hole than with the bytes.
+const GAP_MAX: u64 = 32 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KIB: u64 = 1 << 10;
+
+    /// In KiB, start and end.
+    fn joined_kib(ranges: &[(u64, u64)], gap_max: u64) -> Vec<(u64, u64)> {
+        let ranges = ranges.iter();
+        let ranges = ranges.map(|(start, end)| ByteOffset(start * KIB)..ByteOffset(end * KIB));
+        let all = joined(ranges, gap_max * KIB).into_iter();
+        all.map(|range| (range.start.0 / KIB, range.end.0 / KIB))
+            .collect()
+    }
+
+    // Goal: ranges that are near each other become one, and zeros never take more space than data.
+    // Method: gaps of all kinds, with and without leave to take them in.
+    #[test]
+    fn small_gaps_go_with_their_neighbours() {
+        let tables = [(0, 4), (8, 12), (16, 20)];
+        assert_eq!(joined_kib(&tables, 0), tables);
+        assert_eq!(joined_kib(&tables, 32), [(0, 20)]);
+        assert_eq!(joined_kib(&[(0, 4), (4, 8)], 0), [(0, 8)]);
+
+        let far = [(0, 64), (96, 100), (133, 140)];
+        assert_eq!(joined_kib(&far, 32), [(0, 100), (133, 140)]);
+        let sparse = [(0, 4), (12, 16), (20, 24)];
+        assert_eq!(joined_kib(&sparse, 32), [(0, 4), (12, 24)]);
+        let enough = [(0, 8), (12, 16), (24, 28)];
+        assert_eq!(joined_kib(&enough, 32), [(0, 28)]);
+        let too_little = [(0, 8), (12, 16), (25, 28)];
+        assert_eq!(joined_kib(&too_little, 32), [(0, 16), (25, 28)]);
+    }
 }

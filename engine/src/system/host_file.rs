@@ -9,7 +9,8 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use failback_vhdx::{FileAt, FileExtent};
 
 use super::platform;
-use super::write_back::WriteBack;
+use super::unsynced::Unsynced;
+use super::write_back::{LARGE_WRITE, WriteBack};
 use crate::error::{Error, ErrorKind, Result};
 
 /// What a file is opened for; the lock follows from it.
@@ -65,6 +66,7 @@ pub struct HostFile {
     /// some let them spin: on two processors one of them did nothing else (docs/decisions/0017).
     writing: Mutex<()>,
     write_back: WriteBack,
+    unsynced: Unsynced,
 }
 
 impl Drop for HostFile {
@@ -126,6 +128,7 @@ impl HostFile {
             direct: OnceLock::new(),
             writing: Mutex::new(()),
             write_back: WriteBack::default(),
+            unsynced: Unsynced::default(),
         })
     }
 
@@ -184,6 +187,7 @@ impl HostFile {
             direct: OnceLock::new(),
             writing: Mutex::new(()),
             write_back: WriteBack::default(),
+            unsynced: Unsynced::default(),
         })
     }
 
@@ -392,26 +396,49 @@ impl FileAt for HostFile {
     fn write_at(&self, at: u64, data: &[u8]) -> io::Result<()> {
         let lock = || self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let turn = (!self.is_device).then(lock);
-        self.file.write_at(at, data)?;
+        if data.len() as u64 >= LARGE_WRITE {
+            platform::reserve(&self.file, at, data.len() as u64);
+        }
+        let written = self.file.write_at(at, data);
         drop(turn);
+        self.unsynced.wrote(at, data.len() as u64);
+        written?;
         self.write_back.wrote(&self.file, at, data.len() as u64);
         Ok(())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        FileAt::set_len(&self.file, len)
+        let set = FileAt::set_len(&self.file, len);
+        self.unsynced.changed_otherwise();
+        set
     }
 
     fn sync(&self) -> io::Result<()> {
-        FileAt::sync(&self.file)
+        self.unsynced.sync(&self.file)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        match self.is_device {
+            true => self.sync(),
+            false => self.unsynced.sync_data(&self.file),
+        }
+    }
+
+    // Not in turn: others write while the medium is waited for.
+    fn write_through(&self, at: u64, data: &[u8]) -> io::Result<()> {
+        FileAt::write_through(&self.file, at, data)
     }
 
     fn zero(&self, range: Range<u64>) -> io::Result<()> {
-        self.file.zero(range)
+        let zeroed = self.file.zero(range);
+        self.unsynced.changed_otherwise();
+        zeroed
     }
 
     fn allocate(&self, range: Range<u64>) -> io::Result<()> {
-        self.file.allocate(range)
+        let allocated = self.file.allocate(range);
+        self.unsynced.changed_otherwise();
+        allocated
     }
 
     fn extent_at(&self, at: u64) -> io::Result<FileExtent> {

@@ -10,6 +10,7 @@ mod past_cache;
 mod replace;
 #[cfg(unix)]
 mod unix;
+mod unsynced;
 #[cfg(windows)]
 mod windows;
 mod write_back;

@@ -373,10 +373,50 @@ pub(super) fn start_write_back(file: &File, at: u64, len: u64) {
     drop_cache(file, at, len);
 }
 
+/// Makes written bytes durable, and what is needed to find them, without waiting for others. Linux
+/// answers an msync(2) of a shared mapping with a sync of that range of the file, whoever wrote
+/// there; no byte of the mapping is looked at.
+#[cfg(target_os = "linux")]
+pub(super) fn sync_range(file: &File, range: &std::ops::Range<u64>) -> io::Result<()> {
+    let Ok(len) = usize::try_from(range.end - range.start) else {
+        return file.sync_all();
+    };
+    let mapped = memmap2::MmapOptions::new()
+        .offset(range.start)
+        .len(len)
+        .map_raw_read_only(file);
+    match mapped {
+        Ok(mapped) => mapped.flush(),
+        Err(_) => file.sync_all(),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn sync_range(file: &File, _range: &std::ops::Range<u64>) -> io::Result<()> {
+    file.sync_all()
+}
+
+/// Takes the space of what is about to be written, where writing costs less then: ext4 keeps account
+/// of each 4 KiB that it has promised space and not chosen it for, and of a range that has its space
+/// it does not. Only that; others have no such account, or answer a call for each write from far
+/// away. What cannot be taken is not missed: the write finds that out by itself.
+pub(super) fn reserve(file: &File, at: u64, len: u64) {
+    if file_system_of(file) == Some(EXT) {
+        let flags = rustix::fs::FallocateFlags::KEEP_SIZE;
+        let _declined = rustix::fs::fallocate(file, flags, at, len);
+    }
+}
+
+/// Magic numbers of statfs(2).
+const EXT: i64 = 0xef53;
+
+fn file_system_of(file: &File) -> Option<i64> {
+    rustix::fs::fstatfs(file).ok().map(|found| found.f_type)
+}
+
 /// Only file systems that are known to read from their device count as that; the rest may answer
 /// an `O_DIRECT` read from memory.
 pub(super) fn medium_access(file: &File) -> MediumAccess {
-    const EXT: i64 = 0xef53;
     const F2FS: i64 = 0xf2f5_2010;
     const EXFAT: i64 = 0x2011_bab0;
     const NTFS3: i64 = 0x7366_746e;
@@ -387,9 +427,9 @@ pub(super) fn medium_access(file: &File) -> MediumAccess {
     const FUSE: i64 = 0x6573_5546;
     const PLAN9: i64 = 0x0102_1997;
     const CEPH: i64 = 0x00c3_6400;
-    match rustix::fs::fstatfs(file).map(|found| found.f_type) {
-        Ok(EXT | XFS | BTRFS | F2FS | EXFAT | NTFS3) => MediumAccess::Medium,
-        Ok(NFS | SMB | CIFS | SMB2 | FUSE | PLAN9 | CEPH) => MediumAccess::Server,
+    match file_system_of(file) {
+        Some(EXT | XFS | BTRFS | F2FS | EXFAT | NTFS3) => MediumAccess::Medium,
+        Some(NFS | SMB | CIFS | SMB2 | FUSE | PLAN9 | CEPH) => MediumAccess::Server,
         _ => MediumAccess::Cache,
     }
 }

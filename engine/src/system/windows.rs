@@ -197,6 +197,12 @@ pub(super) fn drop_cache(_file: &File, _at: u64, _len: u64) {}
 
 pub(super) fn start_write_back(_file: &File, _at: u64, _len: u64) {}
 
+pub(super) fn sync_range(file: &File, _range: &std::ops::Range<u64>) -> io::Result<()> {
+    file.sync_all()
+}
+
+pub(super) fn reserve(_file: &File, _at: u64, _len: u64) {}
+
 /// Local volumes are assumed; a share is not told apart here yet (`unverified`: there is no Windows
 /// to try it on).
 pub(super) fn medium_access(_file: &File) -> MediumAccess {

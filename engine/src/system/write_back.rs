@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use super::platform;
 
 /// Bytes of a write from which on it counts. Of small ones others may come to lie beside them.
-const WRITE_MIN: u64 = 256 << 10;
+pub(super) const LARGE_WRITE: u64 = 256 << 10;
 /// Bytes that were written near each other, for which the system is asked to begin: to ask can cost
 /// a look at all processors.
 const ASKED_LEN: u64 = 4 << 20;
@@ -30,7 +30,7 @@ struct Unasked {
 impl WriteBack {
     /// So many bytes were written at `at`.
     pub(super) fn wrote(&self, file: &File, at: u64, len: u64) {
-        if len < WRITE_MIN {
+        if len < LARGE_WRITE {
             return;
         }
         let mut unasked = self.unasked.lock().unwrap_or_else(PoisonError::into_inner);

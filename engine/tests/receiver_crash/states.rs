@@ -122,7 +122,7 @@ fn split(ops: &[Op]) -> (Vec<usize>, Vec<usize>) {
             ops[index + 1..]
                 .iter()
                 .any(|later| match ops[*index].file() {
-                    Some(file) => matches!(later, Op::Sync { file: synced } if *synced == file),
+                    Some(_) => later.covers(&ops[*index]),
                     None => later.is_sync() && later.directory() == ops[*index].directory(),
                 })
         })

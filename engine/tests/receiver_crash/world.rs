@@ -40,6 +40,12 @@ pub(crate) enum Op {
     Sync {
         file: usize,
     },
+    /// These bytes, which were just written, became durable, and nothing else.
+    SyncWrite {
+        file: usize,
+        at: u64,
+        data: Arc<[u8]>,
+    },
     /// A new, empty file got this name.
     Create {
         name: String,
@@ -69,7 +75,8 @@ impl Op {
             Self::Write { file, .. }
             | Self::Zero { file, .. }
             | Self::SetLen { file, .. }
-            | Self::Sync { file } => Some(*file),
+            | Self::Sync { file }
+            | Self::SyncWrite { file, .. } => Some(*file),
             _ => None,
         }
     }
@@ -91,7 +98,23 @@ impl Op {
     }
 
     pub(crate) fn is_sync(&self) -> bool {
-        matches!(self, Self::Sync { .. } | Self::SyncNames { .. })
+        matches!(
+            self,
+            Self::Sync { .. } | Self::SyncWrite { .. } | Self::SyncNames { .. }
+        )
+    }
+
+    /// Whether it makes this change of a file durable.
+    pub(crate) fn covers(&self, change: &Self) -> bool {
+        match self {
+            Self::Sync { file } => change.file() == Some(*file),
+            Self::SyncWrite { file, at, data } => matches!(
+                change,
+                Self::Write { file: of, at: from, data: bytes }
+                    if (of, from, bytes) == (file, at, data)
+            ),
+            _ => false,
+        }
     }
 }
 
@@ -152,7 +175,7 @@ impl Host {
             Op::Remove { name } => {
                 self.names.remove(name);
             }
-            Op::Sync { .. } | Op::SyncNames { .. } => {}
+            Op::Sync { .. } | Op::SyncWrite { .. } | Op::SyncNames { .. } => {}
         }
         // A file whose name is durable before its content is empty.
         if let Op::Create { file, .. } = op {
@@ -195,7 +218,7 @@ impl Inner {
             self.fails_in = None;
         }
         match (op, is_due) {
-            (Op::Sync { file }, true) => {
+            (Op::Sync { file } | Op::SyncWrite { file, .. }, true) => {
                 // The system forgets what it could not write, and says so once.
                 let durable = self.durable.as_ref().expect("a failing world");
                 self.now.files[*file] = Arc::new(MemoryFile::clone(&durable.files[*file]));
@@ -223,6 +246,7 @@ impl Inner {
                 let changes = self.now.changes.get(file).copied();
                 durable.changes.insert(*file, changes.unwrap_or_default());
             }
+            Op::SyncWrite { file, at, data } => durable.files[*file].write_at(*at, data).unwrap(),
             Op::SyncNames { directory: of } => {
                 durable.names.retain(|name, _| directory(name) != of);
                 let now = self.now.names.iter();
@@ -458,6 +482,15 @@ impl FileAt for WorldFile {
 
     fn sync(&self) -> io::Result<()> {
         self.world.change(Op::Sync { file: self.file })
+    }
+
+    fn write_through(&self, at: u64, data: &[u8]) -> io::Result<()> {
+        self.write_at(at, data)?;
+        self.world.change(Op::SyncWrite {
+            file: self.file,
+            at,
+            data: data.into(),
+        })
     }
 
     fn zero(&self, range: Range<u64>) -> io::Result<()> {

@@ -33,6 +33,8 @@ pub enum CrashOp {
     SetLen(u64),
     /// All earlier changes became durable.
     Sync,
+    /// The write just before became durable, and nothing else.
+    SyncLast,
 }
 
 /// What a power cut does to one change that was not yet durable.
@@ -82,7 +84,8 @@ impl CrashFile {
             .rposition(|op| matches!(op, CrashOp::Sync))
             .map_or(0, |at| at + 1);
         for (index, op) in ops.iter().enumerate() {
-            let fate = if index < durable {
+            let is_synced_itself = matches!(ops.get(index + 1), Some(CrashOp::SyncLast));
+            let fate = if index < durable || is_synced_itself {
                 Fate::Kept
             } else {
                 fate(index)
@@ -97,9 +100,16 @@ impl CrashFile {
     }
 
     fn change(&self, op: CrashOp) -> io::Result<()> {
+        self.changes([op])
+    }
+
+    /// No other change comes between these.
+    fn changes(&self, changes: impl IntoIterator<Item = CrashOp>) -> io::Result<()> {
         let mut ops = self.record();
-        apply(&self.now, &op, Fate::Kept)?;
-        ops.push(op);
+        for op in changes {
+            apply(&self.now, &op, Fate::Kept)?;
+            ops.push(op);
+        }
         Ok(())
     }
 }
@@ -128,6 +138,11 @@ impl FileAt for CrashFile {
         self.change(CrashOp::Sync)
     }
 
+    fn write_through(&self, at: u64, data: &[u8]) -> io::Result<()> {
+        let data = data.to_vec();
+        self.changes([CrashOp::Write { at, data }, CrashOp::SyncLast])
+    }
+
     fn zero(&self, range: Range<u64>) -> io::Result<()> {
         self.change(CrashOp::Zero(range))
     }
@@ -144,7 +159,7 @@ impl FileAt for CrashFile {
 
 fn apply(file: &MemoryFile, op: &CrashOp, fate: Fate) -> io::Result<()> {
     match (op, fate) {
-        (_, Fate::Lost) | (CrashOp::Sync, _) => Ok(()),
+        (_, Fate::Lost) | (CrashOp::Sync | CrashOp::SyncLast, _) => Ok(()),
         (CrashOp::Write { at, data }, Fate::Kept) => file.write_at(*at, data),
         (CrashOp::Write { at, data }, Fate::Torn(len)) => {
             file.write_at(*at, &data[..len.min(data.len()) / 512 * 512])
@@ -170,5 +185,16 @@ mod tests {
         let torn = file.materialise(3, |_| Fate::Torn(600)).to_bytes();
         assert_eq!(old, [1; 1024]);
         assert_eq!((torn[511], torn[512]), (2, 1));
+    }
+
+    // Goal: a write that is synced by itself survives, what was written before need not. Method:
+    // both, and a cut behind.
+    #[test]
+    fn a_write_through_protects_itself_only() {
+        let file = CrashFile::new(MemoryFile::new());
+        file.write_at(0, &[1; 1024]).unwrap();
+        file.write_through(512, &[2; 512]).unwrap();
+        let cut = file.materialise(file.op_count(), |_| Fate::Lost).to_bytes();
+        assert_eq!((cut[0], cut[512]), (0, 2));
     }
 }

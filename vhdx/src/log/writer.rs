@@ -1,4 +1,11 @@
 //! Writes log entries. Every entry is its own tail: the one before was applied and synced.
+//!
+//! ```text
+//! append      entry, sync: from here on a replay makes the pages
+//! apply       pages in place; no sync, as the entry stands for them
+//! settle      sync, if pages are in place that it has not covered: before the next entry, and
+//!             before the log is given up
+//! ```
 
 use std::ops::Range;
 
@@ -21,6 +28,8 @@ pub(crate) struct LogWriter {
     /// Byte offset in the ring of the next entry.
     next_at: u64,
     next_sequence: u64,
+    /// The last entry stands for pages in place that no sync has covered yet.
+    is_unsettled: bool,
 }
 
 impl LogWriter {
@@ -33,6 +42,7 @@ impl LogWriter {
             guid: Uuid::new_v4(),
             next_at,
             next_sequence: 1,
+            is_unsettled: false,
         }
     }
 
@@ -41,8 +51,8 @@ impl LogWriter {
         self.guid
     }
 
-    /// Writes an entry with these pages (none for an empty entry, at most [`Self::PAGES_MAX`]) and
-    /// returns when it is durable. `flushed_file_len` must be durable already.
+    /// Writes an entry with these pages (none for an empty entry, at most [`Self::PAGES_MAX`]),
+    /// and the pages in place once it is durable. `flushed_file_len` must be durable already.
     pub(crate) fn append(
         &mut self,
         storage: &Storage,
@@ -54,6 +64,7 @@ impl LogWriter {
             pages.len() <= Self::PAGES_MAX,
             "an entry below half of the ring"
         );
+        self.settle(storage)?;
         let fields = EntryFields {
             log_guid: self.guid,
             sequence: self.next_sequence,
@@ -65,16 +76,38 @@ impl LogWriter {
         let bytes = encode(&fields, pages);
         let ring_len = self.log.end - self.log.start;
         let first = bytes.len().min(to_usize(ring_len - self.next_at));
-        storage.write_at(self.log.start + self.next_at, &bytes[..first])?;
-        if first < bytes.len() {
+        let at = self.log.start + self.next_at;
+        if first == bytes.len() {
+            storage.write_through(at, &bytes)?;
+        } else {
+            storage.write_at(at, &bytes[..first])?;
             storage.write_at(self.log.start, &bytes[first..])?;
+            storage.sync_data()?;
         }
-        storage.sync()?;
         self.next_at = (self.next_at + bytes.len() as u64) % ring_len;
         self.next_sequence = self
             .next_sequence
             .checked_add(1)
             .ok_or_else(|| Error::unsupported("no log sequence number left"))?;
+        self.is_unsettled = !pages.is_empty();
+        for (at, bytes) in pages {
+            storage.write_at(*at, *bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Returns when nothing is lost with the entry before.
+    pub(crate) fn settle(&mut self, storage: &Storage) -> Result<()> {
+        match self.is_unsettled {
+            true => self.sync(storage),
+            false => Ok(()),
+        }
+    }
+
+    /// Syncs the file, and with it what was applied.
+    pub(crate) fn sync(&mut self, storage: &Storage) -> Result<()> {
+        storage.sync_data()?;
+        self.is_unsettled = false;
         Ok(())
     }
 

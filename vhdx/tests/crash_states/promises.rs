@@ -146,7 +146,7 @@ fn read_places(image: &Image, range: Range<u64>) -> Result<Vec<u8>, String> {
 fn is_header(op: &Op) -> bool {
     match op.change {
         Change::Write { at, .. } => HEADERS.contains(&at),
-        Change::Sync | Change::Nothing => true,
+        Change::Sync | Change::SyncLast | Change::Nothing => true,
         Change::Zero(_) | Change::SetLen(_) => false,
     }
 }

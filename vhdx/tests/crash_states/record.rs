@@ -26,6 +26,8 @@ pub(crate) enum Change {
     Zero(Range<u64>),
     SetLen(u64),
     Sync,
+    /// Of the write just before, and of nothing else.
+    SyncLast,
     /// A sync that was left out.
     Nothing,
 }
@@ -95,6 +97,10 @@ impl FileAt for RecordedFile {
     fn sync(&self) -> io::Result<()> {
         self.change(Change::Sync)
     }
+    fn write_through(&self, at: u64, data: &[u8]) -> io::Result<()> {
+        self.write_at(at, data)?;
+        self.change(Change::SyncLast)
+    }
     fn zero(&self, range: Range<u64>) -> io::Result<()> {
         self.change(Change::Zero(range))
     }
@@ -109,6 +115,11 @@ impl FileAt for RecordedFile {
 
 impl Op {
     pub(crate) fn is_sync(&self) -> bool {
+        matches!(self.change, Change::Sync | Change::SyncLast)
+    }
+
+    /// Whether it is a sync of all that was changed before.
+    pub(crate) fn covers_all(&self) -> bool {
         matches!(self.change, Change::Sync)
     }
 
@@ -118,7 +129,7 @@ impl Op {
             Change::Write { data, .. } => data.len().div_ceil(SECTOR),
             Change::Zero(_) => ZERO_PIECES,
             Change::SetLen(_) => 1,
-            Change::Sync | Change::Nothing => 0,
+            Change::Sync | Change::SyncLast | Change::Nothing => 0,
         }
     }
 
@@ -151,7 +162,7 @@ impl Op {
                 })
             }
             Change::SetLen(len) if is_kept(0) => file.set_len(*len),
-            Change::SetLen(_) | Change::Sync | Change::Nothing => Ok(()),
+            Change::SetLen(_) | Change::Sync | Change::SyncLast | Change::Nothing => Ok(()),
         };
         done.expect("memory takes every change");
     }

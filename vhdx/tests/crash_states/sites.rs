@@ -19,7 +19,7 @@ pub(crate) enum Site {
     Payload,
     /// A log entry, before its pages are written in place.
     LogEntry,
-    /// Pages in place, before the log entry is given up.
+    /// Pages in place, before the log entry is given up; and payload written since.
     PagesInPlace,
 }
 
@@ -46,7 +46,7 @@ pub(crate) fn find(ops: &[Op], is_creation: bool) -> Vec<(usize, Site)> {
             Change::Zero(range) => file.last_write = Some(range.start),
             Change::SetLen(_) | Change::Nothing => {}
             Change::Sync if is_creation => found.push((index, file.creation())),
-            Change::Sync => found.push((index, file.session())),
+            Change::Sync | Change::SyncLast => found.push((index, file.session())),
         }
     }
     found

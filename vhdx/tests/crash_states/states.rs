@@ -121,9 +121,10 @@ pub(crate) fn each(
             break;
         }
         if let Some(sync) = ops.get(point) {
+            let is_last = |op: usize| op + 1 == point;
             let (done, left) = pending
                 .into_iter()
-                .partition(|op| ops[*op].file == sync.file);
+                .partition(|op| ops[*op].file == sync.file && (sync.covers_all() || is_last(*op)));
             pending = left;
             for op in &done {
                 let op: &Op = &ops[*op];
