@@ -19,8 +19,8 @@ pub use memory::MemoryFile;
 /// Methods take `&self` and run on many threads at once; every one of them may block. Overlapping
 /// writes of two threads end in some mix of both: the caller keeps them apart. The implementation
 /// checks ranges against the file, since a length known to the caller may be stale. A write that
-/// a read sees is not yet durable: only [`sync`](Self::sync) promises that, and after it has
-/// failed once nothing is known about any write since the last one that succeeded.
+/// a read sees is not yet durable: only [`sync`](Self::sync) and its two weaker forms promise that,
+/// and after one has failed nothing is known about any write since the last one that succeeded.
 pub trait FileAt: Send + Sync + fmt::Debug {
     /// Length of the file in bytes.
     ///

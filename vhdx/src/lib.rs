@@ -9,7 +9,7 @@
 //!
 //! disk range --> Image::resolve --> Run { disk, place: File { at } | Zero | Replayed }
 //!
-//! write  payload, sync --> log entry, sync --> BAT in place, sync      (Image::flush)
+//! write  payload, sync --> log entry, sync --> BAT in place            (Image::flush)
 //! crash  at any point  --> the next open replays the log               (in memory until a write)
 //! ```
 //!

@@ -125,7 +125,7 @@ impl Pages {
             .collect()
     }
 
-    /// These pages are durable in the file; those changed again since stay pending.
+    /// These pages are durable, in the file or its log; those changed again since stay pending.
     pub(crate) fn flushed(&self, written: &[PendingPage]) {
         let mut held = self.held_mut();
         // Loads that began before the write must not be kept after it.

@@ -119,12 +119,13 @@ impl<'a> Applier<'a> {
                 .at(self.geometry.start_of(block).0)),
             };
         }
+        let runs = runs.into_iter().map(|(range, _)| range);
         let is_known_zero = shown == Some(Leaf::Zero) || self.to.is_new();
         let ranges = match (data.base, is_known_zero) {
             // Whatever was there goes, also between the runs.
             (Base::Zero, false) => vec![self.geometry.range_of(block, 1)],
-            (Base::Zero, true) => joined(runs.into_iter().map(|(range, _)| range), GAP_MAX),
-            (Base::Old, _) => joined(runs.into_iter().map(|(range, _)| range), 0),
+            (Base::Zero, true) if self.to.is_new() => joined(runs, GAP_MAX),
+            _ => joined(runs, 0),
         };
         let start = self.geometry.start_of(block);
         let parts: Vec<Part<'_>> = ranges

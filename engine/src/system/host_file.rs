@@ -37,6 +37,17 @@ pub enum MediumAccess {
     Server,
 }
 
+/// What a file system does that others need not.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct FileSystemTraits {
+    /// A range of a file is made durable when that is asked for. Others say so and send no word to
+    /// their server (9p, FUSE with direct I/O).
+    pub(super) syncs_ranges: bool,
+    /// Each 4 KiB for which space is promised and not chosen is booked by itself; what has its
+    /// space is not (ext4).
+    pub(super) books_pages: bool,
+}
+
 /// What the system notes of a file when its bytes change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileStamp {
@@ -67,6 +78,7 @@ pub struct HostFile {
     writing: Mutex<()>,
     write_back: WriteBack,
     unsynced: Unsynced,
+    traits: OnceLock<FileSystemTraits>,
 }
 
 impl Drop for HostFile {
@@ -129,6 +141,7 @@ impl HostFile {
             writing: Mutex::new(()),
             write_back: WriteBack::default(),
             unsynced: Unsynced::default(),
+            traits: OnceLock::new(),
         })
     }
 
@@ -188,6 +201,7 @@ impl HostFile {
             writing: Mutex::new(()),
             write_back: WriteBack::default(),
             unsynced: Unsynced::default(),
+            traits: OnceLock::new(),
         })
     }
 
@@ -374,6 +388,13 @@ impl HostFile {
         platform::drop_cache(&self.file, 0, 0);
     }
 
+    fn traits(&self) -> FileSystemTraits {
+        match self.is_device {
+            true => FileSystemTraits::default(),
+            false => *self.traits.get_or_init(|| platform::traits_of(&self.file)),
+        }
+    }
+
     fn direct(&self) -> Option<&File> {
         self.direct
             .get_or_init(|| platform::open_direct(&self.file, &self.place).ok())
@@ -396,7 +417,7 @@ impl FileAt for HostFile {
     fn write_at(&self, at: u64, data: &[u8]) -> io::Result<()> {
         let lock = || self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let turn = (!self.is_device).then(lock);
-        if data.len() as u64 >= LARGE_WRITE {
+        if data.len() as u64 >= LARGE_WRITE && self.traits().books_pages {
             platform::reserve(&self.file, at, data.len() as u64);
         }
         let written = self.file.write_at(at, data);
@@ -418,15 +439,25 @@ impl FileAt for HostFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        match self.is_device {
-            true => self.sync(),
-            false => self.unsynced.sync_data(&self.file),
+        match self.traits().syncs_ranges {
+            true => self.unsynced.sync_data(&self.file),
+            false => self.sync(),
         }
     }
 
     // Not in turn: others write while the medium is waited for.
     fn write_through(&self, at: u64, data: &[u8]) -> io::Result<()> {
-        FileAt::write_through(&self.file, at, data)
+        let done = match self.traits().syncs_ranges {
+            true => platform::write_through(&self.file, at, data).inspect_err(|_| {
+                self.unsynced.changed_otherwise();
+            })?,
+            false => 0,
+        };
+        if done < data.len() {
+            self.write_at(at + done as u64, &data[done..])?;
+            self.sync()?;
+        }
+        Ok(())
     }
 
     fn zero(&self, range: Range<u64>) -> io::Result<()> {
@@ -484,7 +515,44 @@ fn open_error(source: io::Error, path: &Path, access: Access) -> Error {
 #[cfg(unix)]
 #[cfg(test)]
 mod tests {
+    use super::super::unsynced::Changed;
     use super::*;
+
+    // Goal: every change is covered by the next sync. Method: each way to change a file, after a
+    // sync that covered all before.
+    #[test]
+    fn every_change_waits_for_a_sync() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        std::fs::write(&path, [1; 8192]).unwrap();
+        let file = HostFile::open(&path, Access::Write).unwrap();
+        let pending = |change: &dyn Fn()| {
+            FileAt::sync(&file).unwrap();
+            assert_eq!(file.unsynced.pending(), Changed::Bytes(0..0));
+            change();
+            file.unsynced.pending()
+        };
+        assert_eq!(
+            pending(&|| file.write_at(10, &[2; 5]).unwrap()),
+            Changed::Bytes(10..15)
+        );
+        assert_eq!(pending(&|| file.zero(0..4096).unwrap()), Changed::Anything);
+        assert_eq!(pending(&|| file.set_len(5000).unwrap()), Changed::Anything);
+        assert_eq!(
+            pending(&|| file.allocate(0..4096).unwrap()),
+            Changed::Anything
+        );
+        assert_eq!(
+            pending(&|| file.write_through(7, &[3; 2]).unwrap()),
+            Changed::Bytes(0..0)
+        );
+
+        let mut found = [0; 5];
+        file.read_at(6, &mut found).unwrap();
+        assert_eq!(found, [0, 3, 3, 0, 0]);
+        let other = HostFile::open_in(&path, Access::Inspect, true).unwrap();
+        assert_eq!(other.unsynced.pending(), Changed::Anything);
+    }
 
     // Goal: a lock ends with its owner, though a process that is about to be started has the file
     // as well. Method: a second descriptor of the same opening, as a fork makes it.

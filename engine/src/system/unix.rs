@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
+use super::host_file::FileSystemTraits;
 use super::{Access, FileStamp, MediumAccess, device_name};
 
 pub(super) fn open(path: &Path, access: Access, follows_links: bool) -> io::Result<File> {
@@ -373,42 +374,47 @@ pub(super) fn start_write_back(file: &File, at: u64, len: u64) {
     drop_cache(file, at, len);
 }
 
-/// Makes written bytes durable, and what is needed to find them, without waiting for others. Linux
-/// answers an msync(2) of a shared mapping with a sync of that range of the file, whoever wrote
-/// there; no byte of the mapping is looked at.
-#[cfg(target_os = "linux")]
-pub(super) fn sync_range(file: &File, range: &std::ops::Range<u64>) -> io::Result<()> {
-    let Ok(len) = usize::try_from(range.end - range.start) else {
-        return file.sync_all();
-    };
-    let mapped = memmap2::MmapOptions::new()
-        .offset(range.start)
-        .len(len)
-        .map_raw_read_only(file);
-    match mapped {
-        Ok(mapped) => mapped.flush(),
-        Err(_) => file.sync_all(),
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-pub(super) fn sync_range(file: &File, _range: &std::ops::Range<u64>) -> io::Result<()> {
-    file.sync_all()
-}
-
-/// Takes the space of what is about to be written, where writing costs less then: ext4 keeps account
-/// of each 4 KiB that it has promised space and not chosen it for, and of a range that has its space
-/// it does not. Only that; others have no such account, or answer a call for each write from far
-/// away. What cannot be taken is not missed: the write finds that out by itself.
+/// Takes the space of what is about to be written. What cannot be taken is not missed: the write
+/// finds that out by itself.
 pub(super) fn reserve(file: &File, at: u64, len: u64) {
-    if file_system_of(file) == Some(EXT) {
-        let flags = rustix::fs::FallocateFlags::KEEP_SIZE;
-        let _declined = rustix::fs::fallocate(file, flags, at, len);
+    let flags = rustix::fs::FallocateFlags::KEEP_SIZE;
+    let _declined = rustix::fs::fallocate(file, flags, at, len);
+}
+
+/// Writes by calls that return when their bytes are durable; how many from the start went that way.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(super) fn write_through(file: &File, at: u64, data: &[u8]) -> io::Result<usize> {
+    use rustix::io::{Errno, ReadWriteFlags, pwritev2, retry_on_intr};
+    let mut done = 0;
+    while done < data.len() {
+        let rest = [io::IoSlice::new(&data[done..])];
+        let from = at + done as u64;
+        match retry_on_intr(|| pwritev2(file, &rest, from, ReadWriteFlags::DSYNC)) {
+            Ok(0) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => break,
+            Ok(len) => done += len,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(done)
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(super) fn write_through(_file: &File, _at: u64, _data: &[u8]) -> io::Result<usize> {
+    Ok(0)
+}
+
+/// What can be said of the file system.
+pub(super) fn traits_of(file: &File) -> FileSystemTraits {
+    let found = file_system_of(file);
+    FileSystemTraits {
+        syncs_ranges: cfg!(target_os = "linux") && matches!(found, Some(EXT | XFS | BTRFS | F2FS)),
+        books_pages: found == Some(EXT),
     }
 }
 
 /// Magic numbers of statfs(2).
 const EXT: i64 = 0xef53;
+const F2FS: i64 = 0xf2f5_2010;
 
 fn file_system_of(file: &File) -> Option<i64> {
     rustix::fs::fstatfs(file).ok().map(|found| found.f_type)
@@ -417,7 +423,6 @@ fn file_system_of(file: &File) -> Option<i64> {
 /// Only file systems that are known to read from their device count as that; the rest may answer
 /// an `O_DIRECT` read from memory.
 pub(super) fn medium_access(file: &File) -> MediumAccess {
-    const F2FS: i64 = 0xf2f5_2010;
     const EXFAT: i64 = 0x2011_bab0;
     const NTFS3: i64 = 0x7366_746e;
     const NFS: i64 = 0x6969;

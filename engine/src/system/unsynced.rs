@@ -1,14 +1,14 @@
 //! What of a file a sync has not covered yet: docs/decisions/0027.
 //!
-//! A sync of a whole file waits for what is written while it waits: on a quick disk it ends when the
-//! writers do. One of the bytes written before it does not.
+//! A sync of a whole file waits for what is written while it waits: on a quick disk it ends when
+//! the writers do. One of the bytes written before it does not.
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::platform;
+use super::own_file::sync_range;
 
 /// The longest range that is synced by itself. It takes addresses, and no memory.
 const RANGE_LEN_MAX: u64 = 1 << 40;
@@ -22,7 +22,7 @@ pub(super) struct Unsynced {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-enum Changed {
+pub(super) enum Changed {
     /// Nothing is known, as of a file that was just opened.
     #[default]
     Anything,
@@ -53,15 +53,25 @@ impl Unsynced {
         self.cover(|_| file.sync_all())
     }
 
-    /// Makes all durable that was changed before; times of the file need not be.
+    /// Makes all durable that was changed before, on a file system that syncs ranges; times of the
+    /// file need not be.
     pub(super) fn sync_data(&self, file: &File) -> io::Result<()> {
-        self.cover(|changed| match changed {
-            Changed::Bytes(bytes) if bytes.is_empty() => Ok(()),
-            Changed::Bytes(bytes) if bytes.end - bytes.start <= RANGE_LEN_MAX => {
-                platform::sync_range(file, bytes)
-            }
-            _ => file.sync_all(),
+        self.cover(|changed| {
+            let is_synced = match changed {
+                Changed::Bytes(bytes) if bytes.is_empty() => true,
+                Changed::Bytes(bytes) if bytes.end - bytes.start <= RANGE_LEN_MAX => {
+                    sync_range(file, bytes)?
+                }
+                _ => false,
+            };
+            if is_synced { Ok(()) } else { file.sync_all() }
         })
+    }
+
+    /// What the next sync has to cover.
+    #[cfg(test)]
+    pub(super) fn pending(&self) -> Changed {
+        self.changed().clone()
     }
 
     fn cover(&self, sync: impl FnOnce(&Changed) -> io::Result<()>) -> io::Result<()> {
@@ -123,8 +133,8 @@ mod tests {
         assert_eq!(taken(&unsynced), Changed::Anything);
     }
 
-    // Goal: a sync that has nothing left to cover waits for the one that covers it. Method: one that
-    // ends late, and another begun meanwhile.
+    // Goal: a sync that has nothing left to cover waits for the one that covers it. Method: one
+    // that ends late, and another begun meanwhile.
     #[test]
     fn a_sync_waits_for_the_one_before() {
         let unsynced = &Unsynced::default();
@@ -145,14 +155,14 @@ mod tests {
         });
     }
 
-    // Goal: the range of a real file is synced, at any offset, also past its end. Method: a file in
+    // Goal: any range of a real file can be synced by itself, also past its end. Method: a file in
     // a temporary directory; that it is durable cannot be seen here.
     #[test]
     fn a_range_of_a_file_is_synced() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(1 << 20).unwrap();
         for range in [0..1, 4095..4097, 70_000..(1 << 20) + 5] {
-            platform::sync_range(&file, &range).unwrap();
+            assert!(sync_range(&file, &range).unwrap(), "{range:?}");
         }
     }
 }

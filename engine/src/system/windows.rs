@@ -5,6 +5,7 @@ use std::io;
 use std::os::windows::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
+use super::host_file::FileSystemTraits;
 use super::{Access, FileStamp, MediumAccess};
 
 const FILE_SHARE_READ: u32 = 1;
@@ -197,11 +198,15 @@ pub(super) fn drop_cache(_file: &File, _at: u64, _len: u64) {}
 
 pub(super) fn start_write_back(_file: &File, _at: u64, _len: u64) {}
 
-pub(super) fn sync_range(file: &File, _range: &std::ops::Range<u64>) -> io::Result<()> {
-    file.sync_all()
+pub(super) fn reserve(_file: &File, _at: u64, _len: u64) {}
+
+pub(super) fn write_through(_file: &File, _at: u64, _data: &[u8]) -> io::Result<usize> {
+    Ok(0)
 }
 
-pub(super) fn reserve(_file: &File, _at: u64, _len: u64) {}
+pub(super) fn traits_of(_file: &File) -> FileSystemTraits {
+    FileSystemTraits::default()
+}
 
 /// Local volumes are assumed; a share is not told apart here yet (`unverified`: there is no Windows
 /// to try it on).

@@ -114,6 +114,20 @@ impl HostedFile {
         }
     }
 
+    /// Makes one write durable, which may be flushed already.
+    fn flush_write(&mut self, at: u64, data: &[u8]) {
+        let is_it = |change: &Change| match change {
+            Change::Write {
+                at: of,
+                data: bytes,
+            } => (*of, &**bytes) == (at, data),
+            _ => false,
+        };
+        if let Some(found) = self.pending.iter().rposition(is_it) {
+            self.pending.remove(found).make(&self.durable, u64::MAX);
+        }
+    }
+
     /// The system forgets what it could not write, at once or when the file is opened anew.
     fn fail_flush(&mut self, dice: &mut Dice) {
         for change in std::mem::take(&mut self.pending) {
@@ -333,13 +347,21 @@ impl Host {
     }
 
     fn sync_file(&self, file: usize) -> io::Result<()> {
+        self.sync_part(file, HostedFile::flush)?;
+        let mut inner = self.inner();
+        inner.changed.1 = inner.changed.0;
+        Ok(())
+    }
+
+    /// Makes durable what `flush` does.
+    fn sync_part(&self, file: usize, flush: impl Fn(&mut HostedFile)) -> io::Result<()> {
         let mut inner = self.inner();
         inner.check_alive()?;
         note("sync", (file as u64, 0));
         // It may have reached the medium all the same.
         if inner.dies() {
             if inner.dice.one_in(2) {
-                inner.files[file].flush();
+                flush(&mut inner.files[file]);
             }
             return Err(dead());
         }
@@ -348,8 +370,7 @@ impl Host {
             files[file].fail_flush(dice);
             return Err(io::Error::other("input/output error"));
         }
-        inner.files[file].flush();
-        inner.changed.1 = inner.changed.0;
+        flush(&mut inner.files[file]);
         Ok(())
     }
 
@@ -478,6 +499,12 @@ impl FileAt for HostFile {
 
     fn sync(&self) -> io::Result<()> {
         self.paused(|| self.host.sync_file(self.file))
+    }
+
+    fn write_through(&self, at: u64, data: &[u8]) -> io::Result<()> {
+        self.write_at(at, data)?;
+        let flush = |file: &mut HostedFile| file.flush_write(at, data);
+        self.paused(|| self.host.sync_part(self.file, flush))
     }
 
     fn zero(&self, range: Range<u64>) -> io::Result<()> {

@@ -28,15 +28,6 @@ impl FileAt for File {
         self.sync_all()
     }
 
-    fn write_through(&self, at: u64, data: &[u8]) -> io::Result<()> {
-        let done = write_through(self, at, data)?;
-        if done < data.len() {
-            self.write_all_at(&data[done..], at + done as u64)?;
-            self.sync_all()?;
-        }
-        Ok(())
-    }
-
     fn zero(&self, range: Range<u64>) -> io::Result<()> {
         let range = range.start..range.end.min(device_or_file_len(self)?);
         if range.is_empty() || punch(self, &range) {
@@ -74,29 +65,6 @@ fn device_or_file_len(file: &File) -> io::Result<u64> {
         true => (&*file).seek(SeekFrom::End(0)),
         false => Ok(metadata.len()),
     }
-}
-
-/// Writes and makes durable by one call; returns how many bytes from the start went that way. The
-/// system need not know how.
-#[cfg(any(target_os = "linux", target_os = "android"))]
-fn write_through(file: &File, at: u64, data: &[u8]) -> io::Result<usize> {
-    use rustix::io::{Errno, ReadWriteFlags, pwritev2, retry_on_intr};
-    let mut done = 0;
-    while done < data.len() {
-        let rest = [io::IoSlice::new(&data[done..])];
-        let from = at + done as u64;
-        match retry_on_intr(|| pwritev2(file, &rest, from, ReadWriteFlags::DSYNC)) {
-            Ok(0) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => break,
-            Ok(len) => done += len,
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(done)
-}
-
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-fn write_through(_file: &File, _at: u64, _data: &[u8]) -> io::Result<usize> {
-    Ok(0)
 }
 
 /// Frees the space of `range`; `false` where the system cannot.

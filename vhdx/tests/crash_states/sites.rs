@@ -19,7 +19,7 @@ pub(crate) enum Site {
     Payload,
     /// A log entry, before its pages are written in place.
     LogEntry,
-    /// Pages in place, before the log entry is given up; and payload written since.
+    /// Nothing but pages in place, before the log entry is given up.
     PagesInPlace,
 }
 
@@ -42,7 +42,7 @@ pub(crate) fn find(ops: &[Op], is_creation: bool) -> Vec<(usize, Site)> {
     for (index, op) in ops.iter().enumerate() {
         let file = &mut files[op.file];
         match &op.change {
-            Change::Write { at, .. } => file.last_write = Some(*at),
+            Change::Write { at, data } => file.write(*at, data),
             Change::Zero(range) => file.last_write = Some(range.start),
             Change::SetLen(_) | Change::Nothing => {}
             Change::Sync if is_creation => found.push((index, file.creation())),
@@ -71,6 +71,10 @@ struct FileSyncs {
     headers: usize,
     has_log: bool,
     last: Option<Site>,
+    /// Where the pages of the last log entry belong.
+    pages: Vec<u64>,
+    /// Something else was written since the last sync.
+    has_payload: bool,
 }
 
 impl FileSyncs {
@@ -81,7 +85,17 @@ impl FileSyncs {
         }
     }
 
+    fn write(&mut self, at: u64, data: &[u8]) {
+        self.last_write = Some(at);
+        if LOG.contains(&at) && data.starts_with(b"loge") {
+            self.pages = pages_of(data);
+        }
+        let is_structure = HEADERS.contains(&at) || LOG.contains(&at) || self.pages.contains(&at);
+        self.has_payload |= !is_structure;
+    }
+
     fn session(&mut self) -> Site {
+        let has_payload = std::mem::take(&mut self.has_payload);
         let site = match self.last_write.take() {
             Some(at) if HEADERS.contains(&at) => {
                 self.headers += 1;
@@ -95,10 +109,18 @@ impl FileSyncs {
                 Site::LogEntry
             }
             Some(_) if !self.has_log => Site::Replay,
-            Some(_) if self.last == Some(Site::LogEntry) => Site::PagesInPlace,
+            Some(at) if !has_payload && self.pages.contains(&at) => Site::PagesInPlace,
             _ => Site::Payload,
         };
         self.last = Some(site);
         site
     }
+}
+
+/// Places of the pages that a log entry describes (sections 2.3.1.1, 2.3.1.3).
+fn pages_of(entry: &[u8]) -> Vec<u64> {
+    let number = |at: usize| u64::from_le_bytes(entry[at..at + 8].try_into().unwrap());
+    let count = number(24) & u64::from(u32::MAX);
+    let descriptors = (0..count as usize).map(|index| 64 + 32 * index);
+    descriptors.map(|at| number(at + 16)).collect()
 }
