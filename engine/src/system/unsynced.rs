@@ -69,7 +69,7 @@ impl Unsynced {
     }
 
     /// What the next sync has to cover.
-    #[cfg(test)]
+    #[cfg(all(test, unix))]
     pub(super) fn pending(&self) -> Changed {
         self.changed().clone()
     }
@@ -157,6 +157,7 @@ mod tests {
 
     // Goal: any range of a real file can be synced by itself, also past its end. Method: a file in
     // a temporary directory; that it is durable cannot be seen here.
+    #[cfg(target_os = "linux")]
     #[test]
     fn a_range_of_a_file_is_synced() {
         let file = tempfile::tempfile().unwrap();

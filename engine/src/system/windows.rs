@@ -97,7 +97,7 @@ pub(super) fn check_writable(_file: &File) -> io::Result<()> {
 }
 
 /// Not asked for here: `std` cannot.
-pub(super) fn may_write(_path: &std::path::Path) -> bool {
+pub(super) fn may_write(_path: &Path) -> bool {
     true
 }
 
