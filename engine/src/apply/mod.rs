@@ -315,8 +315,8 @@ fn joined(ranges: impl Iterator<Item = Range<ByteOffset>>, gap_max: u64) -> Vec<
     all
 }
 
-/// Zeros between two ranges that are worth a hole in a new file, from here on: below it a file
-/// system has more to do with the hole than with the bytes.
+/// Zeros between two ranges of a new file up to which they are written: a file system has more to
+/// do with so small a hole than with the bytes.
 const GAP_MAX: u64 = 32 << 10;
 
 #[cfg(test)]

@@ -132,17 +132,24 @@ impl HostFile {
             Ok(false) => return Err(in_use(&self.path)),
             Err(source) => return Err(Error::io(source, "lock").path(&self.path)),
         }
-        Ok(Self {
+        let mut reopened = Self::around(file, &self.path, self.is_device);
+        reopened.place.clone_from(&self.place);
+        Ok(reopened)
+    }
+
+    /// Nothing is known of it but what is given.
+    fn around(file: File, path: &Path, is_device: bool) -> Self {
+        Self {
             file,
-            path: self.path.clone(),
-            place: self.place.clone(),
-            is_device: self.is_device,
+            path: path.to_owned(),
+            place: path.to_owned(),
+            is_device,
             direct: OnceLock::new(),
             writing: Mutex::new(()),
             write_back: WriteBack::default(),
             unsynced: Unsynced::default(),
             traits: OnceLock::new(),
-        })
+        }
     }
 
     /// Whether it could be opened for writing, without doing it.
@@ -192,17 +199,7 @@ impl HostFile {
             Ok(false) => return Err(in_use(path)),
             Err(source) => return Err(Error::io(source, "lock").path(path)),
         }
-        Ok(Self {
-            file,
-            path: path.to_owned(),
-            place: path.to_owned(),
-            is_device,
-            direct: OnceLock::new(),
-            writing: Mutex::new(()),
-            write_back: WriteBack::default(),
-            unsynced: Unsynced::default(),
-            traits: OnceLock::new(),
-        })
+        Ok(Self::around(file, path, is_device))
     }
 
     /// The path it was opened by, or that it will get.

@@ -70,7 +70,7 @@ struct FileSyncs {
     last_write: Option<u64>,
     headers: usize,
     has_log: bool,
-    last: Option<Site>,
+    has_body: bool,
     /// Where the pages of the last log entry belong.
     pages: Vec<u64>,
     /// Something else was written since the last sync.
@@ -79,9 +79,9 @@ struct FileSyncs {
 
 impl FileSyncs {
     fn creation(&mut self) -> Site {
-        match self.last.replace(Site::CreateBody) {
-            None => Site::CreateBody,
-            Some(_) => Site::CreateHead,
+        match std::mem::replace(&mut self.has_body, true) {
+            false => Site::CreateBody,
+            true => Site::CreateHead,
         }
     }
 
@@ -96,7 +96,7 @@ impl FileSyncs {
 
     fn session(&mut self) -> Site {
         let has_payload = std::mem::take(&mut self.has_payload);
-        let site = match self.last_write.take() {
+        match self.last_write.take() {
             Some(at) if HEADERS.contains(&at) => {
                 self.headers += 1;
                 match self.headers % 2 {
@@ -111,9 +111,7 @@ impl FileSyncs {
             Some(_) if !self.has_log => Site::Replay,
             Some(at) if !has_payload && self.pages.contains(&at) => Site::PagesInPlace,
             _ => Site::Payload,
-        };
-        self.last = Some(site);
-        site
+        }
     }
 }
 
