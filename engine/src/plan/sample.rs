@@ -17,10 +17,15 @@ pub const SPAN_LEN: u64 = 1 << 20;
 pub const PIECE_COUNT_MAX: usize = 1000;
 /// Most spans: a quarter of a second of a slow disk, and what a fast one reads in some 50 ms.
 pub const SPAN_COUNT_MAX: usize = 256;
-/// Of what is allocated, at most one part in so many is read as pieces ...
+/// Of what is allocated, so many parts in a hundred are read at most.
+const PERCENT_MAX: u64 = 3;
+/// One part in so many is read as pieces, the rest of that as spans.
 const PIECES_OF_ALLOCATED: u64 = 100;
-/// ... and one in so many as spans: 3 % together.
-const SPANS_OF_ALLOCATED: u64 = 50;
+/// With fewer pieces the share that differs is known too badly to choose by (at 44, half of a disk
+/// was taken for 61 %), ...
+const PIECES_WANTED: u64 = 200;
+/// ... so of a small disk more of it goes to pieces: up to one part in so many.
+const PIECES_OF_SMALL: u64 = 50;
 /// Draws for each piece that is wanted: some are drawn twice.
 const DRAWS_EACH: usize = 4;
 /// Pieces in a span.
@@ -68,10 +73,15 @@ impl Picks {
 pub fn pick(seed: u64, runs: &[Range<u64>]) -> Picks {
     let allocated = Allocated::new(runs);
     let mut draws = Draws::of(seed);
-    let share =
-        |of: u64, max: usize| usize::try_from(allocated.count / of).map_or(max, |n| n.min(max));
-    let pieces = share(PIECES_OF_ALLOCATED, PIECE_COUNT_MAX);
-    let spans = share(SPANS_OF_ALLOCATED * SPAN_PIECES, SPAN_COUNT_MAX);
+    let all = allocated.count;
+    let pieces = (all / PIECES_OF_SMALL).min(PIECES_WANTED);
+    let pieces = pieces.max(all / PIECES_OF_ALLOCATED);
+    let spans = (all * PERCENT_MAX / 100 - pieces) / SPAN_PIECES;
+    let at_most = |count: u64, max: usize| usize::try_from(count).map_or(max, |it| it.min(max));
+    let (pieces, spans) = (
+        at_most(pieces, PIECE_COUNT_MAX),
+        at_most(spans, SPAN_COUNT_MAX),
+    );
     Picks {
         pieces: distinct(pieces, || allocated.nth(draws.below(allocated.count))),
         spans: distinct(spans, || {
@@ -292,6 +302,21 @@ mod tests {
             assert!(pieces <= 1000 && spans <= 256);
         }
         assert_eq!(pick(1, &[]), Picks::default());
+    }
+
+    // Goal: of a small disk enough is looked at to choose by, and a scan is timed all the same.
+    // Method: sizes from the smallest that is sampled on.
+    #[test]
+    fn a_small_disk_gives_more_pieces() {
+        for (mib, wanted) in [
+            (96, (30, 1)),
+            (280, (89, 2)),
+            (1024, (200, 18)),
+            (4096, (655, 81)),
+        ] {
+            let picks = pick(1, std::slice::from_ref(&(0..mib * MIB)));
+            assert_eq!((picks.pieces.len(), picks.spans.len()), wanted, "{mib} MiB");
+        }
     }
 
     // Goal: the interval holds the truth as often as it says. Method: 400 seeded samples of a disk

@@ -164,11 +164,15 @@ impl Timed {
         }
     }
 
-    /// All bytes, at the pace of the median: one thread that was kept waiting is no news of a disk.
+    /// All bytes, at the pace of the median, of two of the faster: one thread that was kept waiting
+    /// is no news of a disk.
     fn of_median(mut times: Vec<Self>, threads: usize) -> Self {
         let bytes: u64 = times.iter().map(|time| time.bytes).sum();
         times.sort_unstable_by_key(|time| time.micros);
-        let median = times.get(times.len() / 2).copied().unwrap_or_default();
+        let median = times
+            .get(times.len().saturating_sub(1) / 2)
+            .copied()
+            .unwrap_or_default();
         let pieces = bytes.checked_div(median.bytes).unwrap_or(0);
         Self {
             bytes,
@@ -210,6 +214,8 @@ impl Reading {
 pub fn read_sample(disk: &dyn Source, picks: &Picks, task: &SurveyTask<'_>) -> Result<Reading> {
     let len = disk.info().virtual_size;
     let scan = |span: &u32, bytes: &mut Vec<u8>| {
+        // The first touch of new memory takes longer than the reading, and a scan does it once.
+        bytes.resize(usize::try_from(SPAN_LEN).expect("a MiB"), 0);
         let started = now();
         fill_from(disk, len, u64::from(*span) * SPAN_LEN, (SPAN_LEN, bytes))?;
         let digest = task.hasher.leaf(bytes);
