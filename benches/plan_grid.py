@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Whether the planner chooses well: both strategies are really run at each point of a grid, and compared with its choice.
 
-    cargo build --release && benches/plan_grid.py [--size MIB] [--percent LIST] [--rate LIST] [--rounds N] [--layout scattered|clustered]
+    cargo build --release && benches/plan_grid.py [--size MIB] [--percent LIST] [--rate LIST] [--rounds N] [--layout scattered|clustered] [--first]
 
 A raw disk of which 70 % is data (half of each 64 KiB random, half text), and a copy with P % of its 64 KiB blocks replaced (seeded). The
 target is behind an agent on loopback TCP, the link limited to so many bytes per second (0: not at all), page cache hot, all defaults but
 `--optimize time`. At each point `plan` chooses; then a delta and a full copy are run, each from the same old target, the fastest of the
-rounds counts. Regret: how much longer the chosen one took than the better one. Prints one line of a table for each point.
+rounds counts. Each plan knows what the syncs before it saw of the target's disk, as on a host where syncs were run before (the first two
+are a delta and a full copy of 30 %, which no point has); with `--first` none does, as on a host where none was. Regret: how much longer the chosen one took than the better one. Prints one line of a table for each point.
 """
 import argparse
 import json
@@ -29,6 +30,9 @@ def main():
     with tempfile.TemporaryDirectory(dir=args.dir) as folder:
         old, new = (os.path.join(folder, name) for name in ["old.raw", "new.raw"])
         make(old, args.size << 20)
+        if not args.first:
+            change(old, new, 30, args.layout)
+            measure(args, folder, 0)
         for percent in args.percent:
             change(old, new, percent, args.layout)
             for rate in args.rate:
@@ -49,6 +53,7 @@ def arguments():
     parser.add_argument("--rate", type=numbers(int), default=[10, 40, 160, 0], help="MiB per second; 0: no limit")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--layout", choices=["scattered", "clustered"], default="scattered")
+    parser.add_argument("--first", action="store_true", help="plans know of no syncs before them")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--dir")
     parser.add_argument("--failback", default="target/release/failback")
@@ -88,12 +93,12 @@ def measure(args, folder, rate):
         ends = [os.path.join(folder, "new.raw"), f"{address}/disk"]
         report = lambda command, *more: json.loads(subprocess.run(
             [args.failback, command, *ends, "--json", *limit, *more], check=True, stdout=subprocess.PIPE).stdout)
-        reset(folder)
+        reset(folder, args.first)
         plan = report("plan", "--optimize", "time", "--seed", str(args.seed))
         seconds = {"delta": [], "full": []}
         for _ in range(args.rounds):
             for strategy, times in seconds.items():
-                reset(folder)
+                reset(folder, args.first)
                 times.append(report("sync", "--strategy", strategy)["seconds"]["total"])
     finally:
         agent.terminate()
@@ -101,9 +106,15 @@ def measure(args, folder, rate):
     return plan, min(seconds["delta"]), min(seconds["full"])
 
 
-def reset(folder):
-    """The old disk again, without any state, flushed, and both disks in memory."""
-    shutil.rmtree(os.path.join(folder, ".failback"), ignore_errors=True)
+def reset(folder, forgets):
+    """The old disk again, without any state but what was seen of its place, flushed, and both disks in memory."""
+    state = os.path.join(folder, ".failback")
+    seen = os.path.join(state, "seen-rates")
+    for entry in os.scandir(state) if os.path.isdir(state) else []:
+        if entry.is_dir():
+            shutil.rmtree(entry)
+    if forgets and os.path.exists(seen):
+        os.remove(seen)
     target = os.path.join(folder, "target.raw")
     if os.path.exists(target):
         os.remove(target)

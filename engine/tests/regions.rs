@@ -111,6 +111,7 @@ fn run(kinds: &[Kind], options: SessionOptions) -> Ran {
             len: REGION_LEN as u64,
             assumed_link: Some(FAST),
             disk: DiskRates {
+                log: FAST,
                 write: FAST,
                 scattered_write: FAST,
                 read_back: FAST,

@@ -171,6 +171,43 @@ fn disks_behind_agents() {
     report::assert_done(&sync);
 }
 
+// Goal: what a sync saw of a disk is what the next plan goes by, whoever asks, and a disk of
+// another place is not taken for it. Method: plans before and after a delta that writes 96 MiB, by
+// path and through an agent, and to a copy in another folder.
+#[test]
+fn a_plan_goes_by_what_syncs_saw() {
+    let disks = Disks::apart();
+    let elsewhere = TempDir::new().expect("temporary folder");
+    let copy = elsewhere.path().join("target.raw");
+    fs::copy(&disks.target, &copy).expect("copy");
+    let grant = format!("disk={}:rw", disks.target.display());
+    let agent = Agent::start(Via::Tcp, disks.dir.path(), &[grant]);
+    let source = disks.source.to_str().expect("UTF-8").to_owned();
+    let ends = [source, agent.endpoint("disk")];
+    let plans = || {
+        let far = run("plan", ends.clone(), BY_TIME);
+        let other = run("plan", [&disks.source, &copy], BY_TIME);
+        [disks.run("plan", BY_TIME), far, other].map(|plan| plan["plan"]["rates"].clone())
+    };
+    let assumed = 120.0 * 1_048_576.0;
+    for rates in plans() {
+        assert_eq!(rates["is_disk_seen"], false);
+        assert_eq!(rates["scattered_write"], assumed);
+    }
+
+    let done = disks.run("sync", &["--strategy", "delta", "--no-map"]);
+    report::assert_done(&done);
+    place::scribble(&disks.source, 0, &[1; 4096]);
+
+    let [near, far, other] = plans();
+    for rates in [near, far] {
+        assert_eq!(rates["is_disk_seen"], true);
+        let seen = rates["scattered_write"].as_f64().expect("a rate");
+        assert!(seen > 1e5 && (seen - assumed).abs() > 1.0, "{seen}");
+    }
+    assert_eq!(other["is_disk_seen"], false);
+}
+
 // Goal: a grant for reading is no target, not even of a plan. Method: plan to one.
 #[test]
 fn a_target_granted_for_reading_is_refused() {

@@ -8,7 +8,7 @@ use crate::link::{HANDSHAKE_LIMIT, IDLE_LIMIT};
 use crate::wire::{Hello, Message};
 
 /// Lowest protocol version this release speaks.
-pub const VERSION_MIN: u16 = 6;
+pub const VERSION_MIN: u16 = 7;
 
 /// Highest protocol version this release speaks.
 ///
@@ -26,7 +26,8 @@ pub const VERSION_MIN: u16 = 6;
 /// - 6: instead of a disk a client may ask for the machine of a pair, and control it.
 /// - 6: `Want` may announce a block without asking about it, as `Start` allows; `Replan` says that
 ///   the source does that from here on, `End` how much of it there was.
-pub const VERSION_MAX: u16 = 6;
+/// - 7: a survey says how fast the disk was in the syncs before.
+pub const VERSION_MAX: u16 = 7;
 
 /// Optional features of this release, one bit each; none yet.
 pub const FEATURES: u64 = 0;

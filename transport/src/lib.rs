@@ -43,7 +43,7 @@ pub use wire::{
     NODE_COUNT_MAX, NODE_INDEX_LEN, NewDisk, OpenRequest, PAYLOAD_LEN_MAX, PIECE_COUNT_MAX,
     PIECE_ID_LEN, PIECE_LEN, PIECE_SUMS_LEN, POSITION_LEN, PROBE_LEN_MAX, Positions, Probe,
     RUN_COUNT_MAX, Role, RunKind, SAMPLE_PIECE_COUNT_MAX, SAMPLE_SPAN_COUNT_MAX, SPAN_SUM_LEN,
-    SUB_BLOCK_LEN, SUB_HASH_LEN, SampleWish, Sampled, SessionParams, SourceEnd, SubRun, SurveyWish,
-    Surveyed, TEXT_LEN_MAX, TREE_LEVEL_MAX, TargetResult, Task, VerifiedFrom, VerifyLevel,
-    ZSTD_LEVEL_MAX, ZSTD_LEVEL_MIN,
+    SUB_BLOCK_LEN, SUB_HASH_LEN, SampleWish, Sampled, SeenRates, SessionParams, SourceEnd, SubRun,
+    SurveyWish, Surveyed, TEXT_LEN_MAX, TREE_LEVEL_MAX, TargetResult, Task, VerifiedFrom,
+    VerifyLevel, ZSTD_LEVEL_MAX, ZSTD_LEVEL_MIN,
 };

@@ -36,4 +36,4 @@ pub use limit::{
 };
 pub use message::Message;
 pub use outcome::{SourceEnd, TargetResult, VerifiedFrom};
-pub use survey::{Positions, Probe, SampleWish, Sampled, SurveyWish, Surveyed};
+pub use survey::{Positions, Probe, SampleWish, Sampled, SeenRates, SurveyWish, Surveyed};

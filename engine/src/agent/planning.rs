@@ -7,8 +7,8 @@ use super::visit::{ZSTD_LEVEL_MAX, hash_kind, out_of_place};
 use crate::disk::Source;
 use crate::error::Result;
 use crate::hash::Hasher;
+use crate::operation::Prospect;
 use crate::plan::{Patience, Picks, Survey, SurveyTask, probe_payload, read_sample, survey};
-use crate::state::Container;
 use crate::sync::scan_threads;
 use crate::units::BlockSize;
 
@@ -33,8 +33,8 @@ pub(super) struct Planning {
 pub(super) struct Asked<'a> {
     /// `None`: it does not exist yet.
     pub(super) disk: Option<&'a dyn Source>,
-    /// What a delta and a full copy of it will likely be kept in.
-    pub(super) likely: (Container, Container),
+    /// What is likely of it as a target.
+    pub(super) likely: Prospect,
 }
 
 impl Planning {
@@ -66,12 +66,12 @@ impl Planning {
                         ..Survey::default()
                     },
                 };
-                let (delta, full) = asked.likely;
                 Message::Surveyed(wire::Surveyed {
                     allocated_bytes: found.allocated,
                     is_whole: found.is_whole,
-                    delta_container: Some(delta.to_wire()),
-                    full_container: Some(full.to_wire()),
+                    delta_container: asked.likely.delta,
+                    full_container: asked.likely.full,
+                    seen: asked.likely.seen.to_wire(),
                     picks: found.picks.to_wire(),
                 })
             }
@@ -127,7 +127,7 @@ mod tests {
         let disk = MemoryDisk::new(vec![1; 1 << 20]);
         let asked = Asked {
             disk: Some(&disk),
-            likely: (Container::Log, Container::File),
+            likely: Prospect::default(),
         };
         let probe = |reply_len| {
             Message::Probe(wire::Probe {
@@ -164,7 +164,7 @@ mod tests {
     fn a_missing_disk_is_empty() {
         let asked = Asked {
             disk: None,
-            likely: (Container::File, Container::File),
+            likely: Prospect::default(),
         };
         let survey = Message::Survey(wire::SurveyWish { seed: 1 });
         let Some(Message::Surveyed(found)) = Planning::new().answer(&survey, &asked).unwrap()

@@ -1,6 +1,5 @@
 //! One peer, from hello to goodbye.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,8 +18,8 @@ use crate::error::{Error, ErrorKind, Result, peer_error};
 use crate::event::{Event, Observer};
 use crate::hash::HashKind;
 use crate::operation::{
-    HostedTarget, MapUse, PlannedTarget, SOFTWARE, forget_liar, in_one, in_shape,
-    likely_containers, new_disk, refuse_mixed_source, source_map,
+    HostedTarget, MapUse, PlannedTarget, SOFTWARE, forget_liar, in_one, in_shape, new_disk,
+    prospect_of, refuse_mixed_source, source_map,
 };
 use crate::step::Step;
 use crate::sync::{
@@ -201,7 +200,7 @@ fn prepare(
     link.receiver
         .set_idle_limit(IDLE_LIMIT)
         .map_err(peer_error)?;
-    match hear_start(link, &disk, &granted.grant.path)? {
+    match hear_start(link, &disk, &granted.grant)? {
         Message::Start(params) => {
             if let Some(joinable) = joinable {
                 // This one has done its part; also a refusal goes the new way from here.
@@ -228,11 +227,11 @@ fn prepare(
 }
 
 /// The first message that is no question of planning; those before it are answered.
-fn hear_start(link: &mut SessionLink, disk: &OpenDisk, path: &Path) -> Result<Message> {
+fn hear_start(link: &mut SessionLink, disk: &OpenDisk, grant: &Grant) -> Result<Message> {
     let mut planning = Planning::new();
     let asked = Asked {
         disk: disk.source(),
-        likely: likely_containers(path),
+        likely: prospect_of(&grant.path, grant.state.as_deref()),
     };
     let until = Instant::now() + IDLE_LIMIT;
     loop {

@@ -15,9 +15,10 @@ use crate::abort::Abort;
 use crate::disk::{ExtentKind, Target};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Hasher, is_zero};
+use crate::plan::{Meter, Working};
 use crate::schedule::{Mutex, scope};
 use crate::state::{Barrier, Barriers, FlushWindow};
-use crate::sync::{InPlaceChanges, Session, SessionProgress};
+use crate::sync::{InPlaceChanges, Session, SessionProgress, Task};
 use crate::system::MediumAccess;
 use crate::units::{BlockIndex, ByteOffset, Geometry, range_len};
 
@@ -38,6 +39,8 @@ pub(crate) struct InPlace<'a> {
     target: &'a dyn Target,
     /// All of the target is known to read zero: it was just made.
     is_new: bool,
+    /// Blocks here and there are written, and not all of them.
+    is_scattered: bool,
     geometry: Geometry,
     hasher: &'a Hasher,
     verify: VerifyLevel,
@@ -75,6 +78,7 @@ impl<'a> InPlace<'a> {
         Self {
             target: changes.target,
             is_new: changes.is_new,
+            is_scattered: !changes.is_new && session.options.task == Task::Delta,
             geometry: session.geometry,
             hasher: &session.hasher,
             verify: session.options.verify,
@@ -141,7 +145,9 @@ impl<'a> InPlace<'a> {
         let blocks = self.target.zero_undefined()?;
         tracing::debug!(blocks, "undefined blocks of the target made zero");
         // Before the proof: nothing is written behind it.
+        let closing = self.writing();
         self.target.close()?;
+        drop(closing);
         self.prove()
     }
 
@@ -153,8 +159,10 @@ impl<'a> InPlace<'a> {
         let unproven =
             std::mem::take(&mut *self.unproven.lock().unwrap_or_else(PoisonError::into_inner))
                 .changes;
+        let flushing = self.writing();
         self.barriers
             .pass(Barrier::NewFile, || self.target.flush())?;
+        drop(flushing);
         tracing::debug!(changes = unproven.len(), "flushed; reading back");
         if self.verify == VerifyLevel::Off {
             return Ok(());
@@ -168,6 +176,9 @@ impl<'a> InPlace<'a> {
             .fetch_add(total, Ordering::Relaxed);
         let next = AtomicUsize::new(0);
         let failed = Abort::new();
+        let reading = self.progress.meters.read_back.begin();
+        let paused = self.meter().map(Meter::pause);
+        reading.add(total);
         scope(|scope| {
             for _ in 0..PROOF_THREADS.min(unproven.len()) {
                 scope.spawn(|| {
@@ -182,6 +193,7 @@ impl<'a> InPlace<'a> {
                 });
             }
         });
+        drop((reading, paused));
         failed.verdict()
     }
 
@@ -205,13 +217,16 @@ impl<'a> InPlace<'a> {
         parts: &[Part<'_>],
         digest: Digest,
     ) -> Result<()> {
+        let writing = self.writing();
         let mut len = 0;
         for (range, bytes) in parts {
             self.target.write(range.start, bytes)?;
             len += bytes.len();
         }
         self.written.fetch_add(len as u64, Ordering::Relaxed);
+        writing.iter().for_each(|writing| writing.add(len as u64));
         self.flush_window(len as u64)?;
+        drop(writing);
         if self.verify != VerifyLevel::Changed {
             // Nobody reads back just these, so nobody needs their sum.
             return Ok(());
@@ -228,6 +243,22 @@ impl<'a> InPlace<'a> {
                 Unproven::Parts(ranges, sum.finalize())
             }
         })
+    }
+
+    /// Of what is written. All of a disk that was there is no example of either kind: in order, and
+    /// to space that it has.
+    fn meter(&self) -> Option<&Meter> {
+        let meters = &self.progress.meters;
+        match (self.is_new, self.is_scattered) {
+            (true, _) => Some(&meters.write),
+            (false, true) => Some(&meters.scattered_write),
+            (false, false) => None,
+        }
+    }
+
+    /// This thread writes.
+    fn writing(&self) -> Option<Working<'_>> {
+        self.meter().map(Meter::begin)
     }
 
     /// Makes durable what was written, once it is a window.

@@ -13,7 +13,7 @@ use crate::stage::{Record, StageLog};
 use crate::state::{
     Barrier, Barriers, Entry, Folder, Journal, STAGE_NAME, Sealed, Word, lead_to, remove_needless,
 };
-use crate::sync::{Session, Until};
+use crate::sync::{Session, Task, Until};
 use crate::system::MediumAccess;
 use crate::tree::Leaf;
 use crate::units::{BlockIndex, ByteOffset, Geometry};
@@ -112,8 +112,10 @@ impl Finisher<'_> {
             self.end(job, Word::Aborted, Barrier::Aborted)?;
             return self.tidy(access, None);
         }
+        let logging = self.session.progress.meters.log.begin();
         job.stage.flush(Barrier::Stage)?;
         self.check_on_medium(&job.stage)?;
+        drop(logging);
         let summary = job.stage.summary();
         let sealed = Sealed {
             new_root: new_root.map(|root| root.to_string()),
@@ -156,11 +158,16 @@ impl Finisher<'_> {
 
     /// From `committing`.
     pub(crate) fn apply(&self, target: &dyn Target, job: &Job) -> Result<Outcome> {
+        let meters = &self.session.progress.meters;
+        let is_delta = self.session.options.task == Task::Delta;
+        let writing = is_delta.then(|| meters.scattered_write.begin());
         let written = self.write_all(target, &job.stage, Direction::New)?;
+        writing.iter().for_each(|writing| writing.add(written));
         // The source has zeros where the target reads zeros: after this every other reader of the
         // target does, too.
         target.zero_undefined()?;
         self.barriers.pass(Barrier::Payload, || target.flush())?;
+        drop(writing);
         job.journal()
             .append(Entry::of(Word::NewUnverified), Barrier::Unverified)?;
         let proven = self.prove(target, job)?;
@@ -336,6 +343,7 @@ impl Finisher<'_> {
     fn read_back(&self, target: &dyn Target, stage: &StageLog, way: Direction) -> Result<u64> {
         let progress = &self.session.progress;
         progress.enter_verify();
+        let reading = progress.meters.read_back.begin();
         let verified = AtomicU64::new(0);
         self.each_staged(stage, |block| {
             let len = self.read_back_block(target, stage, block, way)?;
@@ -343,7 +351,9 @@ impl Finisher<'_> {
             progress.verified.fetch_add(len, Ordering::Relaxed);
             Ok(())
         })?;
-        Ok(verified.into_inner())
+        let verified = verified.into_inner();
+        reading.add(verified);
+        Ok(verified)
     }
 
     /// Does something to each staged block, on several threads: most of it is waiting for a device.

@@ -377,6 +377,7 @@ impl Staging {
         new: Option<&[u8]>,
         (new_leaf, old_leaf): (Option<Leaf>, Option<Leaf>),
     ) -> Result<()> {
+        let logging = self.session.progress.meters.log.begin();
         let mut kept = Vec::new();
         let old = match (self.opening.begun().has_undo, old_leaf) {
             (_, Some(Leaf::Zero)) => Old::Zero,
@@ -393,6 +394,8 @@ impl Staging {
             }
         };
         let has_flushed = job.stage.put(block, runs, new, old, (new_leaf, old_leaf))?;
+        let len = new.map_or(0, <[u8]>::len) + kept.len();
+        logging.add(len as u64);
         self.check_flushed(job, has_flushed)
     }
 

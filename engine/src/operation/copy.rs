@@ -23,7 +23,7 @@ use crate::event::{Event, Observer};
 use crate::hash::HashKind;
 use crate::identity::Refusal;
 use crate::map::{Audit, CarriedMap, MapStore, MapWish};
-use crate::plan::{Objective, Strategy};
+use crate::plan::{DiskRates, Objective, Strategy};
 use crate::report::{Outcome, Report};
 use crate::sync::{SessionOptions, SideMap, Until, map_rejected, source_mark};
 use crate::units::BlockSize;
@@ -394,7 +394,8 @@ impl Job<'_> {
             let wire = leave(opened.source, opened.target);
             tell_vouched(report, (&opened.standings.0, &opened.standings.1), wire);
         } else {
-            self.copy(opened, plan.task, report)?;
+            let disk = measured.map(|measured| measured.facts.disk);
+            self.copy(opened, (plan.task, disk), report)?;
         }
         report.outcome = match (request.until, request.verify) {
             (Until::Sealed | Until::Staged, _) => Outcome::Staged,
@@ -463,7 +464,12 @@ impl Job<'_> {
         })
     }
 
-    fn copy(&self, opened: OpenedSides, task: Task, report: &mut Report) -> Result<()> {
+    fn copy(
+        &self,
+        opened: OpenedSides,
+        (task, disk): (Task, Option<DiskRates>),
+        report: &mut Report,
+    ) -> Result<()> {
         let request = self.request;
         let OpenedSides {
             source,
@@ -503,7 +509,7 @@ impl Job<'_> {
         let outcome = run(
             source,
             target,
-            options,
+            (options, disk),
             (self.observer, self.cancel, self.started),
             &mut report.bytes,
         )?;
@@ -587,7 +593,7 @@ fn run_verify(
     let outcome = run(
         a,
         b,
-        options,
+        (options, None),
         (observer, cancel, started),
         &mut report.bytes,
     )?;

@@ -99,6 +99,11 @@ impl ExistingTarget {
         Ok(target)
     }
 
+    /// Its state directory, and its path.
+    pub(super) fn places(&self) -> (&Path, &Path) {
+        (self.folder.path(), &self.path)
+    }
+
     /// What it is.
     pub(crate) fn info(&self) -> DiskInfo {
         let mut info = self.access.info();

@@ -6,16 +6,16 @@ use failback_transport as wire;
 
 use super::connection::Connection;
 use super::copy::{CompressChoice, SyncRequest};
+use super::planned::Prospect;
 use super::questions::Heading;
 use crate::disk::Source;
 use crate::error::Result;
 use crate::hash::Hasher;
 use crate::plan::{
-    Comparison, Cost, Costs, DiskRates, Facts, LinkFacts, Patience, Picks, Proof, Reading,
+    Comparison, Cost, Costs, Facts, LinkFacts, Patience, Picks, Proof, Reading, SeenRates,
     SideFacts, Survey, SurveyTask, Way, compare, delta, float, full, read_sample, survey,
 };
 use crate::schedule::scope;
-use crate::state::Container;
 use crate::sync::scan_threads;
 
 /// A disk with less in it is not sampled: either strategy is done before that would be.
@@ -26,12 +26,12 @@ const PROBED_OF_ALLOCATED: u64 = 4096;
 
 /// One side that is asked.
 pub(super) enum Side<'a> {
-    /// A disk of this host; and what a delta and a full copy of it will likely be kept in.
-    Local(&'a dyn Source, (Container, Container)),
+    /// A disk of this host; and what is likely of it as a target.
+    Local(&'a dyn Source, Prospect),
     /// A disk behind an agent.
     Remote(&'a mut Connection),
-    /// A target of this host that is not there yet.
-    Missing,
+    /// A target of this host that is not there yet, on a disk of which this was seen.
+    Missing(SeenRates),
 }
 
 /// What the costs depend on beside what is measured.
@@ -54,6 +54,8 @@ pub(crate) struct Measured {
     pub(crate) facts: Facts,
     /// Whether the extents of both disks were counted; else they are estimates.
     pub(crate) is_whole: bool,
+    /// What earlier syncs saw of the target's disk; the rest of its rates follows from it.
+    pub(crate) seen: SeenRates,
     pub(crate) costs: Costs,
 }
 
@@ -69,7 +71,7 @@ pub(super) fn measure(
 ) -> Result<Option<Measured>> {
     let seed = question.seed;
     let (found, other) = both(|| source.survey(seed), || target.survey(seed));
-    let ((source_survey, _), (target_survey, containers)) = (found?, other?);
+    let ((source_survey, _), (target_survey, likely)) = (found?, other?);
     if source_survey.allocated < SAMPLED_MIN {
         return Ok(None);
     }
@@ -94,13 +96,7 @@ pub(super) fn measure(
         );
         let surveys = (&source_survey, &target_survey);
         let readings = (found?, other?);
-        Ok(weigh(
-            surveys,
-            readings,
-            (link, containers),
-            question,
-            request,
-        ))
+        Ok(weigh(surveys, readings, (link, &likely), question, request))
     };
     let first = all.first();
     if !question.is_asked && first != all {
@@ -150,7 +146,7 @@ fn costs(facts: &Facts, request: &SyncRequest) -> Costs {
 fn weigh(
     (source_survey, target_survey): (&Survey, &Survey),
     (of_source, mut of_target): (Reading, Reading),
-    (link, containers): (Option<LinkFacts>, [Option<wire::Container>; 2]),
+    (link, likely): (Option<LinkFacts>, &Prospect),
     question: &Question,
     request: &SyncRequest,
 ) -> Measured {
@@ -174,9 +170,9 @@ fn weigh(
         change: comparison.change,
         link,
         packing: of_source.packing(),
-        disk: DiskRates::default(),
-        delta_way: way(request, containers[0]),
-        full_way: way(request, containers[1]),
+        disk: likely.seen.rates(),
+        delta_way: way(request, likely.delta),
+        full_way: way(request, likely.full),
         proof: match request.verify {
             wire::VerifyLevel::Changed => Proof::Changed,
             wire::VerifyLevel::Full => Proof::Full,
@@ -190,24 +186,28 @@ fn weigh(
         comparison,
         facts,
         is_whole: source_survey.is_whole && target_survey.is_whole,
+        seen: likely.seen,
         costs: costs(&facts, request),
     }
 }
 
 impl Side<'_> {
-    fn survey(&mut self, seed: u64) -> Result<(Survey, [Option<wire::Container>; 2])> {
+    fn survey(&mut self, seed: u64) -> Result<(Survey, Prospect)> {
         match self {
-            Self::Local(disk, (delta, full)) => {
-                let likely = [*delta, *full].map(|container| Some(container.to_wire()));
-                Ok((survey(*disk, seed)?, likely))
-            }
+            Self::Local(disk, likely) => Ok((survey(*disk, seed)?, *likely)),
             Self::Remote(connection) => connection.survey(seed),
-            Self::Missing => {
+            Self::Missing(seen) => {
                 let empty = Survey {
                     is_whole: true,
                     ..Survey::default()
                 };
-                Ok((empty, [Some(wire::Container::File); 2]))
+                let file = Some(wire::Container::File);
+                let likely = Prospect {
+                    delta: file,
+                    full: file,
+                    seen: *seen,
+                };
+                Ok((empty, likely))
             }
         }
     }
@@ -215,7 +215,7 @@ impl Side<'_> {
     fn probe(&mut self, heading: Heading, len_max: u64) -> Result<Option<LinkFacts>> {
         match self {
             Self::Remote(connection) => connection.probe(heading, len_max).map(Some),
-            Self::Local(..) | Self::Missing => Ok(None),
+            Self::Local(..) | Self::Missing(_) => Ok(None),
         }
     }
 
@@ -236,7 +236,7 @@ impl Side<'_> {
                 read_sample(*disk, picks, &task)
             }
             Self::Remote(connection) => connection.sample(picks, request.hash, level),
-            Self::Missing => Ok(Reading::default()),
+            Self::Missing(_) => Ok(Reading::default()),
         }
     }
 }

@@ -21,6 +21,7 @@ mod recovery;
 mod relay;
 mod replacement;
 mod scanning;
+mod seen_rates;
 mod sides;
 mod since;
 
@@ -48,5 +49,5 @@ pub(crate) use copy::{Hinted, Left, try_sync};
 pub use maps::SideMapReport;
 pub(crate) use maps::{MapStanding, MapUse, carried_map, forget_liar, source_map};
 pub(crate) use measuring::Measured;
-pub(crate) use planned::{PlannedTarget, likely_containers};
+pub(crate) use planned::{PlannedTarget, Prospect, likely_containers, prospect_of};
 pub(crate) use replacement::HostedTarget;

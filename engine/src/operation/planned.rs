@@ -3,10 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use failback_transport as wire;
+
 use super::maps::{MapStanding, MapUse, look_at_map};
 use super::replacement::{info_of_new, is_missing};
+use super::seen_rates::seen_rates;
 use crate::disk::{DiskInfo, NewDisk, OpenOptions, Source, open_source};
 use crate::error::Result;
+use crate::plan::SeenRates;
 use crate::state::{Container, Word, peek, state_directory};
 use crate::system::{self, Access, HostFile};
 
@@ -94,6 +98,27 @@ impl PlannedTarget {
             ),
             _ => MapStanding::default(),
         }
+    }
+}
+
+/// What is likely of a target, as far as anybody says: only a sync finds out.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Prospect {
+    /// What a delta is kept in until all of it is there.
+    pub(crate) delta: Option<wire::Container>,
+    /// What a full copy is.
+    pub(crate) full: Option<wire::Container>,
+    /// How fast its disk was in the syncs before.
+    pub(crate) seen: SeenRates,
+}
+
+/// What is likely of the target at `path`, whose state is kept below `state`, or beside it.
+pub(crate) fn prospect_of(path: &Path, state: Option<&Path>) -> Prospect {
+    let (delta, full) = likely_containers(path);
+    Prospect {
+        delta: Some(delta.to_wire()),
+        full: Some(full.to_wire()),
+        seen: seen_rates(path, state),
     }
 }
 

@@ -11,7 +11,7 @@ use super::fit::check_fit;
 use super::making::{wanted_disk, wished_disk};
 use super::maps::{MapStanding, MapUse, look_at_map};
 use super::measuring::{Measured, Question, Side, measure};
-use super::planned::{PlannedTarget, likely_containers};
+use super::planned::{PlannedTarget, Prospect, prospect_of};
 use super::recovery::refuse_mixed_source;
 use super::sides::{LocalTarget, SourceSide, TargetSide};
 use crate::disk::{DiskInfo, refuse_same_file};
@@ -19,9 +19,8 @@ use crate::endpoint::Endpoint;
 use crate::error::Result;
 use crate::event::{Event, Observer};
 use crate::identity::Refusal;
-use crate::plan::{Known, Plan, Wish, choose};
+use crate::plan::{Known, Plan, SeenRates, Wish, choose};
 use crate::report::{Outcome, PlanReport, Predicted, Report};
-use crate::state::Container;
 
 /// Says what [`sync`](super::sync) of the same request would do. Reads a small part of both disks
 /// and changes nothing. Never panics and never prints; how it ended is in the report.
@@ -41,7 +40,7 @@ pub fn plan(request: &SyncRequest, observer: &dyn Observer) -> Report {
 
 /// A target that is looked at.
 enum Looked {
-    Here(PlannedTarget, (Container, Container)),
+    Here(PlannedTarget, Prospect),
     There(Box<Connection>, Opened),
 }
 
@@ -93,7 +92,7 @@ fn run_plan(
     let target_side = match &mut target {
         Looked::Here(target, likely) => match target.source() {
             Some(disk) => Side::Local(disk, *likely),
-            None => Side::Missing,
+            None => Side::Missing(likely.seen),
         },
         Looked::There(connection, _) => Side::Remote(connection),
     };
@@ -132,7 +131,7 @@ fn look(
         let state = request.state.as_deref();
         let target = PlannedTarget::open(path, &request.target_open, state, wanted)?;
         let standing = target.standing(maps);
-        return Ok((Looked::Here(target, likely_containers(path)), standing));
+        return Ok((Looked::Here(target, prospect_of(path, state)), standing));
     }
     let (connection, opened) = Connection::open(
         &request.target,
@@ -148,7 +147,7 @@ fn look(
 pub(super) fn side_of_source(source: &mut SourceSide) -> Side<'_> {
     match source {
         // Nothing is kept on that side.
-        SourceSide::Local(disk, _) => Side::Local(&**disk, (Container::Log, Container::Log)),
+        SourceSide::Local(disk, _) => Side::Local(&**disk, Prospect::default()),
         SourceSide::Remote(connection, _) => Side::Remote(connection),
     }
 }
@@ -156,11 +155,15 @@ pub(super) fn side_of_source(source: &mut SourceSide) -> Side<'_> {
 pub(super) fn side_of_target<'a>(target: &'a mut TargetSide, request: &SyncRequest) -> Side<'a> {
     match target {
         TargetSide::Remote(connection, _) => Side::Remote(connection),
-        TargetSide::Local(LocalTarget::Compared(_)) => Side::Missing,
+        TargetSide::Local(LocalTarget::Compared(_)) => Side::Missing(SeenRates::default()),
         TargetSide::Local(LocalTarget::Hosted(target, _)) => {
-            match (target.source(), &request.target) {
-                (Some(disk), Endpoint::Path(path)) => Side::Local(disk, likely_containers(path)),
-                _ => Side::Missing,
+            let Endpoint::Path(path) = &request.target else {
+                return Side::Missing(SeenRates::default());
+            };
+            let likely = prospect_of(path, request.state.as_deref());
+            match target.source() {
+                Some(disk) => Side::Local(disk, likely),
+                None => Side::Missing(likely.seen),
             }
         }
     }

@@ -8,9 +8,10 @@ use failback_transport::link::IDLE_LIMIT;
 use failback_transport::{Message, PROBE_LEN_MAX, Probe, SampleWish, SurveyWish};
 
 use super::connection::Connection;
+use super::planned::Prospect;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::HashKind;
-use crate::plan::{LinkFacts, Picks, Reading, Survey, probe_payload};
+use crate::plan::{LinkFacts, Picks, Reading, SeenRates, Survey, probe_payload};
 
 /// Bytes of the first probe.
 const PROBE_LEN_MIN: u32 = 16 << 10;
@@ -29,8 +30,8 @@ pub(super) enum Heading {
     FromAgent,
 }
 
-/// What an agent says of its disk, and what a delta and a full copy of it would be kept in.
-pub(super) type AgentSurvey = (Survey, [Option<wire::Container>; 2]);
+/// What an agent says of its disk, and of that as a target.
+pub(super) type AgentSurvey = (Survey, Prospect);
 
 impl Connection {
     /// What is allocated, and a sample of it.
@@ -41,7 +42,11 @@ impl Connection {
         match self.ask(&Message::Survey(SurveyWish { seed }), IDLE_LIMIT)? {
             Message::Surveyed(found) => Ok((
                 Survey::from_wire(&found),
-                [found.delta_container, found.full_container],
+                Prospect {
+                    delta: found.delta_container,
+                    full: found.full_container,
+                    seen: SeenRates::from_wire(&found.seen),
+                },
             )),
             _ => Err(out_of_place()),
         }

@@ -8,10 +8,12 @@ use failback_transport::{Apply, SourceEnd, TargetResult};
 use super::existing::{ExistingTarget, begun_of, told};
 use super::maps::{MapStanding, MapUse, forget_liar, side_map};
 use super::recovery::{Found, finish_unfinished};
+use super::seen_rates::keep_seen_rates;
 use crate::abort::{Abort, CancelToken};
 use crate::commit::Replacing;
 use crate::disk::{DiskInfo, HostNewFile, NewDisk, NewFile, OpenOptions, Recipe, Source};
 use crate::error::Result;
+use crate::plan::SeenRates;
 use crate::state::{
     Barriers, Begun, Container, HostFolder, Journal, Word, lock_state, peek, state_directory,
 };
@@ -129,10 +131,19 @@ impl HostedTarget {
         peer: Peer<'_>,
         abort: &Arc<Abort>,
     ) -> Result<(SourceEnd, TargetResult, DiskInfo)> {
-        match self {
+        let (own, path) = match &self {
+            Self::Existing(target) => target.places(),
+            Self::Missing(target) => (target.folder.path(), target.path.as_path()),
+        };
+        let (own, path) = (own.to_owned(), path.to_owned());
+        let ended = match self {
             Self::Existing(target) => target.run(session, peer, abort),
             Self::Missing(target) => target.run(session, peer, abort),
+        };
+        if ended.is_ok() {
+            keep_seen_rates(&path, &own, &SeenRates::of(&session.progress.meters));
         }
+        ended
     }
 }
 

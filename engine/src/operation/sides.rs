@@ -16,6 +16,7 @@ use crate::abort::{Abort, CancelToken};
 use crate::disk::{DiskInfo, Source};
 use crate::error::{Error, Result, peer_error};
 use crate::event::{Event, Observer};
+use crate::plan::DiskRates;
 use crate::report::Bytes;
 use crate::sync::{
     Beside, Peer, Phase, Replanned, Session, SessionLink, SessionOptions, SessionProgress, SideMap,
@@ -89,18 +90,20 @@ pub(super) struct SessionOutcome {
     pub(super) target: Option<DiskInfo>,
 }
 
-/// Runs the session. Of one that fails, `partial` tells what this side read, sent and read back.
+/// Runs the session, to a target whose disk is `disk` where that is known. Of one that fails,
+/// `partial` tells what this side read, sent and read back.
 ///
 /// # Errors
 /// The error that began it, of whichever side.
 pub(super) fn run(
     source: SourceSide,
     target: TargetSide,
-    options: SessionOptions,
+    (options, disk): (SessionOptions, Option<DiskRates>),
     (observer, cancel, started): (&dyn Observer, &CancelToken, Instant),
     partial: &mut Bytes,
 ) -> Result<SessionOutcome> {
-    let session = Session::new(options, source.info().virtual_size)?;
+    let mut session = Session::new(options, source.info().virtual_size)?;
+    session.regions.disk = disk.unwrap_or(session.regions.disk);
     let total = session.geometry.disk_len();
     // Of two sides in one process the target's progress holds the proof; the source's the scan. One
     // is enough for a bar.
@@ -198,7 +201,9 @@ fn run_local(
     session: &Session,
     abort: &dyn Fn() -> Arc<Abort>,
 ) -> Result<SessionOutcome> {
-    let source_session = Session::new(session.options, session.geometry.disk_len())?.with_map(map);
+    let mut source_session =
+        Session::new(session.options, session.geometry.disk_len())?.with_map(map);
+    source_session.regions = session.regions;
     let beside = Beside {
         source,
         session: &source_session,

@@ -92,6 +92,8 @@ pub struct Packing {
 /// How fast a disk takes bytes until they are on the medium, and gives them back.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DiskRates {
+    /// Into a log, flushed and looked at again: old and new bytes together.
+    pub log: f64,
     /// One after the other, flushed.
     pub write: f64,
     /// In blocks here and there, flushed.
@@ -101,11 +103,13 @@ pub struct DiskRates {
 }
 
 impl Default for DiskRates {
-    /// Assumed where nothing is known: planning writes nothing, so it cannot measure writing. What
-    /// a cloud disk on solid state does, as measured in docs/decisions/0020; a rotating disk does a
-    /// third of it, and a delta with a log suffers more from that than a full copy.
+    /// Assumed where nothing is known: planning writes nothing, so it cannot measure writing, and
+    /// no sync was seen to write. What a cloud disk on solid state does, as measured in
+    /// docs/decisions/0020; a rotating disk does a third of it, and a delta with a log suffers more
+    /// from that than a full copy.
     fn default() -> Self {
         Self {
+            log: 300.0 * MIB,
             write: 300.0 * MIB,
             scattered_write: 120.0 * MIB,
             read_back: 1000.0 * MIB,
@@ -204,8 +208,8 @@ fn delta_pass(facts: &Facts) -> Cost {
         + facts.packing_time(raw);
     let kept = match facts.delta_way {
         Way::Once => changed / facts.disk.scattered_write + facts.proof_time(changed),
-        Way::Logged { keeps_old: true } => 2.0 * changed / facts.disk.write,
-        Way::Logged { keeps_old: false } => changed / facts.disk.write,
+        Way::Logged { keeps_old: true } => 2.0 * changed / facts.disk.log,
+        Way::Logged { keeps_old: false } => changed / facts.disk.log,
     };
     let at_target = target.scan_time() * facts.scan_share() + in_pieces / target.scan_rate + kept;
     let hashes = float(facts.hash_len as u64) * blocks(float(target.allocated));
@@ -235,7 +239,7 @@ pub fn full(facts: &Facts) -> Cost {
             let copies = if keeps_old { 2.0 } else { 1.0 };
             let applied = raw / facts.disk.read_back + raw / facts.disk.write;
             (
-                copies * raw / facts.disk.write,
+                copies * raw / facts.disk.log,
                 applied + facts.proof_time(raw),
             )
         }

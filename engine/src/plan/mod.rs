@@ -4,6 +4,7 @@
 //! survey   one side: what is allocated, which pieces to look at (by a seed); what these hold, how
 //!          fast they are read and hashed                                               reads
 //! sample   both sides' pieces: how much differs, and how sure that is                  pure
+//! seen     how fast a target's disk took bytes, seen by syncs for the plans after them
 //! on_wire  picks and readings as messages
 //! cost     seconds, bytes and downtime of either strategy                              pure
 //! choice   what the operator asked for, and the better one                             pure
@@ -19,6 +20,7 @@ mod number;
 mod on_wire;
 mod region;
 mod sample;
+mod seen;
 mod survey;
 
 pub use choice::{Costs, Known, Objective, Plan, Strategy, Wish, choose};
@@ -33,4 +35,6 @@ pub use sample::{
     Comparison, PIECE_COUNT_MAX, PIECE_LEN, Picks, PieceSums, SPAN_COUNT_MAX, SPAN_LEN, compare,
     pick,
 };
+pub(crate) use seen::Working;
+pub use seen::{Meter, Meters, SeenRates};
 pub use survey::{Patience, Reading, Survey, SurveyTask, Timed, read_sample, survey};

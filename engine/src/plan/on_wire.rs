@@ -3,7 +3,9 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use failback_transport as wire;
 
+use super::number::{float, whole};
 use super::sample::{PIECE_COUNT_MAX, Picks, PieceSums, SPAN_COUNT_MAX, SUMS};
+use super::seen::SeenRates;
 use super::survey::{Reading, Survey, Timed};
 use crate::draws::Draws;
 use crate::error::{Error, ErrorKind, Result};
@@ -41,6 +43,28 @@ impl Survey {
             allocated: found.allocated_bytes,
             is_whole: found.is_whole,
             picks: Picks::from_wire(&found.picks),
+        }
+    }
+}
+
+impl SeenRates {
+    pub(crate) fn to_wire(self) -> wire::SeenRates {
+        let of = |rate: Option<f64>| rate.map_or(0, whole);
+        wire::SeenRates {
+            log: of(self.log),
+            write: of(self.write),
+            scattered_write: of(self.scattered_write),
+            read_back: of(self.read_back),
+        }
+    }
+
+    pub(crate) fn from_wire(seen: &wire::SeenRates) -> Self {
+        let of = |rate: u64| (rate > 0).then(|| float(rate));
+        Self {
+            log: of(seen.log),
+            write: of(seen.write),
+            scattered_write: of(seen.scattered_write),
+            read_back: of(seen.read_back),
         }
     }
 }

@@ -114,7 +114,7 @@ impl RegionFacts {
             Way::Once => 1.0 / disk.write,
             Way::Logged { keeps_old } => {
                 let copies = if keeps_old { 2.0 } else { 1.0 };
-                copies / disk.write + 1.0 / disk.read_back + 1.0 / disk.scattered_write
+                copies / disk.log + 1.0 / disk.read_back + 1.0 / disk.scattered_write
             }
         };
         let proven = match self.proof {

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::operation::Measured;
-use crate::plan::{Cost, Facts, Objective, Plan, Way, Wish};
+use crate::plan::{Cost, Objective, Plan, Way, Wish};
 
 /// What either strategy would cost, and what that rests on.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -78,12 +78,17 @@ pub struct RatesReport {
     pub compress_ratio: Option<f64>,
     /// Compressing, measured.
     pub compress: Option<f64>,
-    /// Writing to the target, flushed: assumed.
+    /// Writing to a log beside the target, flushed. This and the three below follow from what
+    /// earlier syncs saw of the target's disk, else they are assumed.
+    pub log: f64,
+    /// Writing to the target, flushed.
     pub write: f64,
     /// The same in blocks here and there.
     pub scattered_write: f64,
-    /// Reading back from the target's medium: assumed.
+    /// Reading back from the target's medium.
     pub read_back: f64,
+    /// Whether anything of that was seen.
+    pub is_disk_seen: bool,
     /// Whether a delta goes to the target by way of a log.
     pub delta_is_logged: bool,
     /// Whether a full copy does.
@@ -99,7 +104,7 @@ impl PlanReport {
             delta: measured.map(|measured| CostReport::of(&measured.costs.delta)),
             full: measured.map(|measured| CostReport::of(&measured.costs.full)),
             sample: measured.map(SampleReport::of),
-            rates: measured.map(|measured| RatesReport::of(&measured.facts, measured.is_whole)),
+            rates: measured.map(RatesReport::of),
         }
     }
 }
@@ -131,12 +136,13 @@ impl SampleReport {
 }
 
 impl RatesReport {
-    fn of(facts: &Facts, is_whole: bool) -> Self {
+    fn of(measured: &Measured) -> Self {
+        let facts = &measured.facts;
         let is_logged = |way| matches!(way, Way::Logged { .. });
         Self {
             source_allocated: facts.source.allocated,
             target_allocated: facts.target.allocated,
-            is_whole,
+            is_whole: measured.is_whole,
             source_scan: facts.source.scan_rate,
             target_scan: match facts.target.allocated {
                 0 => 0.0,
@@ -146,9 +152,11 @@ impl RatesReport {
             round_trip: facts.link.map(|link| link.round_trip.as_secs_f64()),
             compress_ratio: facts.packing.map(|packing| packing.ratio),
             compress: facts.packing.map(|packing| packing.rate),
+            log: facts.disk.log,
             write: facts.disk.write,
             scattered_write: facts.disk.scattered_write,
             read_back: facts.disk.read_back,
+            is_disk_seen: !measured.seen.is_empty(),
             delta_is_logged: is_logged(facts.delta_way),
             full_is_logged: is_logged(facts.full_way),
         }

@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result, peer_error};
 use crate::hash::{Digest, HashKind, Hasher};
 use crate::map::{CarriedMap, MapStore, TrustedMap};
 use crate::pipeline::ScanCounts;
-use crate::plan::BlockPlan;
+use crate::plan::{BlockPlan, Meters};
 use crate::units::{BlockSize, Geometry};
 
 pub use failback_transport::Task;
@@ -267,6 +267,8 @@ pub struct SessionProgress {
     pub verified: AtomicU64,
     /// Bytes that the proof has to read back, once they are known.
     pub verify_total: AtomicU64,
+    /// How fast the target's disk was.
+    pub meters: Meters,
     phase: AtomicU8,
     /// Changes of plan that nobody was told of yet.
     replans: Mutex<VecDeque<Replanned>>,

@@ -166,6 +166,7 @@ impl Place {
                 len: BLOCK as u64,
                 assumed_link: Some(1e12),
                 disk: DiskRates {
+                    log: 1e12,
                     write: 1e12,
                     scattered_write: 1e12,
                     read_back: 1e12,

@@ -20,9 +20,31 @@ pub struct Surveyed {
     pub delta_container: Option<Container>,
     /// What a full copy would.
     pub full_container: Option<Container>,
+    /// What syncs before saw of the disk that it lies on.
+    pub seen: SeenRates,
     /// The pieces and spans drawn.
     pub picks: Positions,
 }
+
+/// How fast a disk took bytes, in bytes per second; 0: that was not seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SeenRates {
+    /// Into a log.
+    pub log: u64,
+    /// One after the other.
+    pub write: u64,
+    /// Here and there.
+    pub scattered_write: u64,
+    /// Read back from its medium.
+    pub read_back: u64,
+}
+
+fields!(SeenRates {
+    log,
+    write,
+    scattered_write,
+    read_back
+});
 
 /// Pieces of 64 KiB and spans of 1 MiB of a disk, in the order drawn.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -91,6 +113,7 @@ impl Surveyed {
         self.is_whole.put(out);
         self.delta_container.put(out);
         self.full_container.put(out);
+        self.seen.put(out);
         self.picks.put(out);
     }
 
@@ -100,6 +123,7 @@ impl Surveyed {
             is_whole: Field::take(head)?,
             delta_container: Field::take(head)?,
             full_container: Field::take(head)?,
+            seen: Field::take(head)?,
             picks: Positions::take(head, payload)?,
         })
     }

@@ -114,6 +114,12 @@ fn samples_of_planning() -> Vec<Message> {
             is_whole: true,
             delta_container: Some(Container::Log),
             full_container: None,
+            seen: SeenRates {
+                log: 1,
+                write: 2,
+                scattered_write: 3,
+                read_back: 4,
+            },
             picks: picks(),
         }),
         Message::Sample(SampleWish {

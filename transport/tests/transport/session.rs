@@ -58,7 +58,7 @@ fn version_mismatch_names_both_ranges() {
     assert!(!error.is_transient());
     assert_eq!(
         error.to_string(),
-        "no common protocol version: this side speaks 6 to 6, peer\\n9 speaks 200 to 300"
+        "no common protocol version: this side speaks 7 to 7, peer\\n9 speaks 200 to 300"
     );
 }
 

@@ -249,13 +249,20 @@ fn planning() -> BoxedStrategy<Message> {
             },
         )
     };
-    let surveyed = (0..=DISK_SIZE_MAX, any::<bool>(), 0..5_usize, picks()).prop_map(
-        |(allocated_bytes, is_whole, container, picks)| {
+    let seen = any::<[u64; 4]>().prop_map(|[log, write, scattered_write, read_back]| SeenRates {
+        log,
+        write,
+        scattered_write,
+        read_back,
+    });
+    let surveyed = (0..=DISK_SIZE_MAX, any::<bool>(), 0..5_usize, seen, picks()).prop_map(
+        |(allocated_bytes, is_whole, container, seen, picks)| {
             Message::Surveyed(Surveyed {
                 allocated_bytes,
                 is_whole,
                 delta_container: CONTAINERS[container],
                 full_container: CONTAINERS[4 - container],
+                seen,
                 picks,
             })
         },
