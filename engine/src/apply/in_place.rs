@@ -86,7 +86,7 @@ impl<'a> InPlace<'a> {
             barriers: changes.barriers,
             window: changes
                 .outlives_job
-                .then(|| FlushWindow::new(changes.barriers.window_len())),
+                .then(|| FlushWindow::new(changes.barriers.window())),
             unproven: Mutex::default(),
             progress: &session.progress,
             written: AtomicU64::new(0),

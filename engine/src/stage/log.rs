@@ -82,7 +82,8 @@ impl StageLog {
             geometry,
             barriers,
             inner: Mutex::default(),
-            window: FlushWindow::new(barriers.window_len()),
+            // What was flushed is looked at again, so that a long window is one that is waited for.
+            window: FlushWindow::new(barriers.window().at_first()),
             poison: OnceLock::new(),
         }
     }

@@ -6,6 +6,8 @@
 
 use std::fmt::Debug;
 
+use super::window::WindowLen;
+
 /// One such point. What breaks without it stands beside each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -117,18 +119,23 @@ impl Barrier {
 #[derive(Clone, Copy, Debug)]
 pub struct Barriers {
     left_out: Option<Barrier>,
-    window_len: u64,
+    window: WindowLen,
 }
 
-/// Bytes of the stage that may wait to become durable: what at most has to be sent again. Flushing
-/// goes on beside the comparison, so a small window costs little and spreads the disk's work.
-const WINDOW_LEN: u64 = 16 << 20;
+/// Bytes that may wait to become durable: what at most has to be sent again. Flushing goes on beside
+/// the comparison, so a small window costs little and spreads the disk's work, but where the disk is
+/// so fast that it does nothing else: the longest is what such a disk does in an eighth of a second
+/// (docs/decisions/0029).
+const WINDOW: WindowLen = WindowLen {
+    min: 16 << 20,
+    max: 256 << 20,
+};
 
 impl Default for Barriers {
     fn default() -> Self {
         Self {
             left_out: None,
-            window_len: WINDOW_LEN,
+            window: WINDOW,
         }
     }
 }
@@ -149,14 +156,15 @@ impl Barriers {
         }
     }
 
-    /// The same with another window, in bytes of the stage.
+    /// The same with windows of one length, in bytes.
     #[must_use]
-    pub fn with_window(self, window_len: u64) -> Self {
-        Self { window_len, ..self }
+    pub fn with_window(self, len: u64) -> Self {
+        let window = WindowLen { min: len, max: len };
+        Self { window, ..self }
     }
 
-    pub(crate) fn window_len(&self) -> u64 {
-        self.window_len
+    pub(crate) fn window(&self) -> WindowLen {
+        self.window
     }
 
     /// Waits until what `flush` flushes is durable.

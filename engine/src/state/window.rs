@@ -6,27 +6,54 @@
 //! from two on        they wait for it, so that no flush takes longer than two windows, and no more
 //!                    has to be sent again
 //! ```
+//! A flush costs a disk some milliseconds whatever it flushes. So a window may grow, up to a bound,
+//! while flushes take next to no time: what may be lost stays what the disk does in a moment.
 
 use std::sync::PoisonError;
 use std::time::Duration;
 
 use crate::error::Result;
-use crate::schedule::{Condvar, Mutex, MutexGuard};
+use crate::schedule::{Condvar, Mutex, MutexGuard, now};
 
 /// A flush that others wait for ends, and wakes them.
 const FLUSH_POLL: Duration = Duration::from_millis(100);
 
+/// A window after whose flush in less time the next one may be twice as long.
+const QUICK: Duration = Duration::from_millis(32);
+/// One after whose flush in more time it is half as long.
+const SLOW: Duration = Duration::from_millis(128);
+
+/// Bytes of a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct WindowLen {
+    /// Of the first one, and the shortest.
+    pub(crate) min: u64,
+    /// Of the longest.
+    pub(crate) max: u64,
+}
+
+impl WindowLen {
+    /// Always as long as the first one.
+    pub(crate) fn at_first(self) -> Self {
+        Self {
+            max: self.min,
+            ..self
+        }
+    }
+}
+
 /// See the module's head.
 #[derive(Debug)]
 pub(crate) struct FlushWindow {
-    /// Bytes of a window.
-    len: u64,
+    len: WindowLen,
     inner: Mutex<Inner>,
     flushed: Condvar,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
+    /// Bytes of the present window.
+    len: u64,
     /// Bytes that were written since the last flush that went well.
     unflushed: u64,
     /// Whether a thread flushes now.
@@ -34,11 +61,15 @@ struct Inner {
 }
 
 impl FlushWindow {
-    /// With windows of `len` bytes.
-    pub(crate) fn new(len: u64) -> Self {
+    /// With windows of so many bytes.
+    pub(crate) fn new(len: WindowLen) -> Self {
         Self {
             len,
-            inner: Mutex::default(),
+            inner: Mutex::new(Inner {
+                len: len.min,
+                unflushed: 0,
+                is_flushing: false,
+            }),
             flushed: Condvar::new(),
         }
     }
@@ -50,7 +81,7 @@ impl FlushWindow {
     pub(crate) fn add(&self, written: u64, flush: impl FnOnce() -> Result<()>) -> Result<()> {
         let mut inner = self.inner();
         inner.unflushed += written;
-        while inner.unflushed >= self.len {
+        while inner.unflushed >= inner.len {
             if !inner.is_flushing {
                 inner.is_flushing = true;
                 let covered = inner.unflushed;
@@ -58,12 +89,15 @@ impl FlushWindow {
                 let mut flushing = Flushing {
                     window: self,
                     done: 0,
+                    took: None,
                 };
+                let started = now();
                 flush()?;
                 flushing.done = covered;
+                flushing.took = Some(now() - started);
                 return Ok(());
             }
-            if inner.unflushed < 2 * self.len {
+            if inner.unflushed < 2 * inner.len {
                 return Ok(());
             }
             let waited = self.flushed.wait_timeout(inner, FLUSH_POLL);
@@ -83,12 +117,19 @@ struct Flushing<'a> {
     window: &'a FlushWindow,
     /// Bytes that are durable now.
     done: u64,
+    /// How long that took; `None`: it failed.
+    took: Option<Duration>,
 }
 
 impl Drop for Flushing<'_> {
     fn drop(&mut self) {
         let mut inner = self.window.inner();
         inner.unflushed -= self.done;
+        inner.len = match self.took {
+            Some(took) if took < QUICK => (2 * inner.len).min(self.window.len.max),
+            Some(took) if took > SLOW => (inner.len / 2).max(self.window.len.min),
+            _ => inner.len,
+        };
         inner.is_flushing = false;
         drop(inner);
         self.window.flushed.notify_all();
@@ -105,12 +146,13 @@ mod tests {
     use std::thread;
 
     const LEN: u64 = 1000;
+    const FIXED: WindowLen = WindowLen { min: LEN, max: LEN };
 
     // Goal: writers do not run ahead of a slow flush by more than two windows, and go on after it.
     // Method: a flush that ends when it is told to; others write until they wait.
     #[test]
     fn writers_wait_for_a_slow_flush() {
-        let window = &FlushWindow::new(LEN);
+        let window = &FlushWindow::new(FIXED);
         let (begun, has_begun) = mpsc::channel();
         let (end, may_end) = mpsc::channel();
         let written = &AtomicU64::new(LEN);
@@ -144,7 +186,7 @@ mod tests {
     // writer, which has to flush itself.
     #[test]
     fn a_flush_that_fails_is_not_waited_for() {
-        let window = FlushWindow::new(LEN);
+        let window = FlushWindow::new(FIXED);
         let failed = || Err(Error::new(ErrorKind::Io, "flush"));
         assert!(window.add(2 * LEN, failed).is_err());
         let panicked = || window.add(0, || panic!("in a flush"));
@@ -153,5 +195,43 @@ mod tests {
         window.add(LEN, || Ok(())).unwrap();
 
         assert_eq!(window.inner().unflushed, 0);
+    }
+
+    // Goal: windows grow while flushes take no time, to their bound, and shrink as soon as they take
+    // long; one that fails says nothing. Method: flushes that take no time, long, and fail.
+    #[test]
+    fn a_window_grows_while_flushes_are_quick() {
+        let window = FlushWindow::new(WindowLen {
+            min: LEN,
+            max: 4 * LEN,
+        });
+        let len = || window.inner().len;
+        let mut seen = Vec::new();
+        for _ in 0..4 {
+            window.add(len(), || Ok(())).unwrap();
+            seen.push(len() / LEN);
+        }
+        assert_eq!(seen, [2, 4, 4, 4]);
+        assert!(
+            window
+                .add(4 * LEN, || Err(Error::new(ErrorKind::Io, "flush")))
+                .is_err()
+        );
+        assert_eq!(len(), 4 * LEN);
+        let slow = || {
+            thread::sleep(SLOW + Duration::from_millis(1));
+            Ok(())
+        };
+        for wanted in [2, 1, 1] {
+            window.add(len(), slow).unwrap();
+            assert_eq!(len(), wanted * LEN);
+        }
+        let neither = || {
+            thread::sleep(QUICK + Duration::from_millis(1));
+            Ok(())
+        };
+        window.add(LEN, neither).unwrap();
+        // A machine that is busy may take longer, and never less.
+        assert_eq!(len(), LEN);
     }
 }
