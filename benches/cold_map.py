@@ -6,7 +6,8 @@
 SOURCE and OLD are raw disks, such as `cargo bench -p failback-benches --bench peers -- --dir DIR` leaves there (new.raw, old.raw; --percent
 and --layout say what differs). A copy of OLD is the target: made OLD again and mapped (BLAKE3, `map --save`) before each round, untimed.
 Then, each with both files out of the page cache: two threads read what SOURCE holds, in pieces of 512 KiB, and one sync of two paths, in
-place and unverified. Needs root, to drop the page cache. Prints both times of each round, and their medians.
+place and unverified. Just before each a ballast of memory is let go of, as in that comparison: without it whichever comes later is slower on
+a virtual machine whose host takes back what is free. Needs root, to drop the page cache. Prints both times of each round, and their medians.
 """
 import argparse
 import itertools
@@ -20,6 +21,8 @@ import threading
 import time
 
 PIECE = 512 << 10
+BALLAST = 4 << 30
+ONES = b"\1" * (1 << 20)
 
 
 def main():
@@ -41,8 +44,9 @@ def main():
             shutil.rmtree(state, ignore_errors=True)
             options = ["--state-dir", state, "--hash", "blake3", "--block-size", args.block_size, "--json"]
             run([args.failback, "map", target, "--save", *options])
-            reads.append(read(args.source, target))
-            drop_cache(args.source, target)
+            make_cold(folder, args.source, target)
+            reads.append(read(args.source))
+            make_cold(folder, args.source, target)
             in_place = ["--apply", "in-place", "--verify", "off"]
             seconds, report = run([args.failback, "sync", args.source, target, *options, *in_place])
             syncs.append(seconds)
@@ -59,10 +63,9 @@ def run(command):
     return time.monotonic() - started, json.loads(done.stdout)
 
 
-def read(source, target):
+def read(source):
     """Seconds that two threads need for what the file holds."""
-    pieces = iter(list(data_of(source)))
-    drop_cache(source, target)
+    pieces = data_of(source)
     turn = threading.Lock()
 
     def work():
@@ -112,7 +115,8 @@ def make_old(old, target):
     os.close(disk)
 
 
-def drop_cache(*paths):
+def make_cold(folder, *paths):
+    """Takes the files out of the page cache, and lets go of memory that has just been used."""
     os.sync()
     for path in paths:
         disk = os.open(path, os.O_RDONLY)
@@ -120,6 +124,13 @@ def drop_cache(*paths):
         os.close(disk)
     with open("/proc/sys/vm/drop_caches", "w") as caches:
         caches.write("1")
+    ballast = os.path.join(folder, "ballast")
+    with open(ballast, "wb") as file:
+        for _ in range(BALLAST // len(ONES)):
+            file.write(ONES)
+        os.fsync(file.fileno())
+    time.sleep(1)
+    os.remove(ballast)
 
 
 if __name__ == "__main__":
