@@ -7,7 +7,8 @@ A raw disk of which 70 % is data (half of each 64 KiB random, half text), and a 
 target is behind an agent on loopback TCP, the link limited to so many bytes per second (0: not at all), page cache hot, all defaults but
 `--optimize time`. At each point `plan` chooses; then a delta and a full copy are run, each from the same old target, the fastest of the
 rounds counts. Each plan knows what the syncs before it saw of the target's disk, as on a host where syncs were run before (the first two
-are a delta and a full copy of 30 %, which no point has); with `--first` none does, as on a host where none was. Regret: how much longer the chosen one took than the better one. Prints one line of a table for each point.
+are a delta and a full copy of 30 %, which no point has); with `--first` none does, as on a host where none was. Regret: how much longer the
+chosen one took than the better one. Prints one line of a table for each point.
 """
 import argparse
 import json

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use failback_transport::{Digest, VerifiedFrom, VerifyLevel};
+use failback_transport::{Container, Digest, VerifiedFrom, VerifyLevel};
 
 use super::Part;
 use crate::abort::Abort;
@@ -39,15 +39,16 @@ pub(crate) struct InPlace<'a> {
     target: &'a dyn Target,
     /// All of the target is known to read zero: it was just made.
     is_new: bool,
-    /// Blocks here and there are written, and not all of them.
-    is_scattered: bool,
+    /// What is written is an example of that: to a new file in order, or here and there over what
+    /// is there.
+    meter: Option<&'a Meter>,
     geometry: Geometry,
     hasher: &'a Hasher,
     verify: VerifyLevel,
     is_hashed: bool,
     barriers: Barriers,
     /// Where what a job wrote has to outlive it.
-    window: Option<FlushWindow>,
+    window: Option<Box<FlushWindow>>,
     unproven: Mutex<UnprovenList>,
     progress: &'a SessionProgress,
     written: AtomicU64,
@@ -78,7 +79,7 @@ impl<'a> InPlace<'a> {
         Self {
             target: changes.target,
             is_new: changes.is_new,
-            is_scattered: !changes.is_new && session.options.task == Task::Delta,
+            meter: meter(changes, session),
             geometry: session.geometry,
             hasher: &session.hasher,
             verify: session.options.verify,
@@ -86,7 +87,7 @@ impl<'a> InPlace<'a> {
             barriers: changes.barriers,
             window: changes
                 .outlives_job
-                .then(|| FlushWindow::new(changes.barriers.window())),
+                .then(|| Box::new(FlushWindow::new(changes.barriers.window()))),
             unproven: Mutex::default(),
             progress: &session.progress,
             written: AtomicU64::new(0),
@@ -177,7 +178,7 @@ impl<'a> InPlace<'a> {
         let next = AtomicUsize::new(0);
         let failed = Abort::new();
         let reading = self.progress.meters.read_back.begin();
-        let paused = self.meter().map(Meter::pause);
+        let paused = self.meter.map(Meter::pause);
         reading.add(total);
         scope(|scope| {
             for _ in 0..PROOF_THREADS.min(unproven.len()) {
@@ -245,20 +246,9 @@ impl<'a> InPlace<'a> {
         })
     }
 
-    /// Of what is written. All of a disk that was there is no example of either kind: in order, and
-    /// to space that it has.
-    fn meter(&self) -> Option<&Meter> {
-        let meters = &self.progress.meters;
-        match (self.is_new, self.is_scattered) {
-            (true, _) => Some(&meters.write),
-            (false, true) => Some(&meters.scattered_write),
-            (false, false) => None,
-        }
-    }
-
     /// This thread writes.
     fn writing(&self) -> Option<Working<'_>> {
-        self.meter().map(Meter::begin)
+        self.meter.map(Meter::begin)
     }
 
     /// Makes durable what was written, once it is a window.
@@ -353,6 +343,19 @@ impl<'a> InPlace<'a> {
             at = end;
         }
         Ok(true)
+    }
+}
+
+/// The meter that tells of writes of this kind. A full copy that is gone on with, one over a disk
+/// that is there, and a child are none that a plan reckons with.
+fn meter<'a>(changes: &InPlaceChanges<'_>, session: &'a Session) -> Option<&'a Meter> {
+    let (options, meters) = (&session.options, &session.progress.meters);
+    let is_odd = options.goes_on || options.container == Some(Container::Child);
+    match (changes.is_new, options.task) {
+        _ if is_odd => None,
+        (true, _) => Some(&meters.write),
+        (false, Task::Delta) => Some(&meters.scattered_write),
+        (false, _) => None,
     }
 }
 

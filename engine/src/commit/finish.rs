@@ -8,6 +8,7 @@ use crate::disk::{DiskInfo, Source, Target, TargetAccess};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::{Digest, Hasher, is_zero};
 use crate::identity::{Facts, seal};
+use crate::plan::Working;
 use crate::schedule::{Mutex, MutexGuard, scope};
 use crate::stage::{Record, StageLog};
 use crate::state::{
@@ -158,16 +159,13 @@ impl Finisher<'_> {
 
     /// From `committing`.
     pub(crate) fn apply(&self, target: &dyn Target, job: &Job) -> Result<Outcome> {
-        let meters = &self.session.progress.meters;
-        let is_delta = self.session.options.task == Task::Delta;
-        let writing = is_delta.then(|| meters.scattered_write.begin());
         let written = self.write_all(target, &job.stage, Direction::New)?;
-        writing.iter().for_each(|writing| writing.add(written));
         // The source has zeros where the target reads zeros: after this every other reader of the
         // target does, too.
         target.zero_undefined()?;
+        let flushing = self.writing();
         self.barriers.pass(Barrier::Payload, || target.flush())?;
-        drop(writing);
+        drop(flushing);
         job.journal()
             .append(Entry::of(Word::NewUnverified), Barrier::Unverified)?;
         let proven = self.prove(target, job)?;
@@ -324,6 +322,7 @@ impl Finisher<'_> {
         let start = self.session.geometry.start_of(block);
         let (is_zero, bytes) = content(stage, &record, way)?;
         let mut bytes = bytes.as_slice();
+        let writing = self.writing();
         let mut written = 0;
         for run in &record.runs {
             let at = start.advanced(run.start.into());
@@ -336,7 +335,15 @@ impl Finisher<'_> {
             written += piece.len() as u64;
             bytes = rest;
         }
+        writing.iter().for_each(|writing| writing.add(written));
         Ok(written)
+    }
+
+    /// This thread writes to the target. All of it, from a log, is no example of what a plan
+    /// reckons with.
+    fn writing(&self) -> Option<Working<'_>> {
+        let meter = &self.session.progress.meters.scattered_write;
+        (self.session.options.task == Task::Delta).then(|| meter.begin())
     }
 
     /// Reads every run back from the medium; the bytes read.

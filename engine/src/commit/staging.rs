@@ -186,6 +186,8 @@ impl Staging {
         }
         self.opening.note_resumed(&journal);
         self.opening.resumed.blocks = stage.count();
+        // All of it is looked at again, and only some of it was written by this run.
+        self.session.progress.meters.log.make_void();
         journal.append(self.opening.again(), Barrier::Begun)?;
         // Only now: a seal, if there was one, spoke of the records as they were.
         let stage = compact(stage, self.folder.as_ref())?;

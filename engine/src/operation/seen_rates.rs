@@ -7,7 +7,7 @@
 //! makes a plan wrong and no disk. Where others may write nothing is read or kept: a name there may
 //! be a pipe.
 
-use std::fs::{self, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -19,8 +19,6 @@ use crate::state::{absolute, state_directory};
 use crate::system;
 
 const NAME: &str = "seen-rates";
-/// While it is written.
-const NEW_NAME: &str = "seen-rates.new";
 /// Places that are kept, the latest ones: a state directory may be that of many disks.
 const PLACE_COUNT_MAX: usize = 64;
 /// Bytes of the file.
@@ -102,11 +100,15 @@ fn load(directory: &Path) -> Result<Kept> {
     let mut options = OpenOptions::new();
     options.read(true);
     system::keep_private(&mut options);
+    // A pipe that took its place meanwhile is not waited for, neither here nor below.
     let file = match options.open(&path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Kept::default()),
         Err(e) => return Err(failed(e)),
     };
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Ok(Kept::default());
+    }
     let mut text = Vec::new();
     file.take(LEN_MAX).read_to_end(&mut text).map_err(failed)?;
     // A write that a power cut took back, or another program's: begun anew.
@@ -117,22 +119,21 @@ fn store(directory: &Path, kept: &Kept) -> Result<()> {
     if !is_ours(directory)? {
         return Ok(());
     }
-    let (path, new) = (directory.join(NAME), directory.join(NEW_NAME));
-    let failed = |e| Error::io(e, "write").path(&new);
+    let path = directory.join(NAME);
+    let failed = |e| Error::io(e, "write").path(&path);
     let text = serde_json::to_vec(kept)
         .map_err(io::Error::from)
         .map_err(failed)?;
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true);
-    system::keep_private(&mut options);
-    let mut file = options.open(&new).map_err(failed)?;
+    // Whole before it has its name: two syncs may end at once.
+    let mut file = tempfile::NamedTempFile::new_in(directory).map_err(failed)?;
     file.write_all(&text).map_err(failed)?;
-    fs::rename(&new, &path).map_err(failed)
+    file.persist(&path).map(drop).map_err(|e| failed(e.error))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     fn keep(target: &Path, state: Option<&Path>, seen: &SeenRates) {
         keep_seen_rates(target, &state_directory(target, state).unwrap(), seen);
@@ -216,10 +217,12 @@ mod tests {
         let other = dir.path().join("other");
         fs::write(&other, "kept").unwrap();
         symlink(&other, &path).unwrap();
-        symlink(&other, dir.path().join(NEW_NAME)).unwrap();
         assert!(seen_rates(&target, state).is_empty());
         keep(&target, state, &seen(5.0));
         assert_eq!(fs::read_to_string(&other).unwrap(), "kept");
+        assert!(seen_rates(&target, state).is_empty());
+        let names = fs::read_dir(dir.path()).unwrap().count();
+        assert_eq!(names, 2, "something was left");
     }
 
     // Goal: it does not grow for ever. Method: more places than are kept; the first is gone.

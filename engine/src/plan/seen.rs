@@ -7,15 +7,17 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::cost::DiskRates;
-use super::number::float;
 use super::survey::Timed;
 use crate::schedule::now;
 
 /// Fewer bytes say how long a flush takes, and nothing of a rate.
 const LEN_MIN: u64 = 16 << 20;
-/// A disk that had something to do for less of the time, in parts of four, was waiting for bytes:
-/// nobody saw how fast it would have taken more of them, and what came one by one took longer.
-const BUSY_MIN: u32 = 3;
+/// A disk that had nothing to do for more than one part in so many was waiting for bytes: nobody
+/// saw how fast it would have taken more of them, and what came one by one took longer.
+const IDLE_ONE_IN: u32 = 4;
+/// So many times as fast as before a disk is believed to be after one sync more: a cache may have
+/// taken all of it.
+const STEP_MAX: f64 = 2.0;
 
 /// Bytes, and the time in which at least one thread worked on them.
 #[derive(Debug, Default)]
@@ -23,19 +25,21 @@ pub struct Meter {
     readings: Mutex<Readings>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Readings {
     bytes: u64,
+    /// Time in which somebody worked.
     busy: Duration,
-    /// Threads at work now, and since when at least one has been.
+    /// Time in which nobody did, though the disk had nothing else to do, between the first who did
+    /// and the last.
+    idle: Duration,
+    /// Threads at work, and at something else on the same disk.
     workers: u32,
-    since: Option<Instant>,
-    /// When the first one began.
-    first: Option<Instant>,
-    /// How long after that the last one ended.
-    whole: Duration,
-    /// Of that, what went to other work on the same disk.
-    paused: Duration,
+    others: u32,
+    /// When one of these changed last.
+    changed: Option<Instant>,
+    /// What was done does not count.
+    is_void: bool,
 }
 
 /// A thread at work, until it is dropped.
@@ -44,51 +48,78 @@ pub(crate) struct Working<'a> {
     meter: &'a Meter,
 }
 
-/// A thread at other work on the same disk, until it is dropped.
+/// A thread at something else on the same disk, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Paused<'a> {
     meter: &'a Meter,
-    since: Instant,
 }
 
-impl Meter {
-    /// This thread begins something else, for which the others may have to wait.
-    pub(crate) fn pause(&self) -> Paused<'_> {
-        Paused {
-            meter: self,
-            since: now(),
+impl Readings {
+    /// The time since the last change goes where it belongs.
+    fn settle(&mut self, now: Instant) {
+        let since = self.changed.replace(now);
+        let spent = since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        match (self.workers, self.others) {
+            (0, 0) => self.idle += spent,
+            (0, _) => {}
+            _ => self.busy += spent,
         }
     }
 
+    fn timed(&self) -> Timed {
+        Timed {
+            bytes: self.bytes,
+            micros: u64::try_from(self.busy.as_micros()).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// As [`Meter::rate_at_work`].
+    fn rate_at_work(&self) -> Option<f64> {
+        let is_told = self.bytes >= LEN_MIN && !self.is_void;
+        self.timed().rate().filter(|_| is_told)
+    }
+
+    /// As [`Meter::rate`].
+    fn rate(&self) -> Option<f64> {
+        let is_kept_busy = self.idle <= (self.busy + self.idle) / IDLE_ONE_IN;
+        self.rate_at_work().filter(|_| is_kept_busy)
+    }
+}
+
+impl Meter {
     /// This thread begins to work.
     pub(crate) fn begin(&self) -> Working<'_> {
         let now = now();
         let mut readings = self.readings();
+        readings.settle(now);
         readings.workers += 1;
-        readings.since.get_or_insert(now);
-        readings.first.get_or_insert(now);
         Working { meter: self }
     }
 
-    /// What it read so far.
-    #[must_use]
-    pub fn timed(&self) -> Timed {
-        let readings = self.readings();
-        Timed {
-            bytes: readings.bytes,
-            micros: u64::try_from(readings.busy.as_micros()).unwrap_or(u64::MAX),
-        }
+    /// This thread begins something else, for which the others may have to wait.
+    pub(crate) fn pause(&self) -> Paused<'_> {
+        let now = now();
+        let mut readings = self.readings();
+        readings.settle(now);
+        readings.others += 1;
+        Paused { meter: self }
     }
 
-    /// Bytes per second; `None` where too little was seen to tell.
+    /// What it reads says nothing of the disk.
+    pub(crate) fn make_void(&self) {
+        self.readings().is_void = true;
+    }
+
+    /// Bytes per second of a disk that was kept busy; `None` where too little was seen to tell.
     #[must_use]
     pub fn rate(&self) -> Option<f64> {
-        let timed = self.timed();
-        let readings = self.readings();
-        let whole = readings.whole.saturating_sub(readings.paused);
-        let is_told = timed.bytes >= LEN_MIN && readings.busy >= whole / 4 * BUSY_MIN;
-        drop(readings);
-        timed.rate().filter(|_| is_told)
+        self.readings().rate()
+    }
+
+    /// The same of work that waits for nobody, however long it did not go on.
+    #[must_use]
+    pub fn rate_at_work(&self) -> Option<f64> {
+        self.readings().rate_at_work()
     }
 
     // Each change of it is whole.
@@ -104,26 +135,21 @@ impl Working<'_> {
     }
 }
 
-impl Drop for Paused<'_> {
-    fn drop(&mut self) {
-        let paused = now().saturating_duration_since(self.since);
-        self.meter.readings().paused += paused;
-    }
-}
-
 impl Drop for Working<'_> {
     fn drop(&mut self) {
         let now = now();
         let mut readings = self.meter.readings();
+        readings.settle(now);
         readings.workers -= 1;
-        if let Some(first) = readings.first {
-            readings.whole = readings.whole.max(now.saturating_duration_since(first));
-        }
-        if readings.workers == 0
-            && let Some(since) = readings.since.take()
-        {
-            readings.busy += now.saturating_duration_since(since);
-        }
+    }
+}
+
+impl Drop for Paused<'_> {
+    fn drop(&mut self) {
+        let now = now();
+        let mut readings = self.meter.readings();
+        readings.settle(now);
+        readings.others -= 1;
     }
 }
 
@@ -162,7 +188,8 @@ impl SeenRates {
             log: meters.log.rate(),
             write: meters.write.rate(),
             scattered_write: meters.scattered_write.rate(),
-            read_back: meters.read_back.rate(),
+            // Nobody waits for bytes to read back.
+            read_back: meters.read_back.rate_at_work(),
         }
     }
 
@@ -172,46 +199,49 @@ impl SeenRates {
         *self == Self::default()
     }
 
-    /// The same after what was seen before it. What is faster counts at once: the disk did it. What
-    /// is slower counts half, as factors go: a disk may have been waiting, or have had a bad day.
+    /// The same after what was seen before it. What is faster counts at once, up to a step: the
+    /// disk did it. What is slower counts half, as factors go: it may have had others to serve.
     #[must_use]
     pub fn after(&self, before: &Self) -> Self {
-        let middle = |new: Option<f64>, old: Option<f64>| match (new, old) {
+        let joined = |new: Option<f64>, old: Option<f64>| match (new, old) {
             (Some(new), Some(old)) if new < old => Some((new * old).sqrt()),
+            (Some(new), Some(old)) => Some(new.min(old * STEP_MAX)),
             (one, other) => one.or(other),
         };
         Self {
-            log: middle(self.log, before.log),
-            write: middle(self.write, before.write),
-            scattered_write: middle(self.scattered_write, before.scattered_write),
-            read_back: middle(self.read_back, before.read_back),
+            log: joined(self.log, before.log),
+            write: joined(self.write, before.write),
+            scattered_write: joined(self.scattered_write, before.scattered_write),
+            read_back: joined(self.read_back, before.read_back),
         }
     }
 
-    /// What is to be reckoned with. How a disk writes in a way in which nobody saw it write is
-    /// taken from the ways that were seen: it is taken to be as many times as fast as what is
-    /// assumed of a disk of which nothing is known.
+    /// What is to be reckoned with: what was seen, and for ways to write in which nobody saw the
+    /// disk write, what the other ways say of it.
     #[must_use]
     pub fn rates(&self) -> DiskRates {
         let assumed = DiskRates::default();
-        let seen = [
-            (self.log, assumed.log),
-            (self.write, assumed.write),
-            (self.scattered_write, assumed.scattered_write),
-        ];
-        let logs = seen
-            .iter()
-            .filter_map(|(seen, assumed)| Some((bounded((*seen)?) / assumed).ln()));
-        let count = logs.clone().count();
-        let factor = match count {
-            0 => 1.0,
-            _ => (logs.sum::<f64>() / float(count as u64)).exp(),
-        };
-        let or = |seen: Option<f64>, assumed: f64| bounded(seen.unwrap_or(assumed * factor));
+        let factor = |seen: Option<f64>, assumed: f64| seen.map(|seen| bounded(seen) / assumed);
+        let (log, write) = (
+            factor(self.log, assumed.log),
+            factor(self.write, assumed.write),
+        );
+        let scattered = factor(self.scattered_write, assumed.scattered_write);
+        // Both take new space in order. Writing over space that is there says less of that: the
+        // factor counts half.
+        let in_order = log.or(write).or(scattered.map(f64::sqrt));
+        // A disk that writes faster than one that turns has nothing to move: on such a one "here
+        // and there" costs nothing.
+        let share = assumed.scattered_write / assumed.write;
+        let scattered = scattered.or_else(|| {
+            let ordered = write.or(log)?;
+            Some(ordered * (share * ordered).clamp(share, 1.0) / share)
+        });
+        let rate = |factor: Option<f64>, assumed: f64| bounded(factor.unwrap_or(1.0) * assumed);
         DiskRates {
-            log: or(self.log, assumed.log),
-            write: or(self.write, assumed.write),
-            scattered_write: or(self.scattered_write, assumed.scattered_write),
+            log: rate(in_order, assumed.log),
+            write: rate(write.or(in_order), assumed.write),
+            scattered_write: rate(scattered, assumed.scattered_write),
             read_back: bounded(self.read_back.unwrap_or(assumed.read_back)),
         }
     }
@@ -234,15 +264,12 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    fn meter(bytes: u64, busy_ms: u64, whole_ms: u64) -> Meter {
-        let readings = Readings {
+    fn readings(bytes: u64, busy_ms: u64, idle_ms: u64) -> Readings {
+        Readings {
             bytes,
             busy: Duration::from_millis(busy_ms),
-            whole: Duration::from_millis(whole_ms),
+            idle: Duration::from_millis(idle_ms),
             ..Readings::default()
-        };
-        Meter {
-            readings: Mutex::new(readings),
         }
     }
 
@@ -250,80 +277,109 @@ mod tests {
         (a / b - 1.0).abs() < 1e-6
     }
 
-    // Goal: the time of several threads counts once, and not while nobody works. Method: two that
-    // overlap, then a wait, then one.
+    // Goal: the time of several threads counts once; idle is when nobody works and the disk has
+    // nothing else to do. Method: changes at known times.
     #[test]
-    fn time_is_that_of_whoever_works() {
-        let meter = Meter::default();
-        let started = Instant::now();
-        let (a, b) = (meter.begin(), meter.begin());
-        std::thread::sleep(Duration::from_millis(20));
-        a.add(5);
-        drop(a);
-        b.add(6);
-        drop(b);
-        let both = started.elapsed();
-        let busy = Duration::from_micros(meter.timed().micros);
-        assert!(
-            (Duration::from_millis(20)..=both).contains(&busy),
-            "{busy:?}"
-        );
-        assert_eq!(meter.timed().bytes, 11);
-
-        std::thread::sleep(Duration::from_millis(20));
-        assert_eq!(Duration::from_micros(meter.timed().micros), busy);
-        drop(meter.begin());
-        let readings = meter.readings();
-        assert!(readings.whole >= Duration::from_millis(40));
-        assert!(readings.busy < readings.whole - Duration::from_millis(19));
+    fn time_goes_where_it_belongs() {
+        let start = Instant::now();
+        let mut readings = Readings::default();
+        let mut at = |ms, workers, others| {
+            readings.settle(start + Duration::from_millis(ms));
+            (readings.workers, readings.others) = (workers, others);
+            (readings.busy.as_millis(), readings.idle.as_millis())
+        };
+        // Before the first nobody waited.
+        assert_eq!(at(500, 1, 0), (0, 0));
+        assert_eq!(at(510, 2, 0), (10, 0));
+        assert_eq!(at(520, 1, 0), (20, 0));
+        assert_eq!(at(530, 0, 0), (30, 0));
+        assert_eq!(at(540, 0, 1), (30, 10));
+        assert_eq!(at(550, 0, 2), (30, 10));
+        assert_eq!(at(560, 1, 2), (30, 10));
+        assert_eq!(at(570, 0, 1), (40, 10));
+        assert_eq!(at(580, 0, 0), (40, 10));
+        assert_eq!(at(590, 1, 0), (40, 20));
     }
 
-    // Goal: a rate is told only where a disk was seen at work. Method: too few bytes, a disk that
-    // waited for them, one that did something else meanwhile, and none of these.
+    // Goal: guards count threads and bytes. Method: two that overlap, and a pause.
+    #[test]
+    fn guards_count() {
+        let meter = Meter::default();
+        let (a, b) = (meter.begin(), meter.begin());
+        let paused = meter.pause();
+        let threads = || {
+            let readings = meter.readings();
+            (readings.workers, readings.others)
+        };
+        assert_eq!(threads(), (2, 1));
+        a.add(5);
+        b.add(6);
+        drop((a, b, paused));
+        assert_eq!(threads(), (0, 0));
+        assert_eq!(meter.readings().bytes, 11);
+    }
+
+    // Goal: a rate is told only where a disk was kept busy. Method: too few bytes, a disk that
+    // waited for them, work that does not count, and none of these.
     #[test]
     fn what_was_hardly_seen_is_no_rate() {
-        assert_eq!(meter(16 * MIB - 1, 100, 100).rate(), None);
-        assert_eq!(meter(64 * MIB, 99, 132 + 4).rate(), None);
-        let paused = meter(64 * MIB, 99, 132 + 4);
-        drop(paused.pause());
-        assert_eq!(paused.rate(), None);
-        let at_work = paused.pause();
-        std::thread::sleep(Duration::from_millis(5));
-        drop(at_work);
-        assert!(paused.rate().is_some());
-        let rate = meter(64 * MIB, 100, 132).rate().unwrap();
+        assert_eq!(readings(16 * MIB - 1, 100, 0).rate(), None);
+        assert_eq!(readings(64 * MIB, 0, 0).rate(), None);
+        assert_eq!(readings(64 * MIB, 100, 35).rate(), None);
+        let waited = readings(64 * MIB, 100, 35).rate_at_work().unwrap();
+        let rate = readings(64 * MIB, 100, 32).rate().unwrap();
         assert!(is_near(rate, 640.0 * 1_048_576.0), "{rate}");
-        assert_eq!(meter(64 * MIB, 0, 0).rate(), None);
+        assert!(is_near(rate, waited));
+        let void = Readings {
+            is_void: true,
+            ..readings(64 * MIB, 100, 0)
+        };
+        assert_eq!((void.rate(), void.rate_at_work()), (None, None));
     }
 
-    // Goal: what was not seen follows what was. Method: nothing, one rate, two that differ, and
-    // numbers that no disk has.
+    // Goal: what was not seen follows what was, each from its own kind. Method: one way seen at a
+    // time, on a slow disk and a fast one; and numbers that no disk has.
     #[test]
     fn what_was_not_seen_follows_what_was() {
+        const M: f64 = 1_048_576.0;
         let assumed = DiskRates::default();
         assert_eq!(SeenRates::default().rates(), assumed);
-
-        let fast = SeenRates {
-            scattered_write: Some(assumed.scattered_write * 4.0),
-            ..SeenRates::default()
+        let none = SeenRates::default();
+        let write = |rate: f64| SeenRates {
+            write: Some(rate * M),
+            ..none
         };
-        let rates = fast.rates();
-        assert!(is_near(rates.write, assumed.write * 4.0));
-        assert!(is_near(rates.log, assumed.log * 4.0));
-        assert_eq!(rates.read_back, assumed.read_back);
-
+        let scattered = |rate: f64| SeenRates {
+            scattered_write: Some(rate * M),
+            ..none
+        };
+        // Seen; then log, write, scattered.
+        let table = [
+            (write(150.0), [150.0, 150.0, 60.0]),
+            (write(300.0), [300.0, 300.0, 120.0]),
+            (write(600.0), [600.0, 600.0, 480.0]),
+            (write(900.0), [900.0, 900.0, 900.0]),
+            (scattered(30.0), [150.0, 150.0, 30.0]),
+            (scattered(1920.0), [1200.0, 1200.0, 1920.0]),
+        ];
+        for (seen, wanted) in table {
+            let rates = seen.rates();
+            let found = [rates.log, rates.write, rates.scattered_write].map(|rate| rate / M);
+            let is_right = found.iter().zip(wanted).all(|(a, b)| is_near(*a, b));
+            assert!(is_right, "{seen:?}: {found:?}, not {wanted:?}");
+        }
         let both = SeenRates {
-            write: Some(assumed.write * 9.0),
-            ..fast
+            log: Some(500.0 * M),
+            ..write(700.0)
         };
-        assert!(is_near(both.rates().log, assumed.log * 6.0));
-        assert!(is_near(both.rates().write, assumed.write * 9.0));
+        assert!(is_near(both.rates().log, 500.0 * M));
+        assert!(is_near(both.rates().write, 700.0 * M));
 
         for odd in [f64::NAN, f64::INFINITY, -1.0, 0.0, 1e300] {
             let odd = SeenRates {
                 log: Some(odd),
                 read_back: Some(odd),
-                ..SeenRates::default()
+                ..none
             };
             let DiskRates {
                 log,
@@ -337,8 +393,8 @@ mod tests {
         }
     }
 
-    // Goal: the faster sight counts, the slower one half, and an old one stays where there is no
-    // new one. Method: each.
+    // Goal: the faster sight counts up to a step, the slower one half, and an old one stays where
+    // there is no new one. Method: each.
     #[test]
     fn sights_are_joined() {
         let old = SeenRates {
@@ -356,7 +412,7 @@ mod tests {
         let joined = new.after(&old);
         assert!(is_near(joined.log.unwrap(), 200.0));
         assert_eq!(joined.write, Some(7.0));
-        assert_eq!(joined.scattered_write, Some(5.0));
+        assert_eq!(joined.scattered_write, Some(4.0));
         assert_eq!(joined.read_back, Some(3.0));
         assert!(SeenRates::default().after(&SeenRates::default()).is_empty());
     }

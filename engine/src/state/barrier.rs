@@ -122,10 +122,10 @@ pub struct Barriers {
     window: WindowLen,
 }
 
-/// Bytes that may wait to become durable: what at most has to be sent again. Flushing goes on beside
-/// the comparison, so a small window costs little and spreads the disk's work, but where the disk is
-/// so fast that it does nothing else: the longest is what such a disk does in an eighth of a second
-/// (docs/decisions/0029).
+/// Bytes that may wait to become durable: what at most has to be sent again. Flushing goes on
+/// beside the comparison, so a small window costs little and spreads the disk's work, but where
+/// both sides are so fast that the disk does nothing else. The longest is the eighth of a second of
+/// such a disk (docs/decisions/0029).
 const WINDOW: WindowLen = WindowLen {
     min: 16 << 20,
     max: 256 << 20,

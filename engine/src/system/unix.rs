@@ -60,7 +60,10 @@ pub(super) fn check_writable(file: &File) -> io::Result<()> {
 }
 
 pub(super) fn keep_private(options: &mut OpenOptions) {
-    options.mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    // Of a pipe that stands in a file's place nobody waits for the other end.
+    options
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
 }
 
 /// This user's, and nobody else may look into it or change it.
