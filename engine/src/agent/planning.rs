@@ -33,8 +33,8 @@ pub(super) struct Planning {
 pub(super) struct Asked<'a> {
     /// `None`: it does not exist yet.
     pub(super) disk: Option<&'a dyn Source>,
-    /// What is likely of it as a target.
-    pub(super) likely: Prospect,
+    /// What is likely of it as a target, for whoever asks: it takes a look at files.
+    pub(super) likely: &'a dyn Fn() -> Prospect,
 }
 
 impl Planning {
@@ -66,12 +66,13 @@ impl Planning {
                         ..Survey::default()
                     },
                 };
+                let likely = (asked.likely)();
                 Message::Surveyed(wire::Surveyed {
                     allocated_bytes: found.allocated,
                     is_whole: found.is_whole,
-                    delta_container: asked.likely.delta,
-                    full_container: asked.likely.full,
-                    seen: asked.likely.seen.to_wire(),
+                    delta_container: likely.delta,
+                    full_container: likely.full,
+                    seen: likely.seen.to_wire(),
                     picks: found.picks.to_wire(),
                 })
             }
@@ -127,7 +128,7 @@ mod tests {
         let disk = MemoryDisk::new(vec![1; 1 << 20]);
         let asked = Asked {
             disk: Some(&disk),
-            likely: Prospect::default(),
+            likely: &Prospect::default,
         };
         let probe = |reply_len| {
             Message::Probe(wire::Probe {
@@ -164,7 +165,7 @@ mod tests {
     fn a_missing_disk_is_empty() {
         let asked = Asked {
             disk: None,
-            likely: Prospect::default(),
+            likely: &Prospect::default,
         };
         let survey = Message::Survey(wire::SurveyWish { seed: 1 });
         let Some(Message::Surveyed(found)) = Planning::new().answer(&survey, &asked).unwrap()

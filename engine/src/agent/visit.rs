@@ -231,7 +231,7 @@ fn hear_start(link: &mut SessionLink, disk: &OpenDisk, grant: &Grant) -> Result<
     let mut planning = Planning::new();
     let asked = Asked {
         disk: disk.source(),
-        likely: prospect_of(&grant.path, grant.state.as_deref()),
+        likely: &|| prospect_of(&grant.path, grant.state.as_deref()),
     };
     let until = Instant::now() + IDLE_LIMIT;
     loop {

@@ -41,7 +41,11 @@ pub(crate) fn seen_rates(target: &Path, state: Option<&Path>) -> SeenRates {
     let find = || {
         let kept = load(base_of(&state_directory(target, state)?))?;
         let place = place_of(target)?;
-        Ok(kept.places.into_iter().find(|kept| kept.path == place))
+        Ok(kept
+            .unwrap_or_default()
+            .places
+            .into_iter()
+            .find(|kept| kept.path == place))
     };
     let found: Result<_> = find();
     match found {
@@ -60,7 +64,9 @@ pub(crate) fn keep_seen_rates(target: &Path, own: &Path, seen: &SeenRates) {
     }
     let kept = place_of(target).and_then(|place| {
         let directory = base_of(own);
-        let mut kept = load(directory)?;
+        let Some(mut kept) = load(directory)? else {
+            return Ok(());
+        };
         let before = kept.places.iter().position(|kept| kept.path == place);
         let before = before.map(|at| kept.places.remove(at).rates);
         let rates = seen.after(&before.unwrap_or_default());
@@ -91,11 +97,12 @@ fn place_of(target: &Path) -> Result<PathBuf> {
     Ok(folder.unwrap_or(&whole).to_owned())
 }
 
-fn load(directory: &Path) -> Result<Kept> {
+/// `None`: others may write there.
+fn load(directory: &Path) -> Result<Option<Kept>> {
     let path = directory.join(NAME);
     let failed = |e| Error::io(e, "read").path(&path);
-    if path.symlink_metadata().is_err() || !is_ours(directory)? {
-        return Ok(Kept::default());
+    if !is_ours(directory)? {
+        return Ok(None);
     }
     let mut options = OpenOptions::new();
     options.read(true);
@@ -103,22 +110,19 @@ fn load(directory: &Path) -> Result<Kept> {
     // A pipe that took its place meanwhile is not waited for, neither here nor below.
     let file = match options.open(&path) {
         Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Kept::default()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Some(Kept::default())),
         Err(e) => return Err(failed(e)),
     };
     if !file.metadata().map_err(failed)?.is_file() {
-        return Ok(Kept::default());
+        return Ok(Some(Kept::default()));
     }
     let mut text = Vec::new();
     file.take(LEN_MAX).read_to_end(&mut text).map_err(failed)?;
     // A write that a power cut took back, or another program's: begun anew.
-    Ok(serde_json::from_slice(&text).unwrap_or_default())
+    Ok(Some(serde_json::from_slice(&text).unwrap_or_default()))
 }
 
 fn store(directory: &Path, kept: &Kept) -> Result<()> {
-    if !is_ours(directory)? {
-        return Ok(());
-    }
     let path = directory.join(NAME);
     let failed = |e| Error::io(e, "write").path(&path);
     let text = serde_json::to_vec(kept)

@@ -103,7 +103,9 @@ pub(super) fn run(
     partial: &mut Bytes,
 ) -> Result<SessionOutcome> {
     let mut session = Session::new(options, source.info().virtual_size)?;
-    session.regions.disk = disk.unwrap_or(session.regions.disk);
+    if let Some(disk) = disk {
+        session.regions.disk = disk;
+    }
     let total = session.geometry.disk_len();
     // Of two sides in one process the target's progress holds the proof; the source's the scan. One
     // is enough for a bar.

@@ -89,19 +89,13 @@ impl Readings {
 impl Meter {
     /// This thread begins to work.
     pub(crate) fn begin(&self) -> Working<'_> {
-        let now = now();
-        let mut readings = self.readings();
-        readings.settle(now);
-        readings.workers += 1;
+        self.change(|readings| readings.workers += 1);
         Working { meter: self }
     }
 
     /// This thread begins something else, for which the others may have to wait.
     pub(crate) fn pause(&self) -> Paused<'_> {
-        let now = now();
-        let mut readings = self.readings();
-        readings.settle(now);
-        readings.others += 1;
+        self.change(|readings| readings.others += 1);
         Paused { meter: self }
     }
 
@@ -122,6 +116,14 @@ impl Meter {
         self.readings().rate_at_work()
     }
 
+    /// Other threads count from now on.
+    fn change(&self, threads: impl FnOnce(&mut Readings)) {
+        let now = now();
+        let mut readings = self.readings();
+        readings.settle(now);
+        threads(&mut readings);
+    }
+
     // Each change of it is whole.
     fn readings(&self) -> MutexGuard<'_, Readings> {
         self.readings.lock().unwrap_or_else(PoisonError::into_inner)
@@ -137,19 +139,13 @@ impl Working<'_> {
 
 impl Drop for Working<'_> {
     fn drop(&mut self) {
-        let now = now();
-        let mut readings = self.meter.readings();
-        readings.settle(now);
-        readings.workers -= 1;
+        self.meter.change(|readings| readings.workers -= 1);
     }
 }
 
 impl Drop for Paused<'_> {
     fn drop(&mut self) {
-        let now = now();
-        let mut readings = self.meter.readings();
-        readings.settle(now);
-        readings.others -= 1;
+        self.meter.change(|readings| readings.others -= 1);
     }
 }
 
