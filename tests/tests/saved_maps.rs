@@ -354,17 +354,27 @@ fn an_unchanged_pair_costs_one_round_trip() {
             report::assert_done(&cli::sync(ends[0], ends[1]).exits(0).json());
             thread::sleep(SETTLE);
 
-            let started = Instant::now();
-            let again = cli::sync(ends[0], ends[1]).exits(0).json();
-            let took = started.elapsed();
-
-            assert_eq!(states(&again), ["trusted"; 2], "{again}");
-            let wire = count(&again, "/bytes/wire_out") + count(&again, "/bytes/wire_in");
-            assert!(wire > 0 && wire < 1024, "{wire} bytes on the wire");
-            assert!(took > 2 * DELAY && took < 4 * DELAY, "{took:?}");
+            let within = (0..TRIES).any(|_| time_unchanged(ends) < 4 * DELAY);
+            assert!(within, "more than one round trip, {TRIES} times");
         }
     }
 }
+
+/// How long a sync of two disks that are believed takes, of which each byte on the wire counts.
+fn time_unchanged(ends: [&str; 2]) -> Duration {
+    let started = Instant::now();
+    let again = cli::sync(ends[0], ends[1]).exits(0).json();
+    let took = started.elapsed();
+
+    assert_eq!(states(&again), ["trusted"; 2], "{again}");
+    let wire = count(&again, "/bytes/wire_out") + count(&again, "/bytes/wire_in");
+    assert!(wire > 0 && wire < 1024, "{wire} bytes on the wire");
+    assert!(took > 2 * DELAY, "{took:?}");
+    took
+}
+
+/// A busy machine makes one run long, a round trip too many all of them.
+const TRIES: usize = 5;
 
 /// One way of [`slow_link`]; longer than all else that a check needs, also on a busy machine.
 const DELAY: Duration = Duration::from_millis(300);

@@ -9,10 +9,11 @@
 
 mod support;
 
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use failback_vhdx::{CreateOptions, Extent, ExtentKind, FileAt, Image, Kind, MemoryFile};
+use failback_vhdx::{CreateOptions, ExtentKind, FileAt, Image, Kind, MemoryFile};
 use support::{MIB, new_file};
 
 const SIZE: u64 = 64 << 40;
@@ -24,21 +25,23 @@ fn options() -> CreateOptions {
     }
 }
 
-fn check_speed(file: Arc<dyn FileAt>) {
-    let start = Instant::now();
-    Image::create(file.clone(), &options()).unwrap();
-    let image = Image::open_rw(file).unwrap();
-    let all = image.extent_at(0).unwrap();
-    let took = start.elapsed();
-    assert_eq!(
-        all,
-        Extent {
-            kind: ExtentKind::Absent,
-            end: SIZE
-        }
-    );
+/// What "at once" means. A busy machine makes one try longer than that, a slow way all of them.
+const AT_ONCE: Duration = Duration::from_millis(200);
+const TRIES: usize = 5;
+
+fn check_speed(new_file: impl Fn() -> Arc<dyn FileAt>) {
+    let create = || {
+        let file = new_file();
+        let start = Instant::now();
+        Image::create(file.clone(), &options()).unwrap();
+        let image = Image::open_rw(file).unwrap();
+        let all = image.extent_at(0).unwrap();
+        let took = start.elapsed();
+        assert_eq!((all.kind, all.end), (ExtentKind::Absent, SIZE));
+        (took < AT_ONCE).then_some(image)
+    };
+    let image = (0..TRIES).find_map(|_| create()).expect("not at once");
     assert_eq!(image.scan_allocation().unwrap().not_present, SIZE / MIB);
-    assert!(took < Duration::from_millis(200), "took {took:?}");
     image.write_at(SIZE - 512, &[9; 512]).unwrap();
     image.write_at(SIZE / 2, &[8; 512]).unwrap();
     let ends = [0, SIZE / 2 + MIB].map(|at| image.extent_at(at).unwrap().end);
@@ -49,30 +52,40 @@ fn check_speed(file: Arc<dyn FileAt>) {
     image.read_at(SIZE - 1024, &mut bytes).unwrap();
     assert_eq!((bytes[511], bytes[512]), (0, 9));
     assert_eq!(image.scan_allocation().unwrap().present, 2);
-    let mut at = 0;
-    let start = Instant::now();
-    let mut kinds = Vec::new();
-    while at < SIZE {
-        let extent = image.extent_at(at).unwrap();
-        kinds.push(extent.kind);
-        at = extent.end;
-    }
-    assert!(kinds.len() < 12, "{kinds:?}");
-    assert!(start.elapsed() < Duration::from_millis(200));
+    let walk = || {
+        let (start, mut at, mut extents) = (Instant::now(), 0, 0);
+        while at < SIZE {
+            at = image.extent_at(at).unwrap().end;
+            extents += 1;
+        }
+        assert!(extents < 12, "{extents} extents");
+        start.elapsed()
+    };
+    assert!((0..TRIES).any(|_| walk() < AT_ONCE));
 }
 
 #[test]
 fn an_empty_64_tib_disk_opens_at_once_in_memory() {
-    let file = Arc::new(MemoryFile::new());
-    check_speed(file.clone());
-    assert!(file.allocated() < 4 * MIB, "{} bytes", file.allocated());
+    let files = RefCell::new(Vec::new());
+    check_speed(|| {
+        let file = Arc::new(MemoryFile::new());
+        files.borrow_mut().push(file.clone());
+        file
+    });
+    for file in files.take() {
+        assert!(file.allocated() < 4 * MIB, "{} bytes", file.allocated());
+    }
 }
 
 #[cfg(target_os = "linux")]
 #[test]
 fn an_empty_64_tib_disk_opens_at_once_in_a_file() {
     let dir = tempfile::tempdir().unwrap();
-    check_speed(new_file(&dir.path().join("huge.vhdx")));
+    let count = Cell::new(0);
+    check_speed(|| {
+        count.set(count.get() + 1);
+        new_file(&dir.path().join(format!("{}.vhdx", count.get())))
+    });
 }
 
 #[test]

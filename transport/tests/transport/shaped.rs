@@ -85,7 +85,7 @@ fn a_delay_does_not_lower_the_rate() {
 // Goal: nothing comes early, and a delay alone blocks nobody. Method: one byte.
 #[test]
 fn a_byte_comes_after_the_delay() {
-    let delay = Duration::from_millis(60);
+    let delay = Duration::from_millis(300);
     let shape = Shape {
         bytes_per_second: None,
         delay,
