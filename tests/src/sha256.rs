@@ -1,9 +1,13 @@
 //! SHA-256 of files, the sum in which the expected contents are written down.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 /// Sum of a whole file, in lower-case hex.
@@ -13,7 +17,59 @@ use sha2::{Digest, Sha256};
 /// When the file cannot be read.
 pub fn of_file(path: &Path) -> String {
     let file = File::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    of_reader(file)
+    let len = file.metadata().expect("length").len();
+    of_reader(Sparse {
+        file,
+        len,
+        at: 0,
+        data: 0..0,
+    })
+}
+
+/// A file whose holes are not read: they would fill all memory with zeros, which takes five times
+/// as long as their sum.
+struct Sparse {
+    file: File,
+    len: u64,
+    at: u64,
+    /// What was found last, at or before `at`.
+    data: Range<u64>,
+}
+
+impl Sparse {
+    fn find_data(&mut self) -> io::Result<()> {
+        let start = match seek(&self.file, SeekFrom::Data(self.at)) {
+            Err(Errno::NXIO) => self.len,
+            start => start?,
+        };
+        let end = match start < self.len {
+            true => seek(&self.file, SeekFrom::Hole(start))?,
+            false => self.len,
+        };
+        self.data = start..end.min(self.len);
+        Ok(())
+    }
+}
+
+impl Read for Sparse {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.at >= self.data.end && self.at < self.len {
+            self.find_data()?;
+        }
+        let is_hole = self.at < self.data.start;
+        let end = if is_hole {
+            self.data.start
+        } else {
+            self.data.end
+        };
+        let len = usize::try_from(end - self.at).map_or(buf.len(), |rest| rest.min(buf.len()));
+        match is_hole {
+            true => buf[..len].fill(0),
+            false => self.file.read_exact_at(&mut buf[..len], self.at)?,
+        }
+        self.at += len as u64;
+        Ok(len)
+    }
 }
 
 /// Sum of all that `reader` gives, in lower-case hex.

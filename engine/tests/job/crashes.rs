@@ -187,7 +187,7 @@ fn check_machines(scene: &Scene, wish: Wish) {
 
 /// A job that dies at `point`, and one that takes it up. Whether it lived that long.
 fn die_and_go_on(disks: &[&'static str], point: usize, wish: Wish) -> bool {
-    let scene = Scene::in_memory(disks);
+    let scene = Scene::small(disks);
     let fuse = Fuse::at(point);
     let sides = (mortal(&scene, &fuse), scene.sides());
     die_and_be_taken_up(&scene, scene.spec(), sides, &fuse, wish)
@@ -282,7 +282,7 @@ fn a_job_that_dies_is_undone_all_the_same() {
 #[test]
 fn a_job_that_dies_anywhere_is_given_up_from_there() {
     at_every_point(|point| {
-        let scene = Scene::in_memory(&["os", "data"]);
+        let scene = Scene::small(&["os", "data"]);
         let fuse = Fuse::at(point);
         let died = catch_unwind(AssertUnwindSafe(|| {
             let sides = mortal(&scene, &fuse);
@@ -318,7 +318,7 @@ fn a_job_that_dies_anywhere_is_given_up_from_there() {
 #[test]
 fn a_job_that_dies_deletes_what_it_was_to_delete() {
     at_every_point(|point| {
-        let scene = Scene::in_memory(&["os", "data"]);
+        let scene = Scene::small(&["os", "data"]);
         let fuse = Fuse::at(point);
         let mut spec = scene.spec();
         spec.policy.delete_source_machine = true;
@@ -357,7 +357,7 @@ fn a_job_that_dies_deletes_what_it_was_to_delete() {
 #[test]
 fn a_job_that_dies_loses_nothing_unseen() {
     at_every_point(|point| {
-        let scene = Scene::in_memory(&["os"]);
+        let scene = Scene::small(&["os"]);
         let fuse = Fuse::at(point);
         let undone = scene.dir.path().join("undone");
         std::fs::create_dir(&undone).unwrap();

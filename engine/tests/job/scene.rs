@@ -1,8 +1,9 @@
 //! A machine of two disks with two sides, all of it in one folder: guests that write are calls of
 //! the test, snapshots are copies.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -17,6 +18,8 @@ use failback_engine::{CancelToken, Result, Silent, Step};
 
 /// Bytes of each disk.
 pub(crate) const DISK_LEN: usize = 3 << 20;
+/// Of each small one: a block and a part of one.
+const SMALL_DISK_LEN: usize = (1 << 20) + (256 << 10);
 
 /// Snapshots by copying: as a clone would be, on any file system.
 #[derive(Debug)]
@@ -65,29 +68,35 @@ pub(crate) struct Scene {
     pub(crate) source: FakeMachine,
     pub(crate) target: FakeMachine,
     pub(crate) disks: Vec<&'static str>,
+    disk_len: usize,
 }
 
 impl Scene {
     pub(crate) fn new(disks: &[&'static str]) -> Self {
-        Self::within(tempfile::tempdir().unwrap(), disks)
+        Self::within(tempfile::tempdir().unwrap(), disks, DISK_LEN)
     }
 
     /// The same in memory, where it exists: for tests that say nothing of flushes.
     pub(crate) fn in_memory(disks: &[&'static str]) -> Self {
-        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
-        Self::within(dir.unwrap(), disks)
+        Self::within(memory(), disks, DISK_LEN)
     }
 
-    fn within(dir: tempfile::TempDir, disks: &[&'static str]) -> Self {
+    /// Small ones in memory: for tests that bring many home.
+    pub(crate) fn small(disks: &[&'static str]) -> Self {
+        Self::within(memory(), disks, SMALL_DISK_LEN)
+    }
+
+    fn within(dir: tempfile::TempDir, disks: &[&'static str], disk_len: usize) -> Self {
         let scene = Self {
             dir,
             source: FakeMachine::new(Power::On),
             target: FakeMachine::new(Power::Off),
             disks: disks.to_vec(),
+            disk_len,
         };
         for disk in disks {
-            fs::write(scene.source_of(disk), pattern(1)).unwrap();
-            fs::write(scene.target_of(disk), pattern(2)).unwrap();
+            fs::write(scene.source_of(disk), scene.pattern(1)).unwrap();
+            fs::write(scene.target_of(disk), scene.pattern(2)).unwrap();
         }
         scene
     }
@@ -172,12 +181,26 @@ impl Scene {
 
     /// What the sources had at first.
     pub(crate) fn old_source(&self) -> Vec<Vec<u8>> {
-        self.disks.iter().map(|_| pattern(1)).collect()
+        self.disks.iter().map(|_| self.pattern(1)).collect()
     }
 
     /// What the targets had before the job.
     pub(crate) fn old_target(&self) -> Vec<Vec<u8>> {
-        self.disks.iter().map(|_| pattern(2)).collect()
+        self.disks.iter().map(|_| self.pattern(2)).collect()
+    }
+
+    /// A disk of pages that differ, half of them alike for all seeds.
+    fn pattern(&self, seed: u8) -> Vec<u8> {
+        let mut bytes = vec![0; self.disk_len];
+        for (number, page) in bytes.chunks_mut(4096).enumerate() {
+            let byte = u8::try_from(number % 251).unwrap();
+            page.fill(if number.is_multiple_of(2) {
+                byte
+            } else {
+                byte ^ seed
+            });
+        }
+        bytes
     }
 
     /// Snapshots, stages and new files that are still there.
@@ -188,6 +211,11 @@ impl Scene {
             .filter(|name| name.ends_with(".snap") || name.starts_with(".failback-new"))
             .collect()
     }
+}
+
+fn memory() -> tempfile::TempDir {
+    let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+    dir.unwrap()
 }
 
 /// Holes stay holes.
@@ -250,20 +278,6 @@ pub(crate) fn count_met(numbers: Range<usize>, meets: impl Fn(usize) -> bool + S
 }
 
 pub(crate) fn overwrite(path: &Path, at: usize, bytes: &[u8]) {
-    let mut all = fs::read(path).unwrap();
-    all[at..at + bytes.len()].copy_from_slice(bytes);
-    fs::write(path, all).unwrap();
-}
-
-/// A disk of pages that differ, half of them alike for all seeds.
-fn pattern(seed: u8) -> Vec<u8> {
-    let page = |number: usize| {
-        let byte = u8::try_from(number % 251).unwrap();
-        [if number.is_multiple_of(2) {
-            byte
-        } else {
-            byte ^ seed
-        }; 4096]
-    };
-    (0..DISK_LEN / 4096).flat_map(page).collect()
+    let file = OpenOptions::new().write(true).open(path).unwrap();
+    file.write_all_at(bytes, at as u64).unwrap();
 }

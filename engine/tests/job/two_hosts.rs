@@ -206,7 +206,7 @@ fn a_machine_that_is_off_comes_home() {
 /// A job over two hosts whose process dies at `point`, of its records and what it does to the
 /// target, and one that takes it up.
 fn die_at(point: usize, wish: crashes::Wish) -> bool {
-    let scene = Scene::in_memory(&["os"]);
+    let scene = Scene::small(&["os"]);
     with_tracking_agent(&scene, (ANYWHERE, HONEST), |address| {
         let fuse = Fuse::at(point);
         let burning = fuse.clone();
@@ -304,7 +304,7 @@ fn reopen(scene: &Scene, sides: &Sides) -> Job {
 /// A job whose link is cut in place of control message `cut`. How many messages there were before
 /// it was accepted or given up, and whether it was cut.
 fn cut_and_go_on(cut: usize, wish: Wish) -> (usize, bool) {
-    let scene = Scene::in_memory(&["os"]);
+    let scene = Scene::small(&["os"]);
     with_agent(&scene, |address| {
         let relay = Relay::to(address, cut);
         let mut spec = spec(&scene, &relay.address());
@@ -384,7 +384,7 @@ fn a_link_that_breaks_before_a_job_is_undone() {
 /// A job whose link is cut in place of control message `cut`, and that nobody resumes once its
 /// source is being stopped. Whether it was cut, and whether it went on by itself.
 fn cut_and_left_alone(cut: usize) -> (bool, bool) {
-    let scene = Scene::in_memory(&["os"]);
+    let scene = Scene::small(&["os"]);
     with_agent(&scene, |address| {
         let relay = Relay::to(address, cut);
         let (spec, sides) = (
