@@ -20,7 +20,7 @@ use failback_tests::scene::{LOG, Scene};
 use failback_tests::{place, qemu, skip_without, state};
 
 /// Flips of one file in one state in CI.
-const FLIPS: usize = 24;
+const FLIPS: usize = 10;
 /// Enough that the stage has a durable part.
 const CUT_AT: u64 = 30 << 20;
 /// Bytes of the first copy of an entry of the journal that say something, and a few more.

@@ -28,9 +28,9 @@ use rand::{Rng, SeedableRng};
 use tempfile::TempDir;
 
 /// Lies in each setting in CI: a hundred for each format.
-const LIES_IN_CI: usize = 25;
+const LIES_IN_CI: usize = 10;
 /// Lies about tables in each setting in CI.
-const TABLE_LIES_IN_CI: usize = 5;
+const TABLE_LIES_IN_CI: usize = 3;
 const DISK_LEN: u64 = 8 << 20;
 /// The target has nothing from here on, the source has data.
 const OLD_END: u64 = 4 << 20;

@@ -21,7 +21,7 @@ use failback_tests::trace::{self, CHANGING, Fault, Point};
 use serde_json::Value;
 
 /// Points of one kind of fault in CI.
-const POINTS: usize = 7;
+const POINTS: usize = 5;
 /// Faults of the medium, and where they can happen.
 const FULL: Fault = Fault::Error("ENOSPC");
 const BROKEN: Fault = Fault::Error("EIO");

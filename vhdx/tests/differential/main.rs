@@ -227,7 +227,7 @@ fn random_sequences_read_the_same_elsewhere() {
     }
     let count: u64 = match std::env::var("FAILBACK_SEQUENCES") {
         Ok(count) => count.parse().unwrap(),
-        Err(_) => 1000,
+        Err(_) => 400,
     };
     std::thread::scope(|scope| {
         for thread in 0..2 {
@@ -450,4 +450,4 @@ const SIZE_MAX: u64 = 9 << 20;
 /// Where this crate puts the BAT.
 const BAT_AT: u64 = 3 * MIB;
 const QEMU_SEQUENCES: u64 = 60;
-const KILLS: u64 = 60;
+const KILLS: u64 = 24;
