@@ -17,7 +17,10 @@ use sha2::{Digest, Sha256};
 /// When the file cannot be read.
 pub fn of_file(path: &Path) -> String {
     let file = File::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let len = file.metadata().expect("length").len();
+    let meta = file.metadata().expect("length");
+    // A device has no length here, and no holes.
+    assert!(meta.is_file(), "{}", path.display());
+    let len = meta.len();
     of_reader(Sparse {
         file,
         len,
@@ -32,7 +35,7 @@ struct Sparse {
     file: File,
     len: u64,
     at: u64,
-    /// What was found last, at or before `at`.
+    /// What was found last: it ends behind `at`, or nothing is known of what comes there.
     data: Range<u64>,
 }
 
@@ -40,7 +43,7 @@ impl Sparse {
     fn find_data(&mut self) -> io::Result<()> {
         let start = match seek(&self.file, SeekFrom::Data(self.at)) {
             Err(Errno::NXIO) => self.len,
-            start => start?,
+            start => start?.min(self.len),
         };
         let end = match start < self.len {
             true => seek(&self.file, SeekFrom::Hole(start))?,
@@ -90,4 +93,38 @@ pub fn of_reader(mut reader: impl Read) -> String {
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Goal: holes count as the zeros that they are. Method: files with holes at the start, in the
+    // middle, at the end, nothing else, and nothing at all; the sum of all their bytes.
+    #[test]
+    fn holes_are_zeros() {
+        const PAGE_LEN: usize = 64 << 10;
+        const PAGE: u64 = PAGE_LEN as u64;
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let path = dir.path().join("sparse");
+        let cases: [(u64, &[u64]); 5] = [
+            (0, &[]),
+            (5 * PAGE + 7, &[]),
+            (5 * PAGE + 7, &[0, 3]),
+            (5 * PAGE + 7, &[1, 2, 4]),
+            (5 * PAGE, &[4]),
+        ];
+        for (len, written) in cases {
+            let file = File::create(&path).expect("file");
+            file.set_len(len).expect("length");
+            for page in written {
+                let bytes = [u8::try_from(page + 1).expect("small"); PAGE_LEN];
+                file.write_all_at(&bytes, page * PAGE).expect("written");
+            }
+
+            let all = of_reader(File::open(&path).expect("file"));
+
+            assert_eq!(of_file(&path), all, "{len} {written:?}");
+        }
+    }
 }

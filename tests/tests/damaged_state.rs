@@ -260,9 +260,9 @@ impl<'a> Flipper<'a> {
         let wanted: Vec<usize> = (0..self.sound.len()).filter(|at| is_wanted(*at)).collect();
         let step = wanted.len().div_ceil(count).max(1);
         let mut tally = Tally::default();
-        // Heads of pages are where most is said; every other flip goes there.
+        // Heads of pages are where most is said; every other flip goes there, all over them.
         for (index, at) in wanted.into_iter().step_by(step).enumerate() {
-            let head = at / 4096 * 4096 + index % 96;
+            let head = at / 4096 * 4096 + index * 37 % 96;
             for (at, command) in [(at, index), (head, index + 1)] {
                 // A sync that is cut off stages as much as it comes to.
                 let at = at.min(self.sound.len() - 1);

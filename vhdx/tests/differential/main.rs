@@ -220,15 +220,19 @@ fn save(file: &MemoryFile, path: &Path) {
     }
 }
 
+fn count_from(variable: &str, in_ci: u64) -> u64 {
+    match std::env::var(variable) {
+        Ok(count) => count.parse().unwrap(),
+        Err(_) => in_ci,
+    }
+}
+
 #[test]
 fn random_sequences_read_the_same_elsewhere() {
     if !readers::are_there() {
         return;
     }
-    let count: u64 = match std::env::var("FAILBACK_SEQUENCES") {
-        Ok(count) => count.parse().unwrap(),
-        Err(_) => 400,
-    };
+    let count = count_from("FAILBACK_SEQUENCES", 400);
     std::thread::scope(|scope| {
         for thread in 0..2 {
             scope.spawn(move || {
@@ -401,7 +405,7 @@ fn what_qemu_leaves_when_killed_reads_here_as_it_recovers_it() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("image.vhdx");
     let (mut replayed, mut clean, mut without_entry) = (0, 0, 0);
-    for seed in 0..KILLS {
+    for seed in 0..count_from("FAILBACK_QEMU_KILLS", KILLS_IN_CI) {
         let random = &mut Random::new(seed);
         qemu_create(&path, random, 24);
         // A new block with nearly every word, so that there is nearly always something in the log.
@@ -450,4 +454,4 @@ const SIZE_MAX: u64 = 9 << 20;
 /// Where this crate puts the BAT.
 const BAT_AT: u64 = 3 * MIB;
 const QEMU_SEQUENCES: u64 = 60;
-const KILLS: u64 = 24;
+const KILLS_IN_CI: u64 = 24;
