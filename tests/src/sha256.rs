@@ -31,6 +31,7 @@ pub fn of_file(path: &Path) -> String {
 
 /// A file whose holes are not read: they would fill all memory with zeros, which takes five times
 /// as long as their sum.
+/// The system says where they are, not `FileAt::extent_at`: a judge asks nobody who is judged.
 struct Sparse {
     file: File,
     len: u64,
